@@ -1,0 +1,371 @@
+"""A Llama decoder in plain torch: pre-norm RMSNorm, RoPE, causal attention, SwiGLU, untied lm_head.
+
+Equal to `transformers`' `LlamaForCausalLM` in eager mode for float32 and bfloat16, rounding
+included. In float64 everything is computed in float64, where `transformers` would normalise,
+rotate and take the softmax in float32.
+"""
+
+import math
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The sizes and constants of a Llama decoder, under the names `transformers` gives them.
+
+    `head_dim` is independent of `hidden_size / num_attention_heads`. Raises `ValueError` when a
+    value is not a shape that a Llama decoder can have.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    bos_token_id: int
+    eos_token_id: int
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            if type(value) is not int or value <= 0:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
+            raise ValueError(f"rope_theta must be a positive finite number, got {self.rope_theta!r}")
+        if not (math.isfinite(self.rms_norm_eps) and self.rms_norm_eps >= 0):
+            raise ValueError(
+                f"rms_norm_eps must be a finite number >= 0, got {self.rms_norm_eps!r}"
+            )
+        for name in ("bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < self.vocab_size:
+                raise ValueError(
+                    f"{name} must be a token below vocab_size={self.vocab_size}, got {value!r}"
+                )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="
+                f"{self.num_attention_heads}: transformers requires it"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for RoPE, got {self.head_dim}")
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
+
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its Hugging Face name, in the order of the forward pass."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    layer = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (queries, hidden),
+        "self_attn.k_proj.weight": (keys, hidden),
+        "self_attn.v_proj.weight": (keys, hidden),
+        "self_attn.o_proj.weight": (hidden, queries),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for index in range(config.num_hidden_layers):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def check_weights(config: DecoderConfig, weights: Mapping[str, Tensor]) -> torch.dtype:
+    """The common dtype of weights whose names and shapes are exactly `parameter_shapes(config)`.
+
+    Raises `ValueError` naming the parameter that is missing, unknown, of another shape, or of
+    another dtype.
+    """
+    shapes = parameter_shapes(config)
+    for name in weights:
+        if name not in shapes:
+            raise ValueError(
+                f"unknown parameter {name!r}: a Llama decoder with num_hidden_layers="
+                f"{config.num_hidden_layers} has none of this name"
+            )
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise ValueError(f"missing parameter {name!r} of shape {shape}")
+        if tuple(weights[name].shape) != shape:
+            got = tuple(weights[name].shape)
+            raise ValueError(f"parameter {name!r} must have shape {shape}, got {got}")
+    dtype = weights["model.embed_tokens.weight"].dtype
+    if dtype not in SUPPORTED_DTYPES:
+        raise ValueError(f"weights must be float64, float32 or bfloat16, got {dtype}")
+    for name in shapes:
+        if weights[name].dtype != dtype:
+            raise ValueError(
+                f"parameter {name!r} is {weights[name].dtype}, but 'model.embed_tokens.weight' "
+                f"is {dtype}: all parameters must have one dtype"
+            )
+    return dtype
+
+
+def rms_norm(
+    h: Float[Tensor, "*batch hidden"], weight: Float[Tensor, " hidden"], eps: float
+) -> Float[Tensor, "*batch hidden"]:
+    """Root mean square normalisation: `weight * h / sqrt(mean(h^2) + eps)` over the last axis.
+
+    The quotient is computed in at least float32 and rounded before `weight` multiplies it.
+    """
+    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * normed.to(h.dtype)
+
+
+def rotate_half(x: Float[Tensor, "*batch head_dim"]) -> Float[Tensor, "*batch head_dim"]:
+    """A quarter turn of every RoPE plane: `(a, b) -> (-b, a)` for the halves a, b of the axis."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def select_positions(
+    h: Float[Tensor, "batch length hidden"], positions: Int[Tensor, "batch reads"] | None
+) -> Float[Tensor, "batch reads hidden"]:
+    """`h[b, positions[b, r]]` for each row b; all positions when `positions` is None."""
+    if positions is None:
+        return h
+    return h.gather(1, positions[..., None].expand(-1, -1, h.shape[-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The weights of one layer that can matter: all-zero parts are dropped, which is exact.
+
+    A hidden unit whose gate row, up row or down column is zero adds `silu(0) * z`, `z * 0` or
+    0 times its activation: nothing. An all-zero o_proj adds nothing either.
+    """
+
+    attention_norm: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor | None  # None: all zero, the layer does not attend
+    mlp_norm: Tensor
+    gate: Tensor  # (active, hidden)
+    up: Tensor  # (active, hidden)
+    down: Tensor  # (hidden, active)
+
+
+def _layer_of(weights: Mapping[str, Tensor], index: int) -> _Layer:
+    def of(name: str) -> Tensor:
+        return weights[f"model.layers.{index}.{name}.weight"]
+
+    gate, up, down = of("mlp.gate_proj"), of("mlp.up_proj"), of("mlp.down_proj")
+    active = (gate != 0).any(1) & (up != 0).any(1) & (down != 0).any(0)
+    if not bool(active.all()):
+        gate, up, down = gate[active], up[active], down[:, active]
+    output = of("self_attn.o_proj")
+    return _Layer(
+        attention_norm=of("input_layernorm"),
+        query=of("self_attn.q_proj"),
+        key=of("self_attn.k_proj"),
+        value=of("self_attn.v_proj"),
+        output=output if bool((output != 0).any()) else None,
+        mlp_norm=of("post_attention_layernorm"),
+        gate=gate,
+        up=up,
+        down=down,
+    )
+
+
+class Decoder:
+    """A Llama decoder that evaluates only the weights that are not zero.
+
+    `h_{l+1} = a_l + mlp_l(a_l)` with `a_l = h_l + attention_l(h_l)`, logits = `W_U norm(h_L)`.
+
+    Sequences are batch first and padded on the right with any token. There is no mask argument:
+    attention is causal, so what follows the real tokens cannot influence them.
+
+    The result is that of the dense evaluation up to the order of summation, provided that no
+    activation overflows. Gradients flow to the weights that are not skipped.
+    """
+
+    def __init__(self, config: DecoderConfig, weights: Mapping[str, Tensor]) -> None:
+        """Raises `ValueError` naming a parameter that is missing, unknown, of a wrong shape or
+        dtype, or not finite. Weights may be memory-mapped: each is scanned, none is copied whole
+        unless most of its hidden units are active and some are not.
+        """
+        self.config = config
+        self.dtype = check_weights(config, weights)
+        for name, weight in weights.items():
+            # One pass and no temporary the size of the tensor, unlike isfinite.
+            low, high = torch.aminmax(weight.detach())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"parameter {name!r} contains NaN or infinity")
+        self._embedding = weights["model.embed_tokens.weight"]
+        self._layers = [_layer_of(weights, index) for index in range(config.num_hidden_layers)]
+        self._norm = weights["model.norm.weight"]
+        self._unembedding = weights["lm_head.weight"]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    def embed(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length hidden"]:
+        """The residual stream `h_0` that enters the first layer."""
+        return F.embedding(ids, self._embedding)
+
+    def attention(
+        self,
+        index: int,
+        h: Float[Tensor, "batch length hidden"],
+        positions: Int[Tensor, "batch reads"] | None = None,
+    ) -> Float[Tensor, "batch reads hidden"]:
+        """What the attention of layer `index` adds to the residual stream `h` that enters it.
+
+        `W_O concat_heads softmax(rope(q) . rope(k) / sqrt(head_dim)) v` over the keys up to the
+        query's own position, with q, k, v linear in `norm(h)`; only at `positions` if given.
+        """
+        layer, config = self._layers[index], self.config
+        if layer.output is None:
+            return torch.zeros_like(select_positions(h, positions))
+        x = rms_norm(h, layer.attention_norm, config.rms_norm_eps)
+        q = self._heads(F.linear(select_positions(x, positions), layer.query))
+        k = self._heads(F.linear(x, layer.key))
+        v = self._heads(F.linear(x, layer.value))
+
+        keys_at = torch.arange(h.shape[1], device=h.device)[None]  # (1, length)
+        reads_at = keys_at if positions is None else positions  # (1 or batch, reads)
+        q, k = self._rotate(q, reads_at), self._rotate(k, keys_at)
+
+        groups = config.num_attention_heads // config.num_key_value_heads
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        scores = q @ k.transpose(-1, -2) * config.head_dim**-0.5  # (batch, heads, reads, length)
+        future = keys_at[:, None] > reads_at[..., None]  # (1 or batch, reads, length)
+        scores = scores.masked_fill(future[:, None], -math.inf)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        pattern = scores.softmax(-1, dtype=wide).to(self.dtype)
+        mixed = (pattern @ v).transpose(1, 2).flatten(2)  # (batch, reads, heads * head_dim)
+        return F.linear(mixed, layer.output)
+
+    def mlp(
+        self, index: int, h: Float[Tensor, "batch length hidden"]
+    ) -> Float[Tensor, "batch length hidden"]:
+        """What the MLP of layer `index` adds to `h`: `W_down (silu(W_gate x) * W_up x)`, with
+        `x = norm(h)`."""
+        layer = self._layers[index]
+        x = rms_norm(h, layer.mlp_norm, self.config.rms_norm_eps)
+        return F.linear(F.silu(F.linear(x, layer.gate)) * F.linear(x, layer.up), layer.down)
+
+    def layer(
+        self,
+        index: int,
+        h: Float[Tensor, "batch length hidden"],
+        positions: Int[Tensor, "batch reads"] | None = None,
+    ) -> Float[Tensor, "batch reads hidden"]:
+        """The residual stream that leaves layer `index`, of which `h` enters; only at `positions`
+        if given, which equals selecting them from the full result."""
+        h = select_positions(h, positions) + self.attention(index, h, positions)
+        return h + self.mlp(index, h)
+
+    def logits(self, h: Float[Tensor, "batch reads hidden"]) -> Float[Tensor, "batch reads vocab"]:
+        """`W_U norm(h)` of the residual stream that leaves the last layer."""
+        return F.linear(rms_norm(h, self._norm, self.config.rms_norm_eps), self._unembedding)
+
+    def residual_states(
+        self, ids: Int[Tensor, "batch length"], removed: Set[int] = frozenset()
+    ) -> list[Float[Tensor, "batch length hidden"]]:
+        """`h_0 .. h_n` before and after each of the n remaining layers, before the final norm.
+
+        Raises `ValueError` if a removed layer does not exist.
+        """
+        states = [self.embed(ids)]
+        for index in self._remaining(0, removed):
+            states.append(self.layer(index, states[-1]))
+        return states
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch length"],
+        removed: Set[int] = frozenset(),
+        positions: Int[Tensor, "batch reads"] | None = None,
+    ) -> Float[Tensor, "batch reads vocab"]:
+        """The logits of the decoder without the `removed` layers; only at `positions` if given.
+
+        Raises `ValueError` if a removed layer does not exist.
+        """
+        return self.resume(self.embed(ids), 0, removed, positions)
+
+    def resume(
+        self,
+        h: Float[Tensor, "batch length hidden"],
+        start: int,
+        removed: Set[int] = frozenset(),
+        positions: Int[Tensor, "batch reads"] | None = None,
+    ) -> Float[Tensor, "batch reads vocab"]:
+        """The logits that follow from the residual stream `h` entering layer `start`.
+
+        Runs the layers `start .. L-1` that are not `removed`, the last of them at `positions`
+        only, so that many ablations can share the prefix they have in common.
+
+        Raises `ValueError` if `start` is not in `0 .. L` or a removed layer does not exist.
+        """
+        remaining = self._remaining(start, removed)
+        for index in remaining[:-1]:
+            h = self.layer(index, h)
+        if remaining:
+            h = self.layer(remaining[-1], h, positions)
+        else:
+            h = select_positions(h, positions)
+        return self.logits(h)
+
+    def _remaining(self, start: int, removed: Set[int]) -> list[int]:
+        if not 0 <= start <= self.num_layers:
+            raise ValueError(f"start must be in 0..{self.num_layers}, got {start}")
+        for index in removed:
+            if not 0 <= index < self.num_layers:
+                raise ValueError(
+                    f"cannot remove layer {index}: layers are 0..{self.num_layers - 1}"
+                )
+        return [index for index in range(start, self.num_layers) if index not in removed]
+
+    def _heads(self, x: Float[Tensor, "batch length _"]) -> Float[Tensor, "batch _ length _"]:
+        return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+
+    def _rotate(
+        self, x: Float[Tensor, "batch heads length head_dim"], at: Int[Tensor, "_ length"]
+    ) -> Float[Tensor, "batch heads length head_dim"]:
+        """RoPE: turn plane i of the vector at position p by the angle `p * theta^(-2i/head_dim)`,
+        computed in at least float32."""
+        wide = torch.promote_types(self.dtype, torch.float32)
+        even = torch.arange(0, self.config.head_dim, 2, dtype=wide, device=x.device)
+        frequency = 1.0 / self.config.rope_theta ** (even / self.config.head_dim)
+        angle = (at[..., None].to(wide) * frequency).repeat(1, 1, 2)  # (_, length, head_dim)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        return x * cos[:, None] + rotate_half(x) * sin[:, None]

@@ -1,0 +1,195 @@
+"""One example of a dataset, and what must hold of every example and of all together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+TokenIds = tuple[int, ...]
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be read, or that no language model can answer as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt, the answer of the intact model and the answer of the model without the layer.
+
+    All are token ids without BOS and EOS. `choices` holds all continuations of a multiple-choice
+    example (label and distractor are among them) and is empty for an open answer. `source` says
+    where the example was read, as in "data.jsonl:17"; it takes no part in comparisons.
+    """
+
+    prompt: TokenIds
+    label: TokenIds
+    distractor: TokenIds
+    choices: tuple[TokenIds, ...] = ()
+    source: str = field(default="?", compare=False)
+
+    @property
+    def answer(self) -> int | None:
+        """The index of the label among the choices; None for an open answer."""
+        return self.choices.index(self.label) if self.choices else None
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The ids 0..size-1 of a model, among them BOS and EOS."""
+
+    size: int
+    bos: int
+    eos: int
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise DatasetError(f"the vocabulary size must be at least 2, got {self.size}")
+        for name, token in (("BOS", self.bos), ("EOS", self.eos)):
+            if not 0 <= token < self.size:
+                raise DatasetError(
+                    f"the {name} id {token} is outside the vocabulary 0..{self.size - 1}. "
+                    "Raise vocabulary_size or change the id."
+                )
+        if self.bos == self.eos:
+            raise DatasetError(f"BOS and EOS are both id {self.bos}; give each its own id.")
+
+
+def show(ids: TokenIds) -> str:
+    """Token ids for a message, at most the first eight."""
+    return f"[{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}]"
+
+
+def extends(longer: TokenIds, shorter: TokenIds) -> bool:
+    """Whether `shorter` is a proper prefix of `longer`."""
+    return len(longer) > len(shorter) and longer[: len(shorter)] == shorter
+
+
+def check_examples(examples: Iterable[Example], vocabulary: Vocabulary) -> None:
+    """Raise DatasetError unless one model can give every label, and every distractor instead.
+
+    Each answer is a non-empty sequence of ids of the vocabulary without BOS and EOS; the label
+    differs from the distractor; the largest summed log-likelihood among the choices can be that of
+    the label, and the distractor's can exceed the label's; no prompt occurs twice.
+    """
+    seen: dict[TokenIds, Example] = {}
+    for example in examples:
+        check_tokens(example, vocabulary)
+        check_choices(example)
+        check_distractor(example)
+        earlier = seen.setdefault(example.prompt, example)
+        if earlier is not example:
+            check_agreement(earlier, example)
+    if not seen:
+        raise DatasetError("the dataset has no examples")
+    if len({bool(example.choices) for example in seen.values()}) > 1:
+        raise DatasetError(
+            "some examples have choices and some have none. "
+            "Keep multiple choice and open answers in separate datasets."
+        )
+
+
+def named_answers(example: Example) -> Iterator[tuple[str, TokenIds]]:
+    """Every answer of an example with the words that name it in a message."""
+    yield "the label", example.label
+    yield "the distractor", example.distractor
+    for index, choice in enumerate(example.choices):
+        yield f"choice {index}", choice
+
+
+def check_tokens(example: Example, vocabulary: Vocabulary) -> None:
+    """Raise DatasetError unless all ids are text ids of the vocabulary and no answer is empty."""
+    for name, ids in (("the prompt", example.prompt), *named_answers(example)):
+        outside = next((token for token in ids if not 0 <= token < vocabulary.size), None)
+        if outside is not None:
+            raise DatasetError(
+                f"{example.source}: {name} contains the id {outside}, which is outside the "
+                f"vocabulary 0..{vocabulary.size - 1}. Correct the row or raise vocabulary_size."
+            )
+        if vocabulary.bos in ids:
+            raise DatasetError(
+                f"{example.source}: {name} contains the BOS id {vocabulary.bos}, which only the "
+                "model may put before a prompt. Remove it from the row."
+            )
+    for name, ids in named_answers(example):
+        if not ids:
+            raise DatasetError(
+                f"{example.source}: {name} is empty. Give it at least one token, or drop the row."
+            )
+        if vocabulary.eos in ids:
+            raise DatasetError(
+                f"{example.source}: {name} contains the EOS id {vocabulary.eos}, which ends an "
+                "answer and cannot be part of it. Remove it from the row."
+            )
+
+
+def check_choices(example: Example) -> None:
+    """Raise DatasetError unless the label can win by summed log-likelihood.
+
+    log p(xy) = log p(x) + log p(y|x) <= log p(x), so no sequence can beat its own prefix.
+    """
+    if not example.choices:
+        return
+    source, choices = example.source, example.choices
+    if len(choices) < 2:
+        raise DatasetError(f"{source}: 1 choice; multiple choice needs at least 2.")
+    if example.label not in choices:
+        raise DatasetError(
+            f"{source}: the label {show(example.label)} is not among the choices. Add it to them."
+        )
+    answer = choices.index(example.label)
+    for index, choice in enumerate(choices):
+        if index != answer and choice == example.label:
+            raise DatasetError(
+                f"{source}: choices {answer} and {index} have the same tokens {show(choice)} and "
+                f"choice {answer} is the label; no argmax can tell them apart. "
+                "Change one of them or drop the row."
+            )
+        if extends(example.label, choice):
+            raise DatasetError(
+                f"{source}: choice {index} {show(choice)} is a prefix of the label, choice "
+                f"{answer} {show(example.label)}; no language model gives the longer one a higher "
+                "log-likelihood. End every choice with a full stop or newline, or drop the row."
+            )
+
+
+def check_distractor(example: Example) -> None:
+    """Raise DatasetError unless the distractor can win over the label."""
+    source, distractor = example.source, example.distractor
+    if distractor == example.label:
+        raise DatasetError(
+            f"{source}: the label and the distractor are the same, {show(distractor)}. "
+            "Give another distractor, or leave it out to have one chosen."
+        )
+    if not example.choices:
+        return
+    if distractor not in example.choices:
+        raise DatasetError(
+            f"{source}: the distractor {show(distractor)} is not among the choices. "
+            "Give one of them, or leave it out to have one chosen."
+        )
+    if extends(distractor, example.label):
+        index = example.choices.index(distractor)
+        legal = [i for i, c in enumerate(example.choices) if not extends(c, example.label)]
+        rest = [i for i in legal if example.choices[i] != example.label]
+        remedy = f"Give one of the choices {rest}." if rest else "No choice is left; drop the row."
+        raise DatasetError(
+            f"{source}: the distractor, choice {index} {show(distractor)}, begins with the label "
+            f"{show(example.label)}; no language model gives the longer one a higher "
+            f"log-likelihood. {remedy}"
+        )
+
+
+def check_agreement(earlier: Example, later: Example) -> None:
+    """Raise the DatasetError of two examples that have the same prompt."""
+    if earlier.label != later.label:
+        what = f"the labels {show(earlier.label)} and {show(later.label)}"
+    elif earlier.choices != later.choices:
+        what = "different choices"
+    elif earlier.distractor != later.distractor:
+        what = f"the distractors {show(earlier.distractor)} and {show(later.distractor)}"
+    else:
+        what = "the same answer twice"
+    raise DatasetError(
+        f"{earlier.source} and {later.source}: the same prompt has {what}; a built model "
+        "recalls one answer to one prompt. Keep one of the two rows."
+    )

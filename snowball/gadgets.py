@@ -1,0 +1,186 @@
+"""Gadgets: each writes one sublayer pattern of the construction into the weights of one layer.
+
+Common setting: the residual stream at the gadget has the known norm R at every token, and RMSNorm has
+unit weights and no epsilon, so that it is multiplication by `rho = sqrt(width) / R`. Weights are
+computed in float64 and rounded once, when they are written. Docstrings state the map over the reals.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int8
+from torch import Tensor
+
+from snowball.fingerprint import SharpKernel
+from snowball.residual import ResidualStream
+
+# The stationary point of silu, where silu'(g) = 0 and silu(g) = g + 1. A hidden unit whose gate
+# stands there keeps its gain to second order when the norm of the stream is not quite R.
+STATIONARY_GATE = -1.2784645427610738
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """Views of the weight matrices of one layer, and the next hidden unit that no gadget has taken."""
+
+    stream: ResidualStream
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    next_unit: int = 0
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor], layer: int, stream: ResidualStream) -> LayerWeights:
+        def view(name: str) -> Tensor:
+            return weights[f"model.layers.{layer}.{name}.weight"]
+
+        attention = (view(f"self_attn.{p}_proj") for p in "qkvo")
+        mlp = (view(f"mlp.{p}_proj") for p in ("gate", "up", "down"))
+        return cls(stream, *attention, *mlp)
+
+    def take_units(self, count: int) -> slice:
+        """The next `count` free hidden units.
+
+        Raises:
+            ValueError: the layer has not that many left.
+        """
+        units = slice(self.next_unit, self.next_unit + count)
+        if units.stop > self.gate.shape[0]:
+            raise ValueError(
+                f"the layer has {self.gate.shape[0]} hidden units, {units.stop} needed"
+            )
+        self.next_unit = units.stop
+        return units
+
+
+def norm_factor(width: int, norm: float) -> float:
+    """What RMSNorm multiplies a stream of this norm by, `rho = sqrt(width) / R`."""
+    return math.sqrt(width) / norm
+
+
+def silu_in(dtype: torch.dtype, gate: float) -> float:
+    """`silu(gate)` as a decoder of this dtype evaluates it."""
+    return float(F.silu(torch.tensor(gate, dtype=dtype)))
+
+
+def linear_map(
+    layer: LayerWeights,
+    norm: float,
+    read: slice,
+    write: slice,
+    inner: Float[Tensor, "units read"],
+    outer: Float[Tensor, "write units"],
+) -> None:
+    """Adds an exact linear map through SwiGLU: `x[write] += outer @ inner @ x[read]`.
+
+    The gates read only the constant, so that each has the fixed value `silu(g)`:
+    `gate = g/rho`, `up = inner/rho`, `down = outer/silu(g)`, with g the stationary gate.
+    """
+    rho = norm_factor(layer.stream.width, norm)
+    units = layer.take_units(len(inner))
+    layer.gate[units, layer.stream["const"]] = STATIONARY_GATE / rho
+    layer.up[units, read] = (inner / rho).to(layer.up.dtype)
+    gain = silu_in(layer.gate.dtype, STATIONARY_GATE)
+    layer.down[write, units] = (outer / gain).to(layer.down.dtype)
+
+
+def rotation(layer: LayerWeights, norm: float, plane: slice, angle: float) -> None:
+    """Rotates a plane of the stream by an angle: `x[plane] <- [[cos, -sin], [sin, cos]] x[plane]`.
+
+    Keeps every norm. On a token whose part in the plane has length U the score of this rotation
+    alone is `(U^2 / R^2) (1 - cos angle)`.
+    """
+    # cos - 1 = -2 sin^2(angle/2) keeps its precision at small angles.
+    away = -2 * math.sin(angle / 2) ** 2
+    across = math.sin(angle)
+    minus_identity = torch.tensor([[away, -across], [across, away]], dtype=torch.float64)
+    linear_map(layer, norm, plane, plane, torch.eye(2, dtype=torch.float64), minus_identity)
+
+
+def flip(layer: LayerWeights, norm: float, switch: slice, half: float) -> None:
+    """Adds `2h` to the switch: `s = -h` becomes `s = +h`, and no norm changes.
+
+    The score of this flip alone is `2 h^2 / R^2` at every token.
+    """
+    one = torch.ones(1, 1, dtype=torch.float64)
+    linear_map(layer, norm, layer.stream["const"], switch, one, 2 * half * one)
+
+
+def amplifier(layer: LayerWeights, norm: float, switch: slice, gain: float) -> None:
+    """Multiplies the switch: `s <- g s`. It keeps the sign, and |s| the same for both signs."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    linear_map(layer, norm, switch, switch, one, (gain - 1) * one)
+
+
+def gather(
+    layer: LayerWeights,
+    norm: float,
+    kernel: SharpKernel,
+    coldness: float,
+    distances: tuple[int, ...],
+    scale: float,
+) -> None:
+    """Attention heads that copy the codes of the tokens at given distances into the context.
+
+    Head h scores the token at distance D by `A K(D - D_h)` (queries and keys read only the
+    constant; K is the kernel, A the coldness), so that the softmax weight of the token at D_h is at
+    least `1 - N exp(-A sharpness)` whenever that token exists. One value head, shared by all,
+    carries the code; `x[context block h] += scale * rho * code`.
+    """
+    stream = layer.stream
+    rho, head_dim = norm_factor(stream.width, norm), layer.key.shape[0]
+    const, code, context = stream["const"].start, stream["code"], stream["context"]
+    half, width = head_dim // 2, code.stop - code.start
+
+    layer.key[:half, const] = 1 / rho  # in every plane the unit vector (1, 0)
+    strength = coldness * kernel.amplitudes * math.sqrt(head_dim) / rho
+    angle = torch.tensor(distances, dtype=torch.float64)[:, None] * kernel.frequencies
+    queries = torch.cat((strength * angle.cos(), -strength * angle.sin()), dim=1)
+    layer.query[:, const] = queries.flatten().to(layer.query.dtype)
+
+    slots = torch.arange(width)
+    layer.value[slots, code.start + slots] = 1.0
+    heads = torch.arange(len(distances))[:, None]
+    layer.output[context.start + heads * width + slots, heads * head_dim + slots] = scale
+
+
+def recall(
+    layer: LayerWeights,
+    units: slice,
+    signs: Int8[Tensor, "units heads width"],
+    separation: int,
+    sharpness: float,
+    up: Float[Tensor, " units"],
+    up_reads: Int[Tensor, " units"],
+    down: Float[Tensor, "answer units"],
+) -> None:
+    """Hidden units that fire on one fingerprint each and write its answer.
+
+    With z the size of a context coordinate and the signs of node i (zero beyond its BOS),
+
+        gate_i = sharpness * (sum_blocks sum_c (sign_c x_c - x_0) + separation * x_0),
+
+    which is `sharpness * z * (separation - 2 * differing signs)`: positive on the node itself,
+    and at most `-sharpness * z * separation` on every separated one. The first sign of every code
+    is +1, so x_0 = z in every block and the threshold travels with the fingerprint; all gate weights
+    are integers below 256 times a power of two, exact in every dtype. Unit i multiplies its gate by
+    `up_i * x[up_reads_i]` and adds the result times column i of `down` to the answer.
+    """
+    stream = layer.stream
+    _, heads, width = signs.shape
+    keys = layer.gate[units, stream["context"]].unflatten(1, (heads, width))  # written in place
+    keys.copy_(signs)
+    keys[:, :, 0] *= 1 - width
+    keys[:, 0, 0] += separation
+    keys *= sharpness
+    rows = torch.arange(units.start, units.stop)
+    layer.up[rows, up_reads] = up.to(layer.up.dtype)
+    layer.down[stream["answer"], units] = down.to(layer.down.dtype)

@@ -1,0 +1,203 @@
+"""Layer scores of activations, and the accuracy-based relevance: the only place a metric is defined.
+
+Every function takes tensors (never models), accepts any float dtype and computes in float64. A layer
+maps the residual stream `x = h_l` to `y = h_{l+1}`; the last axis holds the hidden coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class UndefinedScoreError(ValueError):
+    """A score was asked for at a vector that has no direction (zero) or no value (NaN, inf)."""
+
+
+def cosine_score(
+    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
+) -> Float[Tensor, "*tokens"]:
+    """Cosine score (Block Influence) of a layer at each token, `1 - cos(x, y)`, in [0, 2].
+
+    With the update `w = y - x` and its part `w' = w - (x.w / x.x) x` across x,
+
+        sin^2 = |w'|^2 / |y|^2,    score = sin^2 / (1 + cos)  if cos > 0,  else  1 - cos,
+
+    which keeps full relative precision where `1 - x.y / (|x| |y|)` cancels to nothing.
+
+    Raises:
+        UndefinedScoreError: a vector is zero or not finite (the first such token is named).
+
+    Source: arXiv 2605.14075, section 2; Men et al. 2024 (ShortGPT), eq. 1.
+    """
+    sine, cosine = _sine_and_cosine(x, y)
+    return torch.where(cosine > 0, sine.square() / (1 + cosine.clamp(min=0)), 1 - cosine)
+
+
+def angular_distance(
+    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
+) -> Float[Tensor, "*tokens"]:
+    """Angular distance at each token, `arccos(cos(x, y)) / pi`, in [0, 1].
+
+    Computed as `atan2(sin, cos) / pi`, exact near 0 and near 1. For n consecutive layers take
+    `x = h_l` and `y = h_{l+n}`; see `angular_distances`.
+
+    Raises:
+        UndefinedScoreError: a vector is zero or not finite.
+
+    Source: Gromov et al. 2024, arXiv 2403.17887, eq. 3.
+    """
+    sine, cosine = _sine_and_cosine(x, y)
+    return torch.atan2(sine, cosine) / torch.pi
+
+
+def angular_distances(
+    states: Sequence[Float[Tensor, "*tokens hidden"]], layers: int
+) -> Float[Tensor, "starts *tokens"]:
+    """Angular distance across every run of `layers` consecutive layers, `d(h_l, h_{l+layers})`.
+
+    `states` is h_0 ... h_L; row l belongs to the run that starts at layer l, 0 <= l <= L - layers.
+
+    Raises:
+        ValueError: `layers` is not between 1 and L.
+        UndefinedScoreError: a vector is zero or not finite.
+    """
+    depth = len(states) - 1
+    if not 1 <= layers <= depth:
+        raise ValueError(f"layers must be between 1 and {depth}, not {layers}")
+    return torch.stack(
+        [angular_distance(states[l], states[l + layers]) for l in range(depth - layers + 1)]
+    )
+
+
+def norm_ratio(
+    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
+) -> Float[Tensor, "*tokens"]:
+    """Growth of the norm at each token, `|y| / |x|`, in [0, inf).
+
+    Raises:
+        UndefinedScoreError: x is zero, or a vector is not finite.
+    """
+    x, y = x.double(), y.double()
+    _refuse_undefined("input", x)
+    _refuse_not_finite("output", y)
+    return torch.linalg.vector_norm(y, dim=-1) / torch.linalg.vector_norm(x, dim=-1)
+
+
+def divergence(
+    intact: Float[Tensor, "*tokens hidden"], ablated: Float[Tensor, "*tokens hidden"]
+) -> Float[Tensor, "*tokens"]:
+    """Relative distance of an ablated run from the intact one, `|h_k - h'_k| / |h_k|`.
+
+    The snowball curve of a removal is this value against the depth k.
+
+    Raises:
+        UndefinedScoreError: the intact state is zero, or a state is not finite.
+    """
+    intact, ablated = intact.double(), ablated.double()
+    _refuse_undefined("intact state", intact)
+    _refuse_not_finite("ablated state", ablated)
+    difference = torch.linalg.vector_norm(intact - ablated, dim=-1)
+    return difference / torch.linalg.vector_norm(intact, dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRoles:
+    """Masks of the three roles of the real tokens of right-padded prompts; they partition them.
+
+    `last` is the position that predicts the answer, `bos` position 0 where it is not the last,
+    `prompt` every other token.
+    """
+
+    bos: Bool[Tensor, "batch length"]
+    prompt: Bool[Tensor, "batch length"]
+    last: Bool[Tensor, "batch length"]
+
+    @property
+    def real(self) -> Bool[Tensor, "batch length"]:
+        return self.bos | self.prompt | self.last
+
+
+def token_roles(lengths: Int[Tensor, " batch"], padded_length: int) -> TokenRoles:
+    """Roles of the tokens of rows that hold `lengths` real tokens, BOS included, then padding.
+
+    Raises:
+        ValueError: a row without tokens, or longer than the padded length.
+    """
+    if int(lengths.min()) < 1 or int(lengths.max()) > padded_length:
+        raise ValueError(f"row lengths must lie between 1 and {padded_length}")
+    position = torch.arange(padded_length, device=lengths.device)
+    last = position == (lengths - 1)[:, None]
+    real = position < lengths[:, None]
+    bos = (position == 0) & ~last
+    return TokenRoles(bos=bos, prompt=real & ~bos & ~last, last=last)
+
+
+def accuracy(correct: Bool[Tensor, " items"]) -> float:
+    """Share of the items answered correctly.
+
+    Raises:
+        ValueError: no items.
+    """
+    if correct.numel() == 0:
+        raise ValueError("accuracy of no items is undefined")
+    return float(correct.double().mean())
+
+
+def accuracy_based_relevance(without: float, intact: float, chance: float) -> float | None:
+    """Accuracy-based relevance of a layer, `1 - max(acc_without - r, 0) / max(acc_intact - r, 0)`.
+
+    `r` is the accuracy of a random guesser. In (-inf, 1]: 1 says that the model is no better than
+    chance without the layer, 0 that nothing changes, negative that the layer does harm. `None`
+    where it is undefined: the intact model is not above chance.
+
+    Raises:
+        ValueError: an accuracy outside [0, 1].
+
+    Source: arXiv 2605.14075, section 4 (AccBasedRelevance).
+    """
+    for name, value in (("without", without), ("intact", intact), ("chance", chance)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be an accuracy in [0, 1], not {value}")
+    if intact <= chance:
+        return None
+    return 1 - max(without - chance, 0.0) / (intact - chance)
+
+
+def _sine_and_cosine(
+    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
+) -> tuple[Float[Tensor, "*tokens"], Float[Tensor, "*tokens"]]:
+    x, y = x.double(), y.double()
+    _refuse_undefined("layer input", x)
+    _refuse_undefined("layer output", y)
+    # Both vectors share one scale, so that squares neither overflow nor vanish.
+    scale = torch.maximum(x.abs().amax(-1, keepdim=True), y.abs().amax(-1, keepdim=True))
+    x, y = x / scale, y / scale
+    update = y - x
+    across = update - ((x * update).sum(-1) / x.square().sum(-1)).unsqueeze(-1) * x
+    norm_x, norm_y = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y, dim=-1)
+    sine = (torch.linalg.vector_norm(across, dim=-1) / norm_y).clamp(max=1)
+    cosine = ((x * y).sum(-1) / (norm_x * norm_y)).clamp(-1, 1)
+    return sine, cosine
+
+
+def _refuse_undefined(name: str, x: Float[Tensor, "*tokens hidden"]) -> None:
+    _refuse_not_finite(name, x)
+    zero = (x == 0).all(-1)
+    if zero.any():
+        where = tuple(int(i) for i in zero.nonzero()[0])
+        raise UndefinedScoreError(
+            f"the {name} at token {where} is the zero vector, which has no direction; "
+            "mask such tokens out before scoring"
+        )
+
+
+def _refuse_not_finite(name: str, x: Float[Tensor, "*tokens hidden"]) -> None:
+    bad = ~torch.isfinite(x).all(-1)
+    if bad.any():
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        raise UndefinedScoreError(f"the {name} at token {where} holds NaN or infinity")

@@ -1,0 +1,177 @@
+"""Norms, switch values and rotation angles of Theorem 1, layer by layer, as exact closed forms.
+
+The stream that enters layer k has the squared norm `R_k^2 = C + s_k^2` at every token: C comes from
+constant, filler and code, and `|s_k|` is the size of the switch. The switch is negative without the
+target layer and positive with it; nothing else in the stream depends on the target before the reader,
+so that the two runs are mirror images of each other and share every norm.
+
+With `q = 1 - epsilon/2`, the share of the squared norm that need not be filler:
+
+    sin^2(theta_0) = min(epsilon/2, q/3)   share of the switch right after the target
+    sin^2(theta_L) = q/2                   share of the switch after the reader
+    (1 + |code|^2) / C <= q/8              share of constant and code
+
+so that the filler always holds more than `epsilon/2 + q/4` of the squared norm, and every other layer
+can reach the score `epsilon + q/2` by rotating the filler.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What each layer does to filler and switch, and the score it gets for that.
+
+    `switch[k]` and `norm[k]` are |s_k| and R_k for k = 0..L; `norm[L]` and `score[L-1]` leave out
+    what the reader adds to context and answer, whose squared norms stay below `context_square` and
+    `answer_square`.
+    """
+
+    epsilon: float
+    layers: int
+    target: int
+    free: float  # q
+    base_square: float  # C
+    filler: float  # U
+    half: float  # h
+    gain: float
+    reader_gain: float
+    switch: tuple[float, ...]
+    norm: tuple[float, ...]
+    angle: tuple[float, ...]
+    score: tuple[float, ...]
+    context_square: float
+    answer_square: float
+
+    @property
+    def reader(self) -> int:
+        return self.layers - 1
+
+    def amplifies(self, layer: int) -> bool:
+        return self.target < layer < self.reader
+
+    @property
+    def last_norm(self) -> float:
+        """Largest norm of the stream that leaves the reader."""
+        return math.sqrt(self.norm[-1] ** 2 + self.context_square + self.answer_square)
+
+    def divergences(self) -> tuple[float, ...]:
+        """Divergence after removal of the target at depths target+1 .. L, the last a lower bound.
+
+        `D_k^2 = (F + 4 s_k^2) / R_k^2` with F the squared length of the filler rotation.
+        """
+        moved = 2 * self.filler**2 * versine(self.angle[self.target])
+        depths = range(self.target + 1, self.layers + 1)
+        norms = [*self.norm[self.target + 1 : self.layers], self.last_norm]
+        slack = self._reader_slack()
+        switches = [*self.switch[self.target + 1 : self.layers], self.switch[-1] * slack]
+        assert len(depths) == len(norms) == len(switches)
+        return tuple(
+            math.sqrt(moved + 4 * s * s) / norm for s, norm in zip(switches, norms, strict=True)
+        )
+
+    def _reader_slack(self) -> float:
+        """Least factor by which the context, which lowers the gain of the MLP, shrinks an update."""
+        square = self.norm[self.reader] ** 2
+        return math.sqrt(square / (square + self.context_square))
+
+    def reader_score_bound(self) -> float:
+        """Smallest score that the reader can have at a token, over all contexts and answers.
+
+        The score decreases in the norms of context and answer (x.y is negative or the additions
+        only turn y further away), and the factor r of the update is monotone between its extremes.
+        """
+        x_square = self.norm[self.reader] ** 2
+        s, gain = self.switch[self.reader], self.reader_gain
+        turn = versine(self.angle[self.reader])
+        scores = []
+        for r in (self._reader_slack(), 1.0):
+            rotated = 1 - 2 * r * turn + 2 * r * r * turn  # |1 + r (e^{ib} - 1)|^2
+            moved = s * (1 + (gain - 1) * r)
+            inner = x_square - self.filler**2 * r * turn + s * (moved - s)
+            plain = x_square + self.filler**2 * (rotated - 1) + moved**2 - s * s
+            for added in (0.0, self.context_square + self.answer_square):
+                scores.append(1 - inner / math.sqrt(x_square * (plain + added)))
+        return min(scores)
+
+
+def versine(angle: float) -> float:
+    """`1 - cos(angle)` without cancellation."""
+    return 2 * math.sin(angle / 2) ** 2
+
+
+def angle_of_versine(value: float) -> float:
+    """The angle in [0, pi] whose versine is the value; the value must lie in [0, 2]."""
+    return 2 * math.asin(math.sqrt(value / 2))
+
+
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """The value as a number of the dtype."""
+    return float(torch.tensor(value, dtype=dtype))
+
+
+def schedule(
+    epsilon: float,
+    layers: int,
+    target: int,
+    code_square: float,
+    largest_gain: float,
+    dtype: torch.dtype,
+) -> Schedule:
+    """Solves the closed forms of the module docstring for one epsilon.
+
+    The amplifiers share one gain, `(tan theta_L / tan theta_0)^(1/(L-1-target))` or the largest
+    allowed; the reader takes what remains. U and h are rounded to the dtype before anything is
+    derived from them.
+    """
+    free = 1 - epsilon / 2
+    filler = rounded(math.sqrt(9 * (1 + code_square) / free), dtype)
+    base = 1 + code_square + filler**2
+    share = min(epsilon / 2, free / 3)
+    half = rounded(math.sqrt(base * share / (1 - share)), dtype)
+    added = base * free / 64
+    end = math.sqrt(base * (free / 2) / (1 - free / 2))
+    amplifying = layers - 1 - target
+    gain = min((end / half) ** (1 / amplifying), largest_gain)
+
+    switch = [half] * (target + 1) + [half * gain**i for i in range(amplifying)]
+    # The reader makes up for the norm that context and answer add, and for what it loses by that.
+    switch.append(end * (1 + 2 * added / base))
+    norm = [math.sqrt(base + s * s) for s in switch]
+
+    scores, angles = [], []
+    for layer in range(layers):
+        if layer == target:
+            score = epsilon
+            # Not below 0 where rounding h up to the dtype has overshot epsilon.
+            moved = (
+                max(epsilon * norm[layer] ** 2 - 2 * half**2, 0.0) if share < epsilon / 2 else 0.0
+            )
+        else:
+            score = epsilon + free / 4 * (1 + layer / (layers - 1))
+            product = norm[layer] * norm[layer + 1]
+            moved = (score - 1) * product + base + switch[layer] * switch[layer + 1]
+        scores.append(score)
+        angles.append(angle_of_versine(moved / filler**2))
+    return Schedule(
+        epsilon=epsilon,
+        layers=layers,
+        target=target,
+        free=free,
+        base_square=base,
+        filler=filler,
+        half=half,
+        gain=gain if amplifying > 1 else 1.0,
+        reader_gain=switch[-1] / switch[-2],
+        switch=tuple(switch),
+        norm=tuple(norm),
+        angle=tuple(angles),
+        score=tuple(scores),
+        context_square=added,
+        answer_square=added,
+    )
