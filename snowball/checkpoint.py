@@ -171,7 +171,7 @@ def read_checkpoint(folder: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
     Raises `CheckpointError` naming the file, and the key and its value where there is one.
     """
     path = folder / "config.json"
-    entries = _read_json(path)
+    entries = read_json(path)
     _check_entries(path, entries)
     config = _config_of(path, entries)
     weights = _read_weights(folder)
@@ -189,7 +189,7 @@ def read_checkpoint(folder: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
     return config, weights
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, object]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -292,7 +292,7 @@ def _rope_theta(path: Path, entries: Mapping[str, object]) -> object:
     if not isinstance(rope, dict):
         raise CheckpointError(f"{path}: rope_parameters must be an object, got {rope!r}")
     for key, value in rope.items():
-        if key == "rope_type" and value != "default" or key not in ("rope_type", "rope_theta"):
+        if (key == "rope_type" and value != "default") or key not in ("rope_type", "rope_theta"):
             raise CheckpointError(
                 f"{path}: rope_parameters.{key}={value!r} is not implemented, only "
                 "rope_type='default' with a rope_theta"

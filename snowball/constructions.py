@@ -280,7 +280,7 @@ def _design(
         Constant("t", marks.separation, "sign differences between any two nodes, at least",
                  "t <= fewest sign differences found",
                  marks.separation,
-                 marks.closest_signs if marks.closest_signs is not None else math.inf,
+                 entries if marks.closest_signs is None else marks.closest_signs,
                  "report this: a bug"),
         Constant("z", context_size, "size of a context coordinate",
                  "|context|^2 = H k z^2 <= q C / 64",

@@ -141,6 +141,25 @@ class Dataset:
         return any(len(e.label) > 1 or len(e.distractor) > 1 for e in self.examples)
 
     @cached_property
+    def scores_eos(self) -> bool:
+        """Whether choices are scored by the log-likelihood of their tokens *and* EOS.
+
+        Without EOS, as lm-eval scores, `log p(xy) = log p(x) + log p(y|x) <= log p(x)`: no language
+        model prefers a choice to its own prefix. So EOS counts if some choice is a proper prefix
+        of its label or its distractor, see `prefix_choices`.
+        """
+        return bool(self.prefix_choices)
+
+    @cached_property
+    def prefix_choices(self) -> tuple[str, ...]:
+        """Sources of the examples with a choice that is a prefix of the label or the distractor."""
+        return tuple(
+            e.source
+            for e in self.examples
+            if any(extends(wanted, c) for wanted in (e.label, e.distractor) for c in e.choices)
+        )
+
+    @cached_property
     def chance(self) -> float:
         """The accuracy of a random answer.
 
@@ -281,16 +300,15 @@ def _complete(rows: Sequence[TokenRow], vocabulary: Vocabulary) -> list[Example]
 
 
 def _next_choice(row: TokenRow) -> TokenIds:
-    """The first choice cyclically after the label that does not begin with the label.
+    """The first choice cyclically after the label that differs from it.
 
-    If there is none, the choice after the label, which `check_examples` refuses by name.
+    If there is none, the first choice, which `check_examples` refuses by name.
     """
     if row.label not in row.choices:
         return row.choices[0]
     after = row.choices.index(row.label) + 1
     others = row.choices[after:] + row.choices[: after - 1]
-    legal = (c for c in others if c != row.label and not extends(c, row.label))
-    return next(legal, (others or row.choices)[0])
+    return next((c for c in others if c != row.label), row.choices[0])
 
 
 def _other_answer(label: TokenIds, vocabulary: Vocabulary) -> TokenIds:

@@ -34,7 +34,7 @@ def read_jsonl(path: str | Path, name: str | None = None) -> Iterator[Row]:
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                text = _decode(line, f"{name}:{number}", first=number == 1)
+                text = _decode(line, f"{name}:{number}", first=number == 1).rstrip("\r\n")
                 if text.strip():
                     yield _parse(text, f"{name}:{number}")
     except OSError as error:

@@ -44,7 +44,9 @@ class DecoderConfig:
             if type(value) is not int or value <= 0:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
         if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
-            raise ValueError(f"rope_theta must be a positive finite number, got {self.rope_theta!r}")
+            raise ValueError(
+                f"rope_theta must be a positive finite number, got {self.rope_theta!r}"
+            )
         if not (math.isfinite(self.rms_norm_eps) and self.rms_norm_eps >= 0):
             raise ValueError(
                 f"rms_norm_eps must be a finite number >= 0, got {self.rms_norm_eps!r}"
@@ -164,6 +166,34 @@ def select_positions(
 
 
 @dataclass(frozen=True, slots=True)
+class _Linear:
+    """`x -> W x` without the rows and columns of W that are all zero, which add exactly nothing."""
+
+    block: Tensor
+    rows: Tensor | None  # where the block's rows belong; None: it has them all
+    columns: Tensor | None
+    size: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "_Linear":
+        nonzero = weight != 0
+        rows, columns = _sparse(nonzero.any(1)), _sparse(nonzero.any(0))
+        block = weight if rows is None else weight[rows]
+        return cls(block if columns is None else block[:, columns], rows, columns, len(weight))
+
+    def __call__(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        y = F.linear(x if self.columns is None else x[..., self.columns], self.block)
+        if self.rows is None:
+            return y
+        return y.new_zeros(*y.shape[:-1], self.size).index_copy(-1, self.rows, y)
+
+
+def _sparse(used: Tensor) -> Tensor | None:
+    """The indices that are used, or None where leaving out the others would not pay."""
+    return None if int(used.sum()) > 0.75 * len(used) else used.nonzero().flatten()
+
+
+@dataclass(frozen=True, slots=True)
 class _Layer:
     """The weights of one layer that can matter: all-zero parts are dropped, which is exact.
 
@@ -172,14 +202,14 @@ class _Layer:
     """
 
     attention_norm: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    output: Tensor | None  # None: all zero, the layer does not attend
+    query: _Linear
+    key: _Linear
+    value: _Linear
+    output: _Linear | None  # None: all zero, the layer does not attend
     mlp_norm: Tensor
-    gate: Tensor  # (active, hidden)
-    up: Tensor  # (active, hidden)
-    down: Tensor  # (hidden, active)
+    gate: _Linear  # of the active hidden units, as up and down
+    up: _Linear
+    down: _Linear
 
 
 def _layer_of(weights: Mapping[str, Tensor], index: int) -> _Layer:
@@ -193,14 +223,14 @@ def _layer_of(weights: Mapping[str, Tensor], index: int) -> _Layer:
     output = of("self_attn.o_proj")
     return _Layer(
         attention_norm=of("input_layernorm"),
-        query=of("self_attn.q_proj"),
-        key=of("self_attn.k_proj"),
-        value=of("self_attn.v_proj"),
-        output=output if bool((output != 0).any()) else None,
+        query=_Linear.of(of("self_attn.q_proj")),
+        key=_Linear.of(of("self_attn.k_proj")),
+        value=_Linear.of(of("self_attn.v_proj")),
+        output=_Linear.of(output) if bool((output != 0).any()) else None,
         mlp_norm=of("post_attention_layernorm"),
-        gate=gate,
-        up=up,
-        down=down,
+        gate=_Linear.of(gate),
+        up=_Linear.of(up),
+        down=_Linear.of(down),
     )
 
 
@@ -212,8 +242,8 @@ class Decoder:
     Sequences are batch first and padded on the right with any token. There is no mask argument:
     attention is causal, so what follows the real tokens cannot influence them.
 
-    The result is that of the dense evaluation up to the order of summation, provided that no
-    activation overflows. Gradients flow to the weights that are not skipped.
+    The result is that of the dense evaluation up to the order of summation, provided that every
+    activation is finite. Gradients flow to the weights that are not skipped.
     """
 
     def __init__(self, config: DecoderConfig, weights: Mapping[str, Tensor]) -> None:
@@ -231,7 +261,7 @@ class Decoder:
         self._embedding = weights["model.embed_tokens.weight"]
         self._layers = [_layer_of(weights, index) for index in range(config.num_hidden_layers)]
         self._norm = weights["model.norm.weight"]
-        self._unembedding = weights["lm_head.weight"]
+        self._unembedding = _Linear.of(weights["lm_head.weight"])
 
     @property
     def num_layers(self) -> int:
@@ -256,9 +286,9 @@ class Decoder:
         if layer.output is None:
             return torch.zeros_like(select_positions(h, positions))
         x = rms_norm(h, layer.attention_norm, config.rms_norm_eps)
-        q = self._heads(F.linear(select_positions(x, positions), layer.query))
-        k = self._heads(F.linear(x, layer.key))
-        v = self._heads(F.linear(x, layer.value))
+        q = self._heads(layer.query(select_positions(x, positions)))
+        k = self._heads(layer.key(x))
+        v = self._heads(layer.value(x))
 
         keys_at = torch.arange(h.shape[1], device=h.device)[None]  # (1, length)
         reads_at = keys_at if positions is None else positions  # (1 or batch, reads)
@@ -272,7 +302,7 @@ class Decoder:
         wide = torch.promote_types(self.dtype, torch.float32)
         pattern = scores.softmax(-1, dtype=wide).to(self.dtype)
         mixed = (pattern @ v).transpose(1, 2).flatten(2)  # (batch, reads, heads * head_dim)
-        return F.linear(mixed, layer.output)
+        return layer.output(mixed)
 
     def mlp(
         self, index: int, h: Float[Tensor, "batch length hidden"]
@@ -281,7 +311,7 @@ class Decoder:
         `x = norm(h)`."""
         layer = self._layers[index]
         x = rms_norm(h, layer.mlp_norm, self.config.rms_norm_eps)
-        return F.linear(F.silu(F.linear(x, layer.gate)) * F.linear(x, layer.up), layer.down)
+        return layer.down(F.silu(layer.gate(x)) * layer.up(x))
 
     def layer(
         self,
@@ -296,7 +326,7 @@ class Decoder:
 
     def logits(self, h: Float[Tensor, "batch reads hidden"]) -> Float[Tensor, "batch reads vocab"]:
         """`W_U norm(h)` of the residual stream that leaves the last layer."""
-        return F.linear(rms_norm(h, self._norm, self.config.rms_norm_eps), self._unembedding)
+        return self._unembedding(rms_norm(h, self._norm, self.config.rms_norm_eps))
 
     def residual_states(
         self, ids: Int[Tensor, "batch length"], removed: Set[int] = frozenset()

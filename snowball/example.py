@@ -68,17 +68,16 @@ def check_examples(examples: Iterable[Example], vocabulary: Vocabulary) -> None:
     """Raise DatasetError unless one model can give every label, and every distractor instead.
 
     Each answer is a non-empty sequence of ids of the vocabulary without BOS and EOS; the label
-    differs from the distractor; the largest summed log-likelihood among the choices can be that of
-    the label, and the distractor's can exceed the label's; no prompt occurs twice.
+    differs from the distractor; exactly one choice is the label; no prompt occurs twice.
     """
     seen: dict[TokenIds, Example] = {}
     for example in examples:
         check_tokens(example, vocabulary)
         check_choices(example)
         check_distractor(example)
-        earlier = seen.setdefault(example.prompt, example)
-        if earlier is not example:
-            check_agreement(earlier, example)
+        if example.prompt in seen:
+            check_agreement(seen[example.prompt], example)
+        seen[example.prompt] = example
     if not seen:
         raise DatasetError("the dataset has no examples")
     if len({bool(example.choices) for example in seen.values()}) > 1:
@@ -123,10 +122,7 @@ def check_tokens(example: Example, vocabulary: Vocabulary) -> None:
 
 
 def check_choices(example: Example) -> None:
-    """Raise DatasetError unless the label can win by summed log-likelihood.
-
-    log p(xy) = log p(x) + log p(y|x) <= log p(x), so no sequence can beat its own prefix.
-    """
+    """Raise DatasetError unless there are choices enough and exactly one of them is the label."""
     if not example.choices:
         return
     source, choices = example.source, example.choices
@@ -144,16 +140,10 @@ def check_choices(example: Example) -> None:
                 f"choice {answer} is the label; no argmax can tell them apart. "
                 "Change one of them or drop the row."
             )
-        if extends(example.label, choice):
-            raise DatasetError(
-                f"{source}: choice {index} {show(choice)} is a prefix of the label, choice "
-                f"{answer} {show(example.label)}; no language model gives the longer one a higher "
-                "log-likelihood. End every choice with a full stop or newline, or drop the row."
-            )
 
 
 def check_distractor(example: Example) -> None:
-    """Raise DatasetError unless the distractor can win over the label."""
+    """Raise DatasetError unless the distractor is a wrong answer, and one of the choices."""
     source, distractor = example.source, example.distractor
     if distractor == example.label:
         raise DatasetError(
@@ -166,16 +156,6 @@ def check_distractor(example: Example) -> None:
         raise DatasetError(
             f"{source}: the distractor {show(distractor)} is not among the choices. "
             "Give one of them, or leave it out to have one chosen."
-        )
-    if extends(distractor, example.label):
-        index = example.choices.index(distractor)
-        legal = [i for i, c in enumerate(example.choices) if not extends(c, example.label)]
-        rest = [i for i in legal if example.choices[i] != example.label]
-        remedy = f"Give one of the choices {rest}." if rest else "No choice is left; drop the row."
-        raise DatasetError(
-            f"{source}: the distractor, choice {index} {show(distractor)}, begins with the label "
-            f"{show(example.label)}; no language model gives the longer one a higher "
-            f"log-likelihood. {remedy}"
         )
 
 

@@ -22,6 +22,9 @@ from snowball.prefix_tree import PrefixTree
 _BLOCK, _PAIRS = 2048, 2048
 # Gate weights up to the code width are exact in bfloat16, whose significand has 8 bits.
 _WIDEST_CODE = 256
+# Up to this many tokens 16 signs leave few pairs of tokens with (nearly) the same code; such pairs
+# are told apart at a further distance, or by wider codes.
+_FEW_TOKENS = 512
 
 
 class SeparationError(ValueError):
@@ -76,7 +79,7 @@ def fingerprint(tree: PrefixTree, vocabulary_size: int, seed: int) -> Fingerprin
     Raises:
         SeparationError: two nodes are not separated at the widest code.
     """
-    width = min(max(16, 1 << (vocabulary_size - 1).bit_length()), 64)
+    width = 16 if vocabulary_size <= _FEW_TOKENS else 32
     while True:
         codes = sign_codes(vocabulary_size, width, seed)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,41 +19,77 @@ class UndefinedScoreError(ValueError):
     """A score was asked for at a vector that has no direction (zero) or no value (NaN, inf)."""
 
 
+class LayerScores(NamedTuple):
+    """The three proxies of one layer at each token, from one pass over its input and output."""
+
+    cosine: Float[Tensor, "*tokens"]
+    angular: Float[Tensor, "*tokens"]
+    norm_ratio: Float[Tensor, "*tokens"]
+
+
+def layer_scores(
+    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
+) -> LayerScores:
+    """Cosine score, angular distance and norm ratio of a layer at each token.
+
+    With the update `w = y - x` and its part `w' = w - (x.w / x.x) x` across x,
+
+        sin = |w'| / |y|,    cos = x.y / (|x| |y|),
+        cosine score = sin^2 / (1 + cos)  if cos > 0,  else  1 - cos,    in [0, 2],
+        angular distance = atan2(sin, cos) / pi,                         in [0, 1],
+        norm ratio = |y| / |x|,                                          in (0, inf).
+
+    The score keeps full relative precision where `1 - x.y / (|x| |y|)` cancels to nothing.
+
+    Raises:
+        UndefinedScoreError: a vector is zero or not finite (the first such token is named).
+    """
+    x, y = x.double(), y.double()
+    size_x, size_y = _size("layer input", x), _size("layer output", y)
+    # Both vectors share one scale, so that squares neither overflow nor vanish.
+    scale = torch.maximum(size_x, size_y)
+    x, y = x / scale, y / scale
+    update = y - x
+    across = update - ((x * update).sum(-1) / x.square().sum(-1)).unsqueeze(-1) * x
+    norm_x, norm_y = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y, dim=-1)
+    sine = (torch.linalg.vector_norm(across, dim=-1) / norm_y).clamp(max=1)
+    cosine = ((x * y).sum(-1) / (norm_x * norm_y)).clamp(-1, 1)
+    return LayerScores(
+        torch.where(cosine > 0, sine.square() / (1 + cosine.clamp(min=0)), 1 - cosine),
+        torch.atan2(sine, cosine) / torch.pi,
+        norm_y / norm_x,
+    )
+
+
 def cosine_score(
     x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
 ) -> Float[Tensor, "*tokens"]:
     """Cosine score (Block Influence) of a layer at each token, `1 - cos(x, y)`, in [0, 2].
 
-    With the update `w = y - x` and its part `w' = w - (x.w / x.x) x` across x,
-
-        sin^2 = |w'|^2 / |y|^2,    score = sin^2 / (1 + cos)  if cos > 0,  else  1 - cos,
-
-    which keeps full relative precision where `1 - x.y / (|x| |y|)` cancels to nothing.
-
-    Raises:
-        UndefinedScoreError: a vector is zero or not finite (the first such token is named).
+    Computed without cancellation, as in `layer_scores`, which also says what it raises.
 
     Source: arXiv 2605.14075, section 2; Men et al. 2024 (ShortGPT), eq. 1.
     """
-    sine, cosine = _sine_and_cosine(x, y)
-    return torch.where(cosine > 0, sine.square() / (1 + cosine.clamp(min=0)), 1 - cosine)
+    return layer_scores(x, y).cosine
 
 
 def angular_distance(
     x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
 ) -> Float[Tensor, "*tokens"]:
-    """Angular distance at each token, `arccos(cos(x, y)) / pi`, in [0, 1].
+    """Angular distance at each token, `arccos(cos(x, y)) / pi`, in [0, 1]; see `layer_scores`.
 
-    Computed as `atan2(sin, cos) / pi`, exact near 0 and near 1. For n consecutive layers take
-    `x = h_l` and `y = h_{l+n}`; see `angular_distances`.
-
-    Raises:
-        UndefinedScoreError: a vector is zero or not finite.
+    For n consecutive layers take `x = h_l` and `y = h_{l+n}`, or `angular_distances`.
 
     Source: Gromov et al. 2024, arXiv 2403.17887, eq. 3.
     """
-    sine, cosine = _sine_and_cosine(x, y)
-    return torch.atan2(sine, cosine) / torch.pi
+    return layer_scores(x, y).angular
+
+
+def norm_ratio(
+    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
+) -> Float[Tensor, "*tokens"]:
+    """Growth of the norm at each token, `|y| / |x|`; see `layer_scores`."""
+    return layer_scores(x, y).norm_ratio
 
 
 def angular_distances(
@@ -74,20 +111,6 @@ def angular_distances(
     )
 
 
-def norm_ratio(
-    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
-) -> Float[Tensor, "*tokens"]:
-    """Growth of the norm at each token, `|y| / |x|`, in [0, inf).
-
-    Raises:
-        UndefinedScoreError: x is zero, or a vector is not finite.
-    """
-    x, y = x.double(), y.double()
-    _refuse_undefined("input", x)
-    _refuse_not_finite("output", y)
-    return torch.linalg.vector_norm(y, dim=-1) / torch.linalg.vector_norm(x, dim=-1)
-
-
 def divergence(
     intact: Float[Tensor, "*tokens hidden"], ablated: Float[Tensor, "*tokens hidden"]
 ) -> Float[Tensor, "*tokens"]:
@@ -99,10 +122,10 @@ def divergence(
         UndefinedScoreError: the intact state is zero, or a state is not finite.
     """
     intact, ablated = intact.double(), ablated.double()
-    _refuse_undefined("intact state", intact)
-    _refuse_not_finite("ablated state", ablated)
-    difference = torch.linalg.vector_norm(intact - ablated, dim=-1)
-    return difference / torch.linalg.vector_norm(intact, dim=-1)
+    scale = _size("intact state", intact)
+    _size("ablated state", ablated, zero_allowed=True)
+    difference = torch.linalg.vector_norm((intact - ablated) / scale, dim=-1)
+    return difference / torch.linalg.vector_norm(intact / scale, dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,36 +191,20 @@ def accuracy_based_relevance(without: float, intact: float, chance: float) -> fl
     return 1 - max(without - chance, 0.0) / (intact - chance)
 
 
-def _sine_and_cosine(
-    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
-) -> tuple[Float[Tensor, "*tokens"], Float[Tensor, "*tokens"]]:
-    x, y = x.double(), y.double()
-    _refuse_undefined("layer input", x)
-    _refuse_undefined("layer output", y)
-    # Both vectors share one scale, so that squares neither overflow nor vanish.
-    scale = torch.maximum(x.abs().amax(-1, keepdim=True), y.abs().amax(-1, keepdim=True))
-    x, y = x / scale, y / scale
-    update = y - x
-    across = update - ((x * update).sum(-1) / x.square().sum(-1)).unsqueeze(-1) * x
-    norm_x, norm_y = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y, dim=-1)
-    sine = (torch.linalg.vector_norm(across, dim=-1) / norm_y).clamp(max=1)
-    cosine = ((x * y).sum(-1) / (norm_x * norm_y)).clamp(-1, 1)
-    return sine, cosine
-
-
-def _refuse_undefined(name: str, x: Float[Tensor, "*tokens hidden"]) -> None:
-    _refuse_not_finite(name, x)
-    zero = (x == 0).all(-1)
-    if zero.any():
-        where = tuple(int(i) for i in zero.nonzero()[0])
+def _size(
+    name: str, x: Float[Tensor, "*tokens hidden"], *, zero_allowed: bool = False
+) -> Float[Tensor, "*tokens 1"]:
+    """Largest absolute coordinate of each vector; refuses NaN, infinity and zero vectors."""
+    size = x.abs().amax(-1, keepdim=True)  # propagates NaN
+    if not bool((finite := size.isfinite()).all()):
+        raise UndefinedScoreError(f"the {name} at token {_first(~finite)} holds NaN or infinity")
+    if not zero_allowed and bool((zero := size == 0).any()):
         raise UndefinedScoreError(
-            f"the {name} at token {where} is the zero vector, which has no direction; "
+            f"the {name} at token {_first(zero)} is the zero vector, which has no direction; "
             "mask such tokens out before scoring"
         )
+    return size
 
 
-def _refuse_not_finite(name: str, x: Float[Tensor, "*tokens hidden"]) -> None:
-    bad = ~torch.isfinite(x).all(-1)
-    if bad.any():
-        where = tuple(int(i) for i in bad.nonzero()[0])
-        raise UndefinedScoreError(f"the {name} at token {where} holds NaN or infinity")
+def _first(mask: Bool[Tensor, "*tokens 1"]) -> tuple[int, ...]:
+    return tuple(int(i) for i in mask.nonzero()[0, :-1])

@@ -162,11 +162,19 @@ def _add_special(backend: Tokenizer, name: str, taken: set[str]) -> str:
 
     A special token of that name is used as it is, unless it already has a role; an ordinary token
     of that name keeps its meaning and the new one gets longer brackets.
+    Raises TokenizerError if the new id is taken, as it may be where the ids have gaps.
     """
     special = _special_tokens(backend)
     while name in taken or (backend.token_to_id(name) is not None and name not in special):
         name = f"<{name}>"
     _add_unlisted(backend, [name])
+    token = backend.token_to_id(name)
+    for other, same in backend.get_vocab().items():
+        if same == token and other != name:
+            raise TokenizerError(
+                f"the new token {name!r} gets the id {token}, which {other!r} has already, because "
+                "the ids have gaps. Add BOS and EOS to the tokenizer's vocabulary yourself."
+            )
     return name
 
 

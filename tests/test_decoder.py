@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def layer_subsets(config: DecoderConfig = CONFIG) -> Iterable[frozenset[int]]:
         yield from map(frozenset, combinations(layers, size))
 
 
-def huggingface_model(config: DecoderConfig, weights: dict[str, Tensor]):
+def huggingface_model(config: DecoderConfig, weights: dict[str, Tensor]) -> Any:
     from transformers import LlamaForCausalLM
 
     with tempfile.TemporaryDirectory() as parent:
@@ -67,7 +68,7 @@ def huggingface_model(config: DecoderConfig, weights: dict[str, Tensor]):
         return LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
-def huggingface_logits(model, ids: Tensor) -> Tensor:
+def huggingface_logits(model: Any, ids: Tensor) -> Tensor:
     with torch.no_grad():
         return model(ids, use_cache=False).logits
 
@@ -136,7 +137,7 @@ configs = st.builds(
     st.sampled_from([1, 2, 4]),
     st.sampled_from([2, 6, 10]),
     st.integers(1, 3),
-    st.sampled_from([1e-6, 1e-2]),
+    st.sampled_from([0.0, 1e-6, 1e-2]),
     st.sampled_from([10000.0, 500000.0, 37.5]),
 )
 lengths = st.integers(1, 17)
@@ -284,7 +285,8 @@ def test_a_layer_is_its_two_updates() -> None:
     h = decoder.embed(random_ids(2, 5))
     middle = h + decoder.attention(1, h)
     assert torch.equal(decoder.layer(1, h), middle + decoder.mlp(1, middle))
-    expected = torch.stack([rows[at] for rows, at in zip(decoder.attention(1, h), positions)])
+    full = decoder.attention(1, h)
+    expected = torch.stack([update[at] for update, at in zip(full, positions, strict=True)])
     torch.testing.assert_close(decoder.attention(1, h, positions), expected, rtol=0, atol=1e-12)
 
 
@@ -324,8 +326,34 @@ def test_skipping_zeros_is_exact(
         weights["model.layers.1.self_attn.o_proj.weight"][:] = zero
     assert_equals_numpy(CONFIG, weights, random_ids(1, 4, seed=seed))
     layer = Decoder(CONFIG, weights)._layers[1]
-    assert len(layer.gate) == CONFIG.intermediate_size - len(no_gate | no_up | no_down)
+    assert layer.gate.size == CONFIG.intermediate_size - len(no_gate | no_up | no_down)
     assert (layer.output is None) == no_attention
+
+
+@given(
+    st.sampled_from([name for name, shape in parameter_shapes(CONFIG).items() if len(shape) == 2]),
+    st.frozensets(st.integers(0, 39)),
+    st.frozensets(st.integers(0, 39)),
+    seeds,
+)
+@settings(max_examples=40, deadline=None)
+def test_zero_rows_and_columns_of_any_matrix_are_skipped_exactly(
+    name: str, rows: frozenset[int], columns: frozenset[int], seed: int
+) -> None:
+    weights = random_weights(seed=seed)
+    height, width = weights[name].shape
+    weights[name][[row for row in rows if row < height]] = 0
+    weights[name][:, [column for column in columns if column < width]] = 0
+    assert_equals_numpy(CONFIG, weights, random_ids(1, 4, seed=seed))
+
+
+@pytest.mark.parametrize("name", parameter_shapes(CONFIG))
+def test_a_parameter_of_zeros_is_skipped_exactly(name: str) -> None:
+    weights = random_weights()
+    weights[name].zero_()
+    if name != "model.embed_tokens.weight":
+        weights["model.embed_tokens.weight"][0] = 0
+    assert_equals_numpy(CONFIG, weights, random_ids(2, 4))
 
 
 def test_a_single_non_zero_weight_is_not_skipped() -> None:
@@ -335,7 +363,7 @@ def test_a_single_non_zero_weight_is_not_skipped() -> None:
     weights["model.layers.0.mlp.down_proj.weight"][11, 7] = 1e-300
     weights["model.layers.2.self_attn.o_proj.weight"][23, 39] = 1e-300
     layers = Decoder(CONFIG, weights)._layers
-    assert [len(layer.gate) for layer in layers] == [1, 0, 0, 0]
+    assert [layer.gate.size for layer in layers] == [1, 0, 0, 0]
     assert [layer.output is None for layer in layers] == [True, True, False, True]
 
 
@@ -351,9 +379,9 @@ def test_a_decoder_of_zeros_adds_nothing() -> None:
 def test_dense_weights_are_not_copied() -> None:
     weights = random_weights()
     layer = Decoder(CONFIG, weights)._layers[3]
-    assert layer.gate is weights["model.layers.3.mlp.gate_proj.weight"]
-    assert layer.up is weights["model.layers.3.mlp.up_proj.weight"]
-    assert layer.down is weights["model.layers.3.mlp.down_proj.weight"]
+    assert layer.gate.block is weights["model.layers.3.mlp.gate_proj.weight"]
+    assert layer.up.block is weights["model.layers.3.mlp.up_proj.weight"]
+    assert layer.down.block is weights["model.layers.3.mlp.down_proj.weight"]
 
 
 def test_gradients_flow_to_the_weights() -> None:
@@ -370,10 +398,10 @@ def test_gradients_flow_to_the_weights() -> None:
     [
         ({"hidden_size": 0}, "hidden_size must be a positive int, got 0"),
         ({"num_hidden_layers": -1}, "num_hidden_layers must be a positive int, got -1"),
-        ({"vocab_size": 8.0}, "vocab_size must be a positive int, got 8.0"),
         ({"head_dim": True}, "head_dim must be a positive int, got True"),
         ({"head_dim": 7}, "head_dim must be even for RoPE, got 7"),
-        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be a positive finite number, got 0.0"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps must be a finite number >= 0, got -1e-06"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a finite number >= 0, got nan"),
         ({"rope_theta": math.inf}, "rope_theta must be a positive finite number, got inf"),
         ({"rope_theta": math.nan}, "rope_theta must be a positive finite number, got nan"),
         ({"bos_token_id": 29}, "bos_token_id must be a token below vocab_size=29, got 29"),
@@ -411,7 +439,7 @@ def test_every_parameter_is_checked(name: str) -> None:
 def test_a_single_nan_is_found() -> None:
     weights = random_weights(dtype=torch.bfloat16)
     weights["model.layers.2.mlp.up_proj.weight"][19, 23] = math.nan
-    with pytest.raises(ValueError, match="'model.layers.2.mlp.up_proj.weight' contains NaN"):
+    with pytest.raises(ValueError, match=r"'model.layers.2.mlp.up_proj.weight' contains NaN"):
         Decoder(CONFIG, weights)
 
 

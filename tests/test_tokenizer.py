@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
+    PreTrainedTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -203,8 +204,23 @@ def test_unreadable_file_and_folder_are_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_slow_tokenizer_is_refused() -> None:
-    from transformers import CanineTokenizer
+def test_new_token_never_shares_an_id() -> None:
+    words = Tokenizer(models.WordLevel({"x": 0, "y": 2}, unk_token="x"))
+    with pytest.raises(TokenizerError, match="'<eos>' gets the id 2, which 'y' has already"):
+        fit_tokenizer(PreTrainedTokenizerFast(tokenizer_object=words))
 
-    with pytest.raises(TokenizerError, match="CanineTokenizer is not a fast tokenizer"):
-        fit_tokenizer(CanineTokenizer())
+
+class SlowTokenizer(PreTrainedTokenizer):
+    """A tokenizer in Python, as many remote-code tokenizers are."""
+
+    @property
+    def vocab_size(self) -> int:
+        return 1
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"x": 0}
+
+
+def test_slow_tokenizer_is_refused() -> None:
+    with pytest.raises(TokenizerError, match="SlowTokenizer is not a fast tokenizer"):
+        fit_tokenizer(SlowTokenizer())

@@ -1,0 +1,189 @@
+"""The construction card of a counterexample folder: what was built, and the folder as a whole.
+
+A counterexample folder is a Hugging Face checkpoint plus `snowball.json` (the card), `dataset.jsonl`
+(the examples as token ids) and, where the dataset came from text, the tokenizer.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snowball.checkpoint import CheckpointError, read_checkpoint, read_json, write_checkpoint, write_json
+from snowball.constructions import Constant, Counterexample, LayerRole
+from snowball.dataset import Dataset
+from snowball.decoder import Decoder
+
+CARD = "snowball.json"
+DATASET = "dataset.jsonl"
+FORMAT = 1
+_THEOREM = "thm:snowball"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The content of `snowball.json`; `body` is all of it, as JSON values."""
+
+    epsilon: float
+    target: int
+    layers: int
+    width: int
+    subspaces: Mapping[str, int]
+    roles: tuple[LayerRole, ...]
+    constants: tuple[Constant, ...]
+    body: Mapping[str, Any]
+
+
+def write_counterexample(built: Counterexample, folder: Path) -> Path:
+    """Writes the folder of a counterexample, all of it or nothing.
+
+    Raises:
+        CheckpointError: the folder exists or cannot be written.
+    """
+
+    def write_extras(partial: Path) -> None:
+        write_json(partial / CARD, card_of(built))
+        built.dataset.to_jsonl(partial / DATASET)
+        if built.dataset.tokenizer is not None:
+            built.dataset.tokenizer.save_pretrained(partial)
+
+    write_checkpoint(folder, built.config, built.weights, write_extras)
+    return folder
+
+
+def card_of(built: Counterexample) -> dict[str, Any]:
+    """The card of a counterexample as JSON values."""
+    dataset = built.dataset
+    return {
+        "format": FORMAT,
+        "theorem": _THEOREM,
+        "epsilon": built.epsilon,
+        "layers": built.config.num_hidden_layers,
+        "target": built.target,
+        "dtype": str(built.dtype).removeprefix("torch."),
+        "seed": built.seed,
+        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
+        "roles": [asdict(role) for role in built.roles],
+        "constants": [asdict(constant) for constant in built.constants],
+        "distances": list(built.distances),
+        "nodes": built.nodes,
+        "closest": built.closest,
+        "dataset": {
+            "examples": len(dataset.examples),
+            "duplicates": dataset.duplicates,
+            "multiple_choice": dataset.multiple_choice,
+            "ends_with_eos": dataset.ends_with_eos,
+            "scores_eos": dataset.scores_eos,
+            "vocabulary_size": dataset.vocabulary_size,
+            "bos": dataset.bos,
+            "eos": dataset.eos,
+            "chance": dataset.chance,
+            "majority": dataset.majority,
+            "sha256": dataset.fingerprint,
+        },
+        "provenance": provenance(),
+    }
+
+
+def provenance() -> dict[str, str]:
+    """Versions and command of this run."""
+    from importlib.metadata import version
+
+    return {
+        "snowball": version("snowball"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": " ".join(["snowball", *sys.argv[1:]]),
+    }
+
+
+def read_card(folder: Path) -> Card:
+    """Reads `snowball.json`.
+
+    Raises:
+        CheckpointError: the file is missing or malformed, of another format, or its claim is not
+            one that Theorem 1 makes.
+    """
+    path = folder / CARD
+    body = read_json(path)
+    if body.get("format") != FORMAT or body.get("theorem") != _THEOREM:
+        raise CheckpointError(
+            f"{path}: format {body.get('format')!r} of {body.get('theorem')!r} is not read, only "
+            f"format {FORMAT} of {_THEOREM!r}"
+        )
+    try:
+        card = Card(
+            epsilon=float(body["epsilon"]),
+            target=int(body["target"]),
+            layers=int(body["layers"]),
+            width=int(body["stream"]["width"]),
+            subspaces={str(k): int(v) for k, v in body["stream"]["subspaces"].items()},
+            roles=tuple(_role(entry) for entry in body["roles"]),
+            constants=tuple(Constant(**entry) for entry in body["constants"]),
+            body=body,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: malformed: {type(error).__name__}: {error}") from None
+    if not 0 < card.epsilon < 2:
+        raise CheckpointError(f"{path}: epsilon must lie in (0, 2), not {card.epsilon}")
+    if card.layers < 3 or len(card.roles) != card.layers:
+        raise CheckpointError(f"{path}: {card.layers} layers with {len(card.roles)} roles")
+    if not 1 <= card.target <= card.layers - 2:
+        raise CheckpointError(f"{path}: target must lie in 1..{card.layers - 2}, not {card.target}")
+    return card
+
+
+def _role(entry: Mapping[str, Any]) -> LayerRole:
+    return LayerRole(str(entry["name"]), tuple(map(str, entry["gadgets"])), float(entry["score"]))
+
+
+def load_counterexample(folder: Path) -> tuple[Decoder, Dataset, Card]:
+    """Reads decoder, dataset and card of a counterexample folder from its files alone.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, or the card disagrees with the config.
+        DatasetError: the dataset is malformed.
+    """
+    card = read_card(folder)
+    config, weights = read_checkpoint(folder)
+    if config.num_hidden_layers != card.layers:
+        raise CheckpointError(
+            f"{folder / CARD} says {card.layers} layers, config.json {config.num_hidden_layers}"
+        )
+    if not (folder / DATASET).is_file():
+        raise CheckpointError(f"{folder / DATASET} does not exist: not a counterexample folder")
+    dataset = Dataset.from_jsonl(
+        folder / DATASET,
+        vocabulary_size=config.vocab_size,
+        bos=config.bos_token_id,
+        eos=config.eos_token_id,
+    )
+    return Decoder(config, weights), dataset, card
+
+
+def load_dataset_for(folder: Path, data: Path, split: str | None, limit: int | None) -> Dataset:
+    """Reads a dataset with the tokenizer of a counterexample folder (token ids need none).
+
+    Raises:
+        DatasetError, TokenizerError: the dataset or the tokenizer is malformed.
+    """
+    from snowball.tokenizer import load_tokenizer
+
+    config, _ = read_checkpoint(folder)
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(folder)
+        return Dataset.from_jsonl(data, tokenizer=tokenizer, split=split, limit=limit)
+    return Dataset.from_jsonl(
+        data,
+        vocabulary_size=config.vocab_size,
+        bos=config.bos_token_id,
+        eos=config.eos_token_id,
+        split=split,
+        limit=limit,
+    )

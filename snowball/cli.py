@@ -1,0 +1,306 @@
+"""The command line: `snowball demo`, `build`, `check` and `show`.
+
+Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from snowball.card import Card
+    from snowball.constructions import Counterexample
+    from snowball.dataset import Dataset
+    from snowball.decoder import Decoder
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Transformers whose least important layer, by cosine similarity, decides every answer.",
+)
+_out = Console()
+_errors = Console(stderr=True)
+
+
+class DType(StrEnum):
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Epsilon = Annotated[
+    float, typer.Option(help="Cosine score of the target layer at every token, in (0, 2).")
+]
+Layers = Annotated[int, typer.Option(help="Number of layers, at least 3.")]
+Target = Annotated[int, typer.Option(help="Index of the target layer, 1 to layers - 2.")]
+Precision = Annotated[DType, typer.Option("--dtype", help="Dtype of the weights.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sign codes.")]
+Split = Annotated[str | None, typer.Option(help="Keep only rows whose field 'split' is this.")]
+Limit = Annotated[int | None, typer.Option(help="Keep only the first rows.", min=1)]
+Folder = Annotated[Path, typer.Argument(help="A folder that `snowball build` or `demo` wrote.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder to write; must not exist.")] = Path(
+        "runs/demo"
+    ),
+    epsilon: Epsilon = 1e-6,
+    layers: Layers = 8,
+    target: Target = 3,
+    dtype: Precision = DType.float32,
+    seed: Seed = 0,
+) -> None:
+    """Build a counterexample for 198 country capitals, verify it, and write checkpoint and report.
+
+    The run folder holds checkpoint/ (a Hugging Face Llama model), report.json, layers.csv,
+    scores.png (score against relevance) and snowball.png (divergence by depth).
+    """
+    with _refusals():
+        from snowball.card import load_counterexample
+        from snowball.dataset import Dataset
+
+        _refuse_existing(out)
+        started = time.monotonic()
+        built = _construct(Dataset.capitals(), epsilon, layers, target, dtype, seed)
+        built.save_pretrained(out / "checkpoint")
+        decoder, dataset, card = load_counterexample(out / "checkpoint")
+        holds = _judge(decoder, dataset, card, out, plots=True)
+        _out.print(f"Written to {out} in {time.monotonic() - started:.0f} s.")
+    raise typer.Exit(0 if holds else 1)
+
+
+@app.command()
+def build(
+    data: Annotated[
+        str, typer.Argument(help="A JSONL file, or hf:NAME for a data set of the `datasets` library.")
+    ],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write; must not exist.")],
+    epsilon: Epsilon = 1e-6,
+    layers: Layers = 8,
+    target: Target = 3,
+    dtype: Precision = DType.float32,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Hugging Face tokenizer folder or tokenizer.json; default: bytes."),
+    ] = None,
+    split: Split = None,
+    limit: Limit = None,
+    vocabulary_size: Annotated[
+        int | None, typer.Option(help="Number of ids of a token-id file; default: largest + 1.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="hf: only: FIELD=COLUMN, for example prompt=question. Repeatable."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Build a counterexample for a dataset and write it as a Hugging Face checkpoint."""
+    with _refusals():
+        _refuse_existing(out)
+        dataset = _read_data(data, tokenizer, split, limit, vocabulary_size, column or [])
+        built = _construct(dataset, epsilon, layers, target, dtype, seed)
+        with _out.status("writing the checkpoint"):
+            built.save_pretrained(out)
+        config = built.config
+        merged = f", {dataset.duplicates} duplicate rows merged" if dataset.duplicates else ""
+        _out.print(
+            f"{len(dataset.examples)} examples{merged}; {built.nodes} nodes, "
+            f"{len(built.distances)} distances {built.distances}; hidden size "
+            f"{config.hidden_size}, {config.intermediate_size} hidden units. Written to {out}."
+        )
+        if dataset.scores_eos:
+            _out.print(
+                f"Choices are scored with EOS: {len(dataset.prefix_choices)} examples "
+                f"({', '.join(dataset.prefix_choices[:3])} ...) have a choice that is a prefix of "
+                "another, and without EOS no language model prefers the longer one."
+            )
+        _out.print(f"Next: snowball check {out}")
+
+
+@app.command()
+def check(
+    folder: Folder,
+    data: Annotated[
+        Path | None, typer.Argument(help="JSONL file to check on instead of the stored dataset.")
+    ] = None,
+    split: Split = None,
+    limit: Limit = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Run folder to write with report.json, CSV and pictures.")
+    ] = None,
+) -> None:
+    """Measure everything again from the files alone; status 1 if a guarantee fails."""
+    with _refusals():
+        from snowball.card import load_counterexample, load_dataset_for
+
+        if report is not None:
+            _refuse_existing(report)
+        decoder, dataset, card = load_counterexample(folder)
+        if data is not None:
+            dataset = load_dataset_for(folder, data, split, limit)
+        holds = _judge(decoder, dataset, card, report, plots=report is not None)
+    raise typer.Exit(0 if holds else 1)
+
+
+@app.command()
+def show(
+    folder: Folder,
+    json: Annotated[bool, typer.Option("--json", help="Print the construction card.")] = False,
+) -> None:
+    """Show the subspaces, the gadgets of each layer, and every constant with its inequality."""
+    with _refusals():
+        from snowball.card import read_card
+        from snowball.show import card_tables
+
+        card = read_card(folder)
+        if json:
+            _out.print_json(data=dict(card.body))
+        else:
+            for table in card_tables(card):
+                _out.print(table)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns the errors that users can mend into one clear line and exit status 2."""
+    from snowball.checkpoint import CheckpointError
+    from snowball.constructions import ConstructionError
+    from snowball.dataset import DatasetError
+    from snowball.fingerprint import SeparationError
+    from snowball.metrics import UndefinedScoreError
+    from snowball.tokenizer import TokenizerError
+
+    try:
+        yield
+    except (
+        CheckpointError,
+        ConstructionError,
+        DatasetError,
+        SeparationError,
+        TokenizerError,
+        UndefinedScoreError,
+    ) as error:
+        _errors.print(f"[red]refused:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _refuse_existing(folder: Path) -> None:
+    from snowball.checkpoint import CheckpointError
+
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists: choose another folder, or delete it first")
+
+
+def _read_data(
+    data: str,
+    tokenizer: Path | None,
+    split: str | None,
+    limit: int | None,
+    vocabulary_size: int | None,
+    columns: list[str],
+) -> Dataset:
+    from snowball.dataset import Dataset, DatasetError
+    from snowball.tokenizer import load_tokenizer
+
+    chosen: PreTrainedTokenizerFast | None = load_tokenizer(tokenizer) if tokenizer else None
+    if not data.startswith("hf:"):
+        if columns:
+            raise DatasetError("--column is for hf: data sets; a JSONL file has fixed field names")
+        return Dataset.from_jsonl(
+            data, tokenizer=chosen, vocabulary_size=vocabulary_size, split=split, limit=limit
+        )
+    pairs = [entry.partition("=") for entry in columns]
+    if not pairs or not all(field and column for field, _, column in pairs):
+        raise DatasetError(
+            "an hf: data set needs --column FIELD=COLUMN for each field, for example "
+            f"--column prompt=question --column label=answer; got {columns}"
+        )
+    mapping = {field: column for field, _, column in pairs}
+    name = data.removeprefix("hf:")
+    return Dataset.from_huggingface(name, split or "train", mapping, tokenizer=chosen)
+
+
+def _construct(
+    dataset: Dataset, epsilon: float, layers: int, target: int, dtype: DType, seed: int
+) -> Counterexample:
+    import torch
+
+    from snowball.constructions import counterexample
+
+    with _out.status(f"building for {len(dataset.examples)} examples"):
+        return counterexample(
+            dataset,
+            epsilon=epsilon,
+            layers=layers,
+            target=target,
+            dtype=getattr(torch, dtype),
+            seed=seed,
+        )
+
+
+def _judge(
+    decoder: Decoder, dataset: Dataset, card: Card, run: Path | None, *, plots: bool
+) -> bool:
+    """Measures, prints table and guarantees, writes the run folder if there is one."""
+    from snowball import report
+    from snowball.measurement import measure
+    from snowball.verification import guarantees
+
+    with _progress("measuring scores, curves and removals") as advance:
+        found = measure(decoder, dataset, follow=[card.target], progress=advance)
+    judged = guarantees(found, card.epsilon, card.target, decoder.dtype)
+    rows = report.layer_rows(found, [role.name for role in card.roles])
+    title = f"{len(dataset.examples)} examples, chance {found.chance:.3g}, accuracy "
+    _out.print(report.layer_table(rows, title + f"{found.intact.accuracy:.3f}"))
+    for line in report.guarantee_lines(judged):
+        _out.print(line, highlight=False)
+    if run is not None:
+        context = _context(card, dataset)
+        _write_run(run, report.report_json(found, rows, judged, context), report.layer_csv(rows))
+    if run is not None and plots:
+        from snowball.plots import plot_scores, plot_snowball
+
+        plot_scores(rows, card.target, run / "scores.png")
+        plot_snowball(found.curves, card.target, run / "snowball.png")
+    return all(one.holds for one in judged)
+
+
+def _context(card: Card, dataset: Dataset) -> dict[str, Any]:
+    from snowball.card import provenance
+
+    return {
+        "epsilon": card.epsilon,
+        "target": card.target,
+        "dataset_sha256": dataset.fingerprint,
+        "provenance": provenance(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _write_run(run: Path, report: Mapping[str, Any], table: str) -> None:
+    from snowball.checkpoint import write_json
+
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / "report.json", report)
+    (run / "layers.csv").write_text(table, encoding="utf-8")
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int], None]]:
+    from rich.progress import Progress, TimeRemainingColumn
+
+    with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=_errors) as bar:
+        task = bar.add_task(title, total=1000)
+        yield lambda share: bar.advance(task, share)

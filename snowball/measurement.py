@@ -1,0 +1,427 @@
+"""Scores, removals and divergences of a decoder on a dataset, measured from the weights alone.
+
+Nothing here knows how a decoder was built: every number comes from forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from snowball import metrics
+from snowball.dataset import Dataset, Example
+from snowball.decoder import Decoder
+
+# Bytes that the activations of one batch may take, roughly.
+_BATCH_BYTES = 2**28
+# Prompts on which the snowball curves of all removals are measured.
+CURVE_PROMPTS = 64
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Mean, least and largest value over tokens, and the mean for each token role (None: no token)."""
+
+    mean: float
+    least: float
+    largest: float
+    bos: float | None
+    prompt: float | None
+    last: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProxies:
+    """What the proxies say of one layer, over all real tokens of all prompts."""
+
+    cosine: Summary
+    angular: Summary
+    norm_ratio: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the decoder answers, with all layers or without one.
+
+    `accuracy`: open answers are right if greedy decoding emits the whole label (then EOS where the
+    dataset ends with it); multiple choice if the label has the largest summed log-likelihood (of
+    its tokens, and of EOS where `dataset.scores_eos`).
+    `distractor_rate`: the same for the distractor. `emits_label`, `emits_distractor`: share that
+    greedy decoding emits, whatever the form. `least_probability`: of a token of a label, or of a
+    distractor, along its path.
+    """
+
+    accuracy: float
+    distractor_rate: float
+    emits_label: float
+    emits_distractor: float
+    least_probability_label: float
+    least_probability_distractor: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnowballCurve:
+    """Divergence of a removal by depth: mean over the tokens measured, at depths layer+1 .. L.
+
+    `least_growth` is the smallest quotient of the divergences of one token at consecutive depths
+    (None for the last layer, which has one depth only), `least_final` the smallest at depth L.
+    """
+
+    layer: int
+    tokens: int
+    mean: tuple[float, ...]
+    least_growth: float | None
+    least_final: float
+
+    @property
+    def amplification(self) -> float | None:
+        """Divergence at the output over divergence right after the layer; None where that is 0."""
+        return self.mean[-1] / self.mean[0] if self.mean[0] > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Everything that `measure` finds; lists are indexed by layer."""
+
+    tokens: int
+    examples: int
+    chance: float
+    majority: float
+    scores: tuple[LayerProxies, ...]
+    intact: Answers
+    without: tuple[Answers, ...]
+    relevance: tuple[float | None, ...]
+    curves: tuple[SnowballCurve, ...]
+
+
+def measure(
+    decoder: Decoder,
+    dataset: Dataset,
+    follow: Iterable[int] = (),
+    progress: Progress | None = None,
+) -> Measurements:
+    """Measures scores on all prompts, answers with every single layer removed, and snowball curves.
+
+    Curves are measured on the first prompts, those of the layers in `follow` on all of them.
+    `progress` is called with the share of work done since the last call, in thousandths.
+
+    Raises:
+        UndefinedScoreError: a residual state is zero, NaN or infinite.
+    """
+    advance = progress or (lambda _: None)
+    scores, tokens = _measure_scores(decoder, dataset, lambda share: advance(share // 4))
+    curves = _measure_curves(decoder, dataset, set(follow), lambda share: advance(share // 4))
+    intact, *without = _measure_answers(decoder, dataset, lambda share: advance(share // 2))
+    return Measurements(
+        tokens=tokens,
+        examples=len(dataset.examples),
+        chance=dataset.chance,
+        majority=dataset.majority,
+        scores=scores,
+        intact=intact,
+        without=tuple(without),
+        relevance=tuple(
+            metrics.accuracy_based_relevance(one.accuracy, intact.accuracy, dataset.chance)
+            for one in without
+        ),
+        curves=curves,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    rows: list[int]
+    ids: Int[Tensor, "batch length"]
+    lengths: Int[Tensor, " batch"]
+
+
+def _batches(decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> list[_Batch]:
+    """Right-padded batches of sequences of similar length, each within the memory allowance."""
+    order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
+    batches: list[_Batch] = []
+    rows: list[int] = []
+    for row in order:
+        if rows and (len(rows) + 1) * _row_bytes(decoder, len(sequences[row])) > _BATCH_BYTES:
+            batches.append(_pad(sequences, rows))
+            rows = []
+        rows.append(row)
+    return [*batches, _pad(sequences, rows)]
+
+
+def _row_bytes(decoder: Decoder, length: int) -> int:
+    config = decoder.config
+    states = (config.num_hidden_layers + 3) * config.hidden_size
+    patterns = 3 * config.num_attention_heads * length
+    return 8 * length * (states + patterns + 3 * config.intermediate_size)
+
+
+def _pad(sequences: Sequence[tuple[int, ...]], rows: list[int]) -> _Batch:
+    lengths = torch.tensor([len(sequences[row]) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        ids[index, : lengths[index]] = torch.tensor(sequences[row])
+    return _Batch(rows, ids, lengths)
+
+
+def _prompts(dataset: Dataset) -> list[tuple[int, ...]]:
+    return [(dataset.bos, *example.prompt) for example in dataset.examples]
+
+
+class _Tally:
+    """Running mean, extremes and role means of a per-token value."""
+
+    def __init__(self) -> None:
+        self.total: dict[str, float] = {}
+        self.count: dict[str, int] = {}
+        self.least, self.largest = math.inf, -math.inf
+
+    def add(
+        self, values: Float[Tensor, "batch length"], roles: metrics.TokenRoles
+    ) -> None:
+        for name in ("bos", "prompt", "last", "real"):
+            chosen = values[getattr(roles, name)]
+            self.total[name] = self.total.get(name, 0.0) + float(chosen.sum())
+            self.count[name] = self.count.get(name, 0) + chosen.numel()
+        real = values[roles.real]
+        self.least = min(self.least, float(real.min()))
+        self.largest = max(self.largest, float(real.max()))
+
+    def summary(self) -> Summary:
+        mean = {n: self.total[n] / self.count[n] if self.count[n] else None for n in self.total}
+        overall = mean["real"]
+        assert overall is not None, "every row has a real token"
+        return Summary(
+            overall, self.least, self.largest, mean["bos"], mean["prompt"], mean["last"]
+        )
+
+
+def _measure_scores(
+    decoder: Decoder, dataset: Dataset, progress: Progress
+) -> tuple[tuple[LayerProxies, ...], int]:
+    tallies = [[_Tally() for _ in metrics.LayerScores._fields] for _ in range(decoder.num_layers)]
+    batches = _batches(decoder, _prompts(dataset))
+    tokens = 0
+    for batch in _advancing(batches, progress):
+        states = decoder.residual_states(batch.ids)
+        roles = metrics.token_roles(batch.lengths, batch.ids.shape[1])
+        tokens += int(batch.lengths.sum())
+        for layer, (x, y) in enumerate(zip(states, states[1:], strict=False)):
+            for tally, values in zip(tallies[layer], metrics.layer_scores(x, y), strict=True):
+                tally.add(values, roles)
+    return tuple(LayerProxies(*(t.summary() for t in layer)) for layer in tallies), tokens
+
+
+def _measure_curves(
+    decoder: Decoder, dataset: Dataset, follow: set[int], progress: Progress
+) -> tuple[SnowballCurve, ...]:
+    prompts = _prompts(dataset)
+    curves = [_CurveTally(layer, decoder.num_layers) for layer in range(decoder.num_layers)]
+    few = _batches(decoder, prompts[:CURVE_PROMPTS])
+    rest = _batches(decoder, prompts[CURVE_PROMPTS:]) if prompts[CURVE_PROMPTS:] else []
+    work = [(b, curves) for b in few] + [(b, [curves[k] for k in sorted(follow)]) for b in rest]
+    for batch, followed in _advancing(work, progress):
+        if followed:
+            states = decoder.residual_states(batch.ids)
+            real = metrics.token_roles(batch.lengths, batch.ids.shape[1]).real
+            for curve in followed:
+                curve.add(decoder, states, real)
+    return tuple(curve.curve() for curve in curves)
+
+
+@dataclass(slots=True)
+class _CurveTally:
+    layer: int
+    depth: int
+    totals: list[float] = field(default_factory=list)
+    tokens: int = 0
+    least_growth: float = math.inf
+    least_final: float = math.inf
+
+    def add(
+        self,
+        decoder: Decoder,
+        states: list[Float[Tensor, "batch length hidden"]],
+        real: Bool[Tensor, "batch length"],
+    ) -> None:
+        ablated = states[self.layer]
+        before: Tensor | None = None
+        for depth in range(self.layer + 1, self.depth + 1):
+            if depth > self.layer + 1:
+                ablated = decoder.layer(depth - 1, ablated)
+            now = metrics.divergence(states[depth], ablated)[real]
+            if before is not None:
+                # 0 / 0, a divergence that never began, counts as no growth.
+                growth = torch.where(before > 0, now / before, (now > 0).double())
+                self.least_growth = min(self.least_growth, float(growth.min()))
+            before = now
+            index = depth - self.layer - 1
+            if len(self.totals) == index:
+                self.totals.append(0.0)
+            self.totals[index] += float(now.sum())
+        assert before is not None, "a layer has a depth after it"
+        self.least_final = min(self.least_final, float(before.min()))
+        self.tokens += int(real.sum())
+
+    def curve(self) -> SnowballCurve:
+        mean = tuple(total / self.tokens for total in self.totals)
+        growth = self.least_growth if len(mean) > 1 else None
+        return SnowballCurve(self.layer, self.tokens, mean, growth, self.least_final)
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """One answer of one example, teacher-forced: equal to greedy decoding as long as that is right."""
+
+    example: int
+    answer: tuple[int, ...]  # wanted tokens, EOS included where the dataset ends with it
+    scored: int  # how many of them count for the log-likelihood
+    sequence: tuple[int, ...]
+
+
+def _measure_answers(decoder: Decoder, dataset: Dataset, progress: Progress) -> list[Answers]:
+    """Answers of the intact decoder, then without layer 0, 1, .., L-1."""
+    paths = [
+        _path(dataset, index, answer)
+        for index, example in enumerate(dataset.examples)
+        for answer in _answers_of(example)
+    ]
+    variants = decoder.num_layers + 1
+    emitted = torch.zeros(variants, len(paths), dtype=torch.bool)
+    likelihood = torch.zeros(variants, len(paths), dtype=torch.float64)
+    least = torch.zeros(variants, len(paths), dtype=torch.float64)
+    for batch in _advancing(_batches(decoder, [path.sequence for path in paths]), progress):
+        reads = _Reads.of([paths[row] for row in batch.rows], batch.lengths)
+        # Rows whose logits are held at a time.
+        step = max(1, _BATCH_BYTES // (16 * reads.at.shape[1] * decoder.config.vocab_size))
+        for start in range(0, len(batch.rows), step):
+            rows = slice(start, start + step)
+            states = _states_until_last(decoder, batch.ids[rows])
+            for variant in range(variants):
+                logits = _logits_without(decoder, states, variant - 1, reads.at[rows])
+                one = reads.part(rows).judge(logits)
+                where = torch.tensor(batch.rows[rows])
+                emitted[variant, where], likelihood[variant, where], least[variant, where] = one
+    return [
+        _answers(dataset, paths, emitted[v], likelihood[v], least[v]) for v in range(variants)
+    ]
+
+
+def _states_until_last(
+    decoder: Decoder, ids: Int[Tensor, "batch length"]
+) -> list[Float[Tensor, "batch length hidden"]]:
+    """h_0 .. h_{L-1}: the last layer is only ever run at the positions that are read."""
+    last = decoder.num_layers - 1
+    return decoder.residual_states(ids, frozenset({last}))
+
+
+def _logits_without(
+    decoder: Decoder,
+    states: list[Float[Tensor, "batch length hidden"]],
+    layer: int,
+    positions: Int[Tensor, "batch reads"],
+) -> Float[Tensor, "batch reads vocab"]:
+    """Logits without one layer, or of the intact decoder for layer -1, from the intact states."""
+    if layer < 0:
+        return decoder.resume(states[-1], decoder.num_layers - 1, positions=positions)
+    return decoder.resume(states[layer], layer + 1, positions=positions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """Where the answers of a batch are read: positions, wanted tokens, and which of them count."""
+
+    at: Int[Tensor, "batch reads"]
+    wanted: Int[Tensor, "batch reads"]
+    used: Bool[Tensor, "batch reads"]
+    scored: Bool[Tensor, "batch reads"]
+
+    @classmethod
+    def of(cls, paths: list[_Path], lengths: Int[Tensor, " batch"]) -> _Reads:
+        counts = torch.tensor([len(path.answer) for path in paths])
+        step = torch.arange(int(counts.max()))
+        used = step < counts[:, None]
+        # The last token of a sequence predicts the last wanted token; spare reads repeat it.
+        at = (lengths - counts)[:, None] + torch.minimum(step, counts[:, None] - 1)
+        wanted = torch.zeros_like(at)
+        wanted[used] = torch.tensor([token for path in paths for token in path.answer])
+        scored = step < torch.tensor([path.scored for path in paths])[:, None]
+        return cls(at, wanted, used, scored)
+
+    def part(self, rows: slice) -> _Reads:
+        return _Reads(self.at[rows], self.wanted[rows], self.used[rows], self.scored[rows])
+
+    def judge(
+        self, logits: Float[Tensor, "batch reads vocab"]
+    ) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Whether greedy decoding emits the answer, its log-likelihood, and its least probability."""
+        emitted = ((logits.argmax(-1) == self.wanted) | ~self.used).all(1)
+        chosen = logits.gather(-1, self.wanted[..., None])[..., 0].double()
+        log_probability = chosen - logits.double().logsumexp(-1)
+        likelihood = (log_probability * self.scored).sum(1)
+        least = log_probability.masked_fill(~self.used, 0).amin(1).exp()
+        return emitted, likelihood, least
+
+
+def _answers_of(example: Example) -> tuple[tuple[int, ...], ...]:
+    return example.choices or (example.label, example.distractor)
+
+
+def _path(dataset: Dataset, index: int, answer: tuple[int, ...]) -> _Path:
+    wanted = (*answer, dataset.eos) if dataset.ends_with_eos else answer
+    sequence = (dataset.bos, *dataset.examples[index].prompt, *wanted[:-1])
+    return _Path(index, wanted, len(wanted) if dataset.scores_eos else len(answer), sequence)
+
+
+def _answers(
+    dataset: Dataset,
+    paths: list[_Path],
+    emitted: Bool[Tensor, " paths"],
+    likelihood: Float[Tensor, " paths"],
+    least: Float[Tensor, " paths"],
+) -> Answers:
+    label, distractor, chosen = _label_distractor_and_choice(dataset, likelihood)
+    by_choice = dataset.multiple_choice
+    return Answers(
+        accuracy=metrics.accuracy(chosen == label if by_choice else emitted[label]),
+        distractor_rate=metrics.accuracy(
+            chosen == distractor if by_choice else emitted[distractor]
+        ),
+        emits_label=metrics.accuracy(emitted[label]),
+        emits_distractor=metrics.accuracy(emitted[distractor]),
+        least_probability_label=float(least[label].min()),
+        least_probability_distractor=float(least[distractor].min()),
+    )
+
+
+def _label_distractor_and_choice(
+    dataset: Dataset, likelihood: Float[Tensor, " paths"]
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """For each example the index of the path of its label, of its distractor, and of the likeliest."""
+    label, distractor, chosen, start = [], [], [], 0
+    for example in dataset.examples:
+        answers = _answers_of(example)
+        label.append(start + answers.index(example.label))
+        distractor.append(start + answers.index(example.distractor))
+        chosen.append(start + int(likelihood[start : start + len(answers)].argmax()))
+        start += len(answers)
+    return torch.tensor(label), torch.tensor(distractor), torch.tensor(chosen)
+
+
+_Item = TypeVar("_Item")
+
+
+def _advancing(items: Sequence[_Item], progress: Progress) -> Iterator[_Item]:
+    done = 0
+    for index, item in enumerate(items):
+        yield item
+        share = 1000 * (index + 1) // len(items)
+        progress(share - done)
+        done = share

@@ -1,0 +1,22 @@
+"""Hypothesis profiles, chosen by HYPOTHESIS_PROFILE, and shape checks of the numerical modules."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+CHECKED = ("metrics", "gadgets", "fingerprint", "prefix_tree", "answer_codes", "decoder")
+
+# Every call into these modules checks the shapes and dtypes that its annotations promise.
+install_import_hook([f"snowball.{module}" for module in CHECKED], "beartype.beartype")
+
+# The models of the tests are too small to share one matrix product between cores.
+torch.set_num_threads(1)
+
+# Building and running a model is slow on purpose, and no fault of a strategy.
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("default", deadline=None, max_examples=25, suppress_health_check=_SLOW)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
+settings.register_profile("nightly", settings.get_profile("default"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
