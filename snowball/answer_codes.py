@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from snowball.fingerprint import sign_codes
@@ -28,7 +28,7 @@ class AnswerCodes:
     tokens: Int[Tensor, " answers"]
     codes: Int8[Tensor, "answers width"]
     written: Int8[Tensor, "nodes width"]
-    agree: Int[Tensor, " nodes"]
+    agree: Bool[Tensor, " nodes"]
     gap: int
 
     @property

@@ -1,7 +1,7 @@
 """The construction card of a counterexample folder: what was built, and the folder as a whole.
 
-A counterexample folder is a Hugging Face checkpoint plus `snowball.json` (the card), `dataset.jsonl`
-(the examples as token ids) and, where the dataset came from text, the tokenizer.
+A counterexample folder is a Hugging Face checkpoint plus `snowball.json` (the card),
+`dataset.jsonl` (the examples as token ids) and, where the dataset came from text, the tokenizer.
 """
 
 from __future__ import annotations
@@ -11,11 +11,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from snowball.checkpoint import CheckpointError, read_checkpoint, read_json, write_checkpoint, write_json
+from snowball.checkpoint import (
+    CheckpointError,
+    read_checkpoint,
+    read_json,
+    write_checkpoint,
+    write_json,
+)
 from snowball.constructions import Constant, Counterexample, LayerRole
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder
@@ -24,6 +30,7 @@ CARD = "snowball.json"
 DATASET = "dataset.jsonl"
 FORMAT = 1
 _THEOREM = "thm:snowball"
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +125,19 @@ def read_card(folder: Path) -> Card:
             f"format {FORMAT} of {_THEOREM!r}"
         )
     try:
+        stream = _entry(body, "stream", dict)
         card = Card(
-            epsilon=float(body["epsilon"]),
-            target=int(body["target"]),
-            layers=int(body["layers"]),
-            width=int(body["stream"]["width"]),
-            subspaces={str(k): int(v) for k, v in body["stream"]["subspaces"].items()},
-            roles=tuple(_role(entry) for entry in body["roles"]),
-            constants=tuple(Constant(**entry) for entry in body["constants"]),
+            epsilon=_number(body, "epsilon"),
+            target=_entry(body, "target", int),
+            layers=_entry(body, "layers", int),
+            width=_entry(stream, "width", int),
+            subspaces=_subspaces(stream),
+            roles=tuple(map(_role, _entry(body, "roles", list))),
+            constants=tuple(map(_constant, _entry(body, "constants", list))),
             body=body,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: malformed: {type(error).__name__}: {error}") from None
+    except (KeyError, OverflowError, TypeError) as error:
+        raise CheckpointError(f"{path}: malformed: {error.args[0]}") from None
     if not 0 < card.epsilon < 2:
         raise CheckpointError(f"{path}: epsilon must lie in (0, 2), not {card.epsilon}")
     if card.layers < 3 or len(card.roles) != card.layers:
@@ -139,8 +147,47 @@ def read_card(folder: Path) -> Card:
     return card
 
 
-def _role(entry: Mapping[str, Any]) -> LayerRole:
-    return LayerRole(str(entry["name"]), tuple(map(str, entry["gadgets"])), float(entry["score"]))
+def _entry(entries: Any, key: str, kind: type[_Kind]) -> _Kind:
+    """The entry of a JSON object under a key.
+
+    Raises:
+        KeyError, TypeError: it is missing, or not of the kind (True is no integer).
+    """
+    if not isinstance(entries, dict):
+        raise TypeError(f"an object with {key!r} is needed, not {entries!r:.60}")
+    if key not in entries:
+        raise KeyError(f"{key!r} is missing")
+    value = entries[key]
+    if type(value) is not kind:
+        raise TypeError(f"{key!r} must be of type {kind.__name__}, not {value!r:.60}")
+    return value
+
+
+def _number(entries: Any, key: str) -> float:
+    integer = isinstance(entries, dict) and type(entries.get(key)) is int
+    return float(_entry(entries, key, int)) if integer else _entry(entries, key, float)
+
+
+def _subspaces(stream: Any) -> dict[str, int]:
+    subspaces = _entry(stream, "subspaces", dict)
+    return {name: _entry(subspaces, name, int) for name in subspaces}
+
+
+def _role(entry: Any) -> LayerRole:
+    gadgets = _entry(entry, "gadgets", list)
+    return LayerRole(_entry(entry, "name", str), tuple(map(str, gadgets)), _number(entry, "score"))
+
+
+def _constant(entry: Any) -> Constant:
+    return Constant(
+        symbol=_entry(entry, "symbol", str),
+        value=_number(entry, "value"),
+        meaning=_entry(entry, "meaning", str),
+        inequality=_entry(entry, "inequality", str),
+        left=_number(entry, "left"),
+        right=_number(entry, "right"),
+        remedy=_entry(entry, "remedy", str),
+    )
 
 
 def load_counterexample(folder: Path) -> tuple[Decoder, Dataset, Card]:
@@ -164,7 +211,10 @@ def load_counterexample(folder: Path) -> tuple[Decoder, Dataset, Card]:
         bos=config.bos_token_id,
         eos=config.eos_token_id,
     )
-    return Decoder(config, weights), dataset, card
+    try:
+        return Decoder(config, weights), dataset, card
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
 
 
 def load_dataset_for(folder: Path, data: Path, split: str | None, limit: int | None) -> Dataset:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -77,14 +78,15 @@ def demo(
         built.save_pretrained(out / "checkpoint")
         decoder, dataset, card = load_counterexample(out / "checkpoint")
         holds = _judge(decoder, dataset, card, out, plots=True)
-        _out.print(f"Written to {out} in {time.monotonic() - started:.0f} s.")
+        _say(f"Written to {out} in {time.monotonic() - started:.0f} s.")
     raise typer.Exit(0 if holds else 1)
 
 
 @app.command()
 def build(
     data: Annotated[
-        str, typer.Argument(help="A JSONL file, or hf:NAME for a data set of the `datasets` library.")
+        str,
+        typer.Argument(help="A JSONL file, or hf:NAME for a data set of the `datasets` library."),
     ],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write; must not exist.")],
     epsilon: Epsilon = 1e-6,
@@ -115,18 +117,18 @@ def build(
             built.save_pretrained(out)
         config = built.config
         merged = f", {dataset.duplicates} duplicate rows merged" if dataset.duplicates else ""
-        _out.print(
+        _say(
             f"{len(dataset.examples)} examples{merged}; {built.nodes} nodes, "
             f"{len(built.distances)} distances {built.distances}; hidden size "
             f"{config.hidden_size}, {config.intermediate_size} hidden units. Written to {out}."
         )
         if dataset.scores_eos:
-            _out.print(
+            _say(
                 f"Choices are scored with EOS: {len(dataset.prefix_choices)} examples "
                 f"({', '.join(dataset.prefix_choices[:3])} ...) have a choice that is a prefix of "
                 "another, and without EOS no language model prefers the longer one."
             )
-        _out.print(f"Next: snowball check {out}")
+        _say(f"Next: snowball check {out}")
 
 
 @app.command()
@@ -172,6 +174,11 @@ def show(
                 _out.print(table)
 
 
+def _say(line: str) -> None:
+    """Prints a line as it is: a path may hold brackets, and is not to be broken."""
+    _out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def _refusals() -> Iterator[None]:
     """Turns the errors that users can mend into one clear line and exit status 2."""
@@ -192,7 +199,7 @@ def _refusals() -> Iterator[None]:
         TokenizerError,
         UndefinedScoreError,
     ) as error:
-        _errors.print(f"[red]refused:[/] {error}", highlight=False, soft_wrap=True)
+        _errors.print(f"[red]refused:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -220,6 +227,11 @@ def _read_data(
             raise DatasetError("--column is for hf: data sets; a JSONL file has fixed field names")
         return Dataset.from_jsonl(
             data, tokenizer=chosen, vocabulary_size=vocabulary_size, split=split, limit=limit
+        )
+    if limit is not None or vocabulary_size is not None:
+        raise DatasetError(
+            "--limit and --vocabulary-size are for files; for the first rows of an hf: data set "
+            "give a slice of its split, for example --split 'train[:100]'"
         )
     pairs = [entry.partition("=") for entry in columns]
     if not pairs or not all(field and column for field, _, column in pairs):
@@ -265,7 +277,7 @@ def _judge(
     title = f"{len(dataset.examples)} examples, chance {found.chance:.3g}, accuracy "
     _out.print(report.layer_table(rows, title + f"{found.intact.accuracy:.3f}"))
     for line in report.guarantee_lines(judged):
-        _out.print(line, highlight=False)
+        _out.print(line, highlight=False, soft_wrap=True)
     if run is not None:
         context = _context(card, dataset)
         _write_run(run, report.report_json(found, rows, judged, context), report.layer_csv(rows))
@@ -290,17 +302,22 @@ def _context(card: Card, dataset: Dataset) -> dict[str, Any]:
 
 
 def _write_run(run: Path, report: Mapping[str, Any], table: str) -> None:
-    from snowball.checkpoint import write_json
+    from snowball.checkpoint import CheckpointError, write_json
 
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / "report.json", report)
-    (run / "layers.csv").write_text(table, encoding="utf-8")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "report.json", report)
+        (run / "layers.csv").write_text(table, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {run}: {error}") from error
 
 
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress, TimeRemainingColumn
 
-    with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=_errors) as bar:
+    with Progress(
+        *Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=_errors
+    ) as bar:
         task = bar.add_task(title, total=1000)
         yield lambda share: bar.advance(task, share)

@@ -138,16 +138,31 @@ def check_weights(config: DecoderConfig, weights: Mapping[str, Tensor]) -> torch
     return dtype
 
 
+@dataclass(frozen=True, slots=True)
+class Normed:
+    """The RMSNorm of a residual stream, computed on demand for the coordinates that are read."""
+
+    h: Float[Tensor, "*batch hidden"]
+    inverse_rms: Float[Tensor, "*batch 1"]
+    weight: Float[Tensor, " hidden"]
+
+    def columns(self, chosen: Int[Tensor, " columns"] | None) -> Float[Tensor, "*batch columns"]:
+        """The chosen coordinates, all if None; the quotient is rounded before `weight` multiplies."""
+        h, weight = self.h, self.weight
+        if chosen is not None:
+            h, weight = h[..., chosen], weight[chosen]
+        return weight * (h.to(self.inverse_rms.dtype) * self.inverse_rms).to(h.dtype)
+
+
 def rms_norm(
     h: Float[Tensor, "*batch hidden"], weight: Float[Tensor, " hidden"], eps: float
-) -> Float[Tensor, "*batch hidden"]:
+) -> Normed:
     """Root mean square normalisation: `weight * h / sqrt(mean(h^2) + eps)` over the last axis.
 
-    The quotient is computed in at least float32 and rounded before `weight` multiplies it.
+    The quotient is computed in at least float32.
     """
     wide = h.to(torch.promote_types(h.dtype, torch.float32))
-    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * normed.to(h.dtype)
+    return Normed(h, torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps), weight)
 
 
 def rotate_half(x: Float[Tensor, "*batch head_dim"]) -> Float[Tensor, "*batch head_dim"]:
@@ -175,14 +190,31 @@ class _Linear:
     size: int
 
     @classmethod
-    def of(cls, weight: Tensor) -> "_Linear":
+    def from_weight(cls, weight: Tensor) -> "_Linear":
         nonzero = weight != 0
         rows, columns = _sparse(nonzero.any(1)), _sparse(nonzero.any(0))
         block = weight if rows is None else weight[rows]
         return cls(block if columns is None else block[:, columns], rows, columns, len(weight))
 
-    def __call__(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        y = F.linear(x if self.columns is None else x[..., self.columns], self.block)
+    def of_normed(self, x: Normed) -> Float[Tensor, "*batch outputs"]:
+        """`W x` for the norm of a stream."""
+        return self._expand(F.linear(x.columns(self.columns), self.block))
+
+    def of(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """`W x`."""
+        return self._expand(self._product(x))
+
+    def add_to(
+        self, h: Float[Tensor, "*batch outputs"], x: Float[Tensor, "*batch inputs"]
+    ) -> Float[Tensor, "*batch outputs"]:
+        """`h + W x`."""
+        y = self._product(x)
+        return h + y if self.rows is None else h.index_add(-1, self.rows, y)
+
+    def _product(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch rows"]:
+        return F.linear(x if self.columns is None else x[..., self.columns], self.block)
+
+    def _expand(self, y: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch outputs"]:
         if self.rows is None:
             return y
         return y.new_zeros(*y.shape[:-1], self.size).index_copy(-1, self.rows, y)
@@ -223,14 +255,14 @@ def _layer_of(weights: Mapping[str, Tensor], index: int) -> _Layer:
     output = of("self_attn.o_proj")
     return _Layer(
         attention_norm=of("input_layernorm"),
-        query=_Linear.of(of("self_attn.q_proj")),
-        key=_Linear.of(of("self_attn.k_proj")),
-        value=_Linear.of(of("self_attn.v_proj")),
-        output=_Linear.of(output) if bool((output != 0).any()) else None,
+        query=_Linear.from_weight(of("self_attn.q_proj")),
+        key=_Linear.from_weight(of("self_attn.k_proj")),
+        value=_Linear.from_weight(of("self_attn.v_proj")),
+        output=_Linear.from_weight(output) if bool((output != 0).any()) else None,
         mlp_norm=of("post_attention_layernorm"),
-        gate=_Linear.of(gate),
-        up=_Linear.of(up),
-        down=_Linear.of(down),
+        gate=_Linear.from_weight(gate),
+        up=_Linear.from_weight(up),
+        down=_Linear.from_weight(down),
     )
 
 
@@ -261,7 +293,7 @@ class Decoder:
         self._embedding = weights["model.embed_tokens.weight"]
         self._layers = [_layer_of(weights, index) for index in range(config.num_hidden_layers)]
         self._norm = weights["model.norm.weight"]
-        self._unembedding = _Linear.of(weights["lm_head.weight"])
+        self._unembedding = _Linear.from_weight(weights["lm_head.weight"])
 
     @property
     def num_layers(self) -> int:
@@ -285,33 +317,55 @@ class Decoder:
         layer, config = self._layers[index], self.config
         if layer.output is None:
             return torch.zeros_like(select_positions(h, positions))
+        return layer.output.of(self._mixed_values(index, h, positions))
+
+    def _mixed_values(
+        self,
+        index: int,
+        h: Float[Tensor, "batch length hidden"],
+        positions: Int[Tensor, "batch reads"] | None,
+    ) -> Float[Tensor, "batch reads values"]:
+        """What o_proj reads: the attention-weighted values of all heads side by side."""
+        layer, config = self._layers[index], self.config
         x = rms_norm(h, layer.attention_norm, config.rms_norm_eps)
-        q = self._heads(layer.query(select_positions(x, positions)))
-        k = self._heads(layer.key(x))
-        v = self._heads(layer.value(x))
+        reading = rms_norm(
+            select_positions(h, positions), layer.attention_norm, config.rms_norm_eps
+        )
+        q = self._heads(layer.query.of_normed(reading))
+        k, v = self._heads(layer.key.of_normed(x)), self._heads(layer.value.of_normed(x))
 
         keys_at = torch.arange(h.shape[1], device=h.device)[None]  # (1, length)
         reads_at = keys_at if positions is None else positions  # (1 or batch, reads)
         q, k = self._rotate(q, reads_at), self._rotate(k, keys_at)
 
+        # The heads of a group share keys and values: side by side with the reads they are one matrix.
         groups = config.num_attention_heads // config.num_key_value_heads
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        scores = q @ k.transpose(-1, -2) * config.head_dim**-0.5  # (batch, heads, reads, length)
+        q = q.unflatten(1, (-1, groups)).flatten(
+            2, 3
+        )  # (batch, kv heads, groups * reads, head_dim)
+        scores = q @ k.transpose(-1, -2) * config.head_dim**-0.5
+        scores = scores.unflatten(2, (groups, -1))  # (batch, kv heads, groups, reads, length)
         future = keys_at[:, None] > reads_at[..., None]  # (1 or batch, reads, length)
-        scores = scores.masked_fill(future[:, None], -math.inf)
+        scores = scores.masked_fill(future[:, None, None], -math.inf)
         wide = torch.promote_types(self.dtype, torch.float32)
-        pattern = scores.softmax(-1, dtype=wide).to(self.dtype)
-        mixed = (pattern @ v).transpose(1, 2).flatten(2)  # (batch, reads, heads * head_dim)
-        return layer.output(mixed)
+        pattern = scores.softmax(-1, dtype=wide).to(self.dtype).flatten(2, 3)
+        mixed = (pattern @ v).unflatten(2, (groups, -1)).flatten(1, 2)
+        return mixed.transpose(1, 2).flatten(2)  # (batch, reads, heads * head_dim)
 
     def mlp(
         self, index: int, h: Float[Tensor, "batch length hidden"]
     ) -> Float[Tensor, "batch length hidden"]:
         """What the MLP of layer `index` adds to `h`: `W_down (silu(W_gate x) * W_up x)`, with
         `x = norm(h)`."""
+        return self._layers[index].down.of(self._activations(index, h))
+
+    def _activations(
+        self, index: int, h: Float[Tensor, "batch length hidden"]
+    ) -> Float[Tensor, "batch length active"]:
+        """What down_proj reads: `silu(W_gate x) * W_up x` of the active hidden units."""
         layer = self._layers[index]
         x = rms_norm(h, layer.mlp_norm, self.config.rms_norm_eps)
-        return layer.down(F.silu(layer.gate(x)) * layer.up(x))
+        return F.silu(layer.gate.of_normed(x)) * layer.up.of_normed(x)
 
     def layer(
         self,
@@ -321,12 +375,15 @@ class Decoder:
     ) -> Float[Tensor, "batch reads hidden"]:
         """The residual stream that leaves layer `index`, of which `h` enters; only at `positions`
         if given, which equals selecting them from the full result."""
-        h = select_positions(h, positions) + self.attention(index, h, positions)
-        return h + self.mlp(index, h)
+        layer, entering = self._layers[index], h
+        h = select_positions(h, positions)
+        if layer.output is not None:
+            h = layer.output.add_to(h, self._mixed_values(index, entering, positions))
+        return layer.down.add_to(h, self._activations(index, h))
 
     def logits(self, h: Float[Tensor, "batch reads hidden"]) -> Float[Tensor, "batch reads vocab"]:
         """`W_U norm(h)` of the residual stream that leaves the last layer."""
-        return self._unembedding(rms_norm(h, self._norm, self.config.rms_norm_eps))
+        return self._unembedding.of_normed(rms_norm(h, self._norm, self.config.rms_norm_eps))
 
     def residual_states(
         self, ids: Int[Tensor, "batch length"], removed: Set[int] = frozenset()

@@ -102,6 +102,7 @@ class Measurements:
     curves: tuple[SnowballCurve, ...]
 
 
+@torch.inference_mode()
 def measure(
     decoder: Decoder,
     dataset: Dataset,
@@ -183,9 +184,7 @@ class _Tally:
         self.count: dict[str, int] = {}
         self.least, self.largest = math.inf, -math.inf
 
-    def add(
-        self, values: Float[Tensor, "batch length"], roles: metrics.TokenRoles
-    ) -> None:
+    def add(self, values: Float[Tensor, "batch length"], roles: metrics.TokenRoles) -> None:
         for name in ("bos", "prompt", "last", "real"):
             chosen = values[getattr(roles, name)]
             self.total[name] = self.total.get(name, 0.0) + float(chosen.sum())
@@ -198,9 +197,7 @@ class _Tally:
         mean = {n: self.total[n] / self.count[n] if self.count[n] else None for n in self.total}
         overall = mean["real"]
         assert overall is not None, "every row has a real token"
-        return Summary(
-            overall, self.least, self.largest, mean["bos"], mean["prompt"], mean["last"]
-        )
+        return Summary(overall, self.least, self.largest, mean["bos"], mean["prompt"], mean["last"])
 
 
 def _measure_scores(
@@ -309,9 +306,7 @@ def _measure_answers(decoder: Decoder, dataset: Dataset, progress: Progress) -> 
                 one = reads.part(rows).judge(logits)
                 where = torch.tensor(batch.rows[rows])
                 emitted[variant, where], likelihood[variant, where], least[variant, where] = one
-    return [
-        _answers(dataset, paths, emitted[v], likelihood[v], least[v]) for v in range(variants)
-    ]
+    return [_answers(dataset, paths, emitted[v], likelihood[v], least[v]) for v in range(variants)]
 
 
 def _states_until_last(

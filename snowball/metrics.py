@@ -39,16 +39,18 @@ def layer_scores(
         angular distance = atan2(sin, cos) / pi,                         in [0, 1],
         norm ratio = |y| / |x|,                                          in (0, inf).
 
-    The score keeps full relative precision where `1 - x.y / (|x| |y|)` cancels to nothing.
+    `1 - x.y / (|x| |y|)` cancels to nothing at small angles; here the relative error of sin is a few
+    roundings times `|w| / |w'|`, which is 1 for an update across x.
 
     Raises:
         UndefinedScoreError: a vector is zero or not finite (the first such token is named).
     """
     x, y = x.double(), y.double()
-    size_x, size_y = _size("layer input", x), _size("layer output", y)
-    # Both vectors share one scale, so that squares neither overflow nor vanish.
-    scale = torch.maximum(size_x, size_y)
-    x, y = x / scale, y / scale
+    # Scaling by powers of two is exact, and keeps squares from overflowing or vanishing. Vectors of
+    # similar size share their power, so that the update between them stays exact too.
+    power_x, power_y = (_power(_size(n, v)) for n, v in (("layer input", x), ("layer output", y)))
+    power_y = torch.where((power_y - power_x).abs() <= 1, power_x, power_y)
+    x, y = _scale(x, -power_x), _scale(y, -power_y)
     update = y - x
     across = update - ((x * update).sum(-1) / x.square().sum(-1)).unsqueeze(-1) * x
     norm_x, norm_y = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y, dim=-1)
@@ -57,7 +59,7 @@ def layer_scores(
     return LayerScores(
         torch.where(cosine > 0, sine.square() / (1 + cosine.clamp(min=0)), 1 - cosine),
         torch.atan2(sine, cosine) / torch.pi,
-        norm_y / norm_x,
+        _scale(norm_y / norm_x, (power_y - power_x).squeeze(-1)),
     )
 
 
@@ -122,10 +124,10 @@ def divergence(
         UndefinedScoreError: the intact state is zero, or a state is not finite.
     """
     intact, ablated = intact.double(), ablated.double()
-    scale = _size("intact state", intact)
+    power = -_power(_size("intact state", intact))
     _size("ablated state", ablated, zero_allowed=True)
-    difference = torch.linalg.vector_norm((intact - ablated) / scale, dim=-1)
-    return difference / torch.linalg.vector_norm(intact / scale, dim=-1)
+    difference = torch.linalg.vector_norm(_scale(intact, power) - _scale(ablated, power), dim=-1)
+    return difference / torch.linalg.vector_norm(_scale(intact, power), dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,17 @@ def _size(
             "mask such tokens out before scoring"
         )
     return size
+
+
+def _power(size: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """The exponent e with `size = m 2^e`, 1/2 <= m < 1."""
+    return torch.frexp(size).exponent
+
+
+def _scale(x: Float[Tensor, "*shape"], power: Int[Tensor, "*other"]) -> Float[Tensor, "*shape"]:
+    """`x 2^power`, in two steps because `2^power` itself may overflow."""
+    half = power // 2
+    return torch.ldexp(torch.ldexp(x, half), power - half)
 
 
 def _first(mask: Bool[Tensor, "*tokens 1"]) -> tuple[int, ...]:

@@ -28,7 +28,9 @@ def plot_scores(rows: Sequence[LayerRow], target: int, path: Path) -> None:
 
     scores.bar(layers, [row.cosine_score for row in rows], color=colours)
     scores.set_yscale("log")
-    scores.set_ylim(min(row.cosine_score for row in rows) / 10, 3)
+    # A layer that does nothing scores 0, which a log scale cannot show.
+    positive = [row.cosine_score for row in rows if row.cosine_score > 0]
+    scores.set_ylim(min(positive, default=1e-3) / 10, 3)
     scores.set_title("What the proxy says", fontsize=11)
     scores.set_ylabel("cosine score  1 − cos(h_l, h_{l+1})")
 

@@ -56,14 +56,15 @@ def _score_is_epsilon(
 
 
 def _others_score_more(found: Measurements, epsilon: float, target: int) -> Guarantee:
-    others = {k: s.cosine.mean for k, s in enumerate(found.scores) if k != target}
+    others = {k: s.cosine.least for k, s in enumerate(found.scores) if k != target}
     lowest = min(others, key=others.__getitem__)
-    own = found.scores[target].cosine.mean
+    own = found.scores[target].cosine.largest
     return Guarantee(
         "b",
-        f"every other layer scores more than layer {target}",
-        f"lowest other: layer {lowest} with {others[lowest]:.6g} > {own:.6g}",
-        others[lowest] > own and others[lowest] > epsilon,
+        f"every other layer scores more than layer {target}, at every token",
+        f"least score of another: {others[lowest]:.6g} (layer {lowest}), largest of layer {target}: "
+        f"{own:.6g}",
+        others[lowest] > max(own, epsilon),
     )
 
 

@@ -43,7 +43,9 @@ def depths_and_targets(max_layers: int) -> SearchStrategy[tuple[int, int]]:
     """All pairs of a depth 3 <= L <= max_layers and a target 1 <= l <= L - 2."""
     if max_layers < 3:
         raise ValueError(f"max_layers must be at least 3, not {max_layers}")
-    pairs = [(depth, target) for depth in range(3, max_layers + 1) for target in range(1, depth - 1)]
+    pairs = [
+        (depth, target) for depth in range(3, max_layers + 1) for target in range(1, depth - 1)
+    ]
     return st.sampled_from(pairs)
 
 

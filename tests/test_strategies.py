@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from os.path import commonprefix
 
 import pytest
 import torch
@@ -71,13 +70,17 @@ DATASET_KINDS: dict[str, Callable[[Dataset], bool]] = {
     ),
     "long label": any_example(lambda e: len(e.label) == 4),
     "shared beginning": any_example(
-        lambda e: len(commonprefix([e.label, e.distractor])) >= 2 and not e.choices
+        lambda e: (
+            e.label[:2] == e.distractor[:2]
+            and min(len(e.label), len(e.distractor)) >= 2
+            and not e.choices
+        )
     ),
     "label in distractor": any_example(lambda e: proper_prefix(e.label, e.distractor)),
     "distractor in label": any_example(lambda e: proper_prefix(e.distractor, e.label)),
     "four choices": any_example(lambda e: len(e.choices) == 4),
     "choices that share a beginning": any_example(
-        lambda e: len(e.choices) > 2 and len(commonprefix([*e.choices])) >= 1
+        lambda e: len(e.choices) > 2 and len({c[0] for c in e.choices}) == 1
     ),
     "equal answers": lambda d: len(d.examples) > 1 and len({e.label for e in d.examples}) == 1,
 }

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import (
-    SMALLEST_EPSILON,
     Tokens,
     datasets,
     depths_and_targets,
@@ -167,9 +166,7 @@ def distractors(dataset: Dataset) -> list[Tokens]:
 
 def dataset_ids(dataset: Dataset) -> Tensor:
     """Every prompt with its label and with its distractor; padding makes further inputs of them."""
-    rows = [
-        (dataset.bos, *e.prompt, *a) for e in dataset.examples for a in (e.label, e.distractor)
-    ]
+    rows = [(dataset.bos, *e.prompt, *a) for e in dataset.examples for a in (e.label, e.distractor)]
     return padded(rows, dataset.eos)[0]
 
 
@@ -227,7 +224,8 @@ def test_every_answer_is_right_with_the_target_and_the_distractor_without(case: 
 
 
 @given(cases())
-@corners()
+@example(case=Case(MIXED, 1e-30, 48, 20, torch.float32))
+@example(case=Case(CHOICES, 1.9, 24, 1, torch.float32))
 def test_no_other_layer_decides_an_answer(case: Case) -> None:
     decoder = case.build().decoder()
     for index in set(range(case.layers - 1)) - {case.target}:
@@ -279,15 +277,27 @@ def test_every_constant_holds(case: Case) -> None:
         assert constant.holds
 
 
+def built_or_refused(case: Case) -> Counterexample | ConstructionError:
+    try:
+        return case.build()
+    except ConstructionError as refusal:
+        return refusal
+
+
+def check_refusal(refusal: ConstructionError) -> None:
+    message = str(refusal)
+    assert message.startswith("torch.bfloat16 cannot carry this construction: ")
+    assert " must satisfy " in message
+    assert "What would work: " in message
+
+
 @given(cases())
 def test_bfloat16_keeps_the_promise_or_refuses(case: Case) -> None:
     case = replace(case, dtype=torch.bfloat16)
-    try:
-        model = case.build()
-    except ConstructionError as refusal:
-        assert "What would work: " in str(refusal)
-        assume(False)
-        raise AssertionError("unreachable: the example was given up") from None
+    model = built_or_refused(case)
+    if isinstance(model, ConstructionError):
+        check_refusal(model)
+        return
     decoder = model.decoder()
     check_scores(case, model, dataset_ids(case.dataset))
     assert answers(decoder, case.dataset, NOTHING) == labels(case.dataset)
@@ -312,8 +322,8 @@ def test_refusal_names_inequality_closest_pair_and_remedy(
     case = Case(Dataset.from_rows(rows, name="data"), epsilon, 48, target, torch.bfloat16)
     with pytest.raises(ConstructionError) as refusal:
         case.build()
+    check_refusal(refusal.value)
     message = str(refusal.value)
-    assert message.startswith("torch.bfloat16 cannot carry this construction: ")
     assert f"must satisfy {inequality}" in message
     assert f"What would work: {remedy}" in message
     pair = message.split("The two closest examples are ")[1].split(", which differ in ")[0]
@@ -398,7 +408,9 @@ def long_rows() -> list[dict[str, Any]]:
     return [*rows, {"prompt": [0] * 2000, "label": 2, "distractor": 3}]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.float32]
+)
 def test_long_prompts_with_one_far_away_difference(dtype: torch.dtype) -> None:
     check_all(large_case(Dataset.from_rows(long_rows()), dtype))
 
@@ -413,11 +425,8 @@ def islands() -> Dataset:
     return Dataset.from_rows(rows)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.float32, torch.bfloat16]
+)
 def test_one_token_adrift_among_equal_ones(dtype: torch.dtype) -> None:
     check_all(large_case(islands(), dtype))
-
-
-def test_smallest_epsilon_is_not_lost_in_float32() -> None:
-    case = Case(islands(), SMALLEST_EPSILON, 6, 2, torch.float32)
-    check_all(case)

@@ -1,0 +1,108 @@
+"""What `import snowball` loads, and that the modules of the package depend one way only."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import snowball
+
+PACKAGE = Path(snowball.__file__).parent
+LAZY = (
+    "datasets",
+    "hypothesis",
+    "matplotlib",
+    "rich",
+    "scipy",
+    "sympy",
+    "tokenizers",
+    "transformers",
+    "typer",
+)
+# A module imports from the rows above its own only. So what measures cannot know what was built,
+# and what computes cannot know what reads files.
+LEVELS = (
+    {"decoder", "example", "metrics", "residual", "schedule", "tokenizer"},
+    {"checkpoint", "dataset_files"},
+    {"dataset_rows"},
+    {"dataset"},
+    {"measurement", "prefix_tree"},
+    {"fingerprint"},
+    {"answer_codes", "gadgets"},
+    {"constructions"},
+    {"card", "verification"},
+    {"report", "show"},
+    {"plots"},
+    {"__init__"},
+    {"cli"},
+)
+# `save_pretrained` belongs on what it saves, and imports when it is called.
+UPWARD_WHEN_CALLED = {("constructions", "card")}
+
+MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules of this package that a syntax tree imports, at any depth."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from _of_from(node)
+        elif isinstance(node, ast.Import):
+            yield from (a.name.partition(".")[2] or "__init__" for a in node.names if _ours(a.name))
+
+
+def _of_from(node: ast.ImportFrom) -> Iterator[str]:
+    module = node.module or ""
+    if module == "snowball":
+        yield from (alias.name if alias.name in MODULES else "__init__" for alias in node.names)
+    elif _ours(module):
+        yield module.partition(".")[2]
+
+
+def _ours(name: str) -> bool:
+    return name.partition(".")[0] == "snowball"
+
+
+def level(module: str) -> int:
+    return next(index for index, row in enumerate(LEVELS) if module in row)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, snowball; print(*sorted(sys.modules), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert {"snowball.constructions", "torch"} <= loaded
+    assert loaded.isdisjoint(LAZY)
+
+
+def test_every_module_has_a_level() -> None:
+    placed = [module for row in LEVELS for module in row]
+    assert sorted(placed) == sorted(MODULES)
+
+
+def test_what_counts_as_an_import() -> None:
+    code = "import snowball.a, os\nimport snowball\nfrom snowball.b import c\nfrom json import d\n"
+    code += "def f():\n    from snowball import gadgets, Dataset\n"
+    assert list(imports(ast.parse(code))) == ["a", "__init__", "b", "gadgets", "__init__"]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_one_way(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    upward = {name for name in imports(tree) if level(name) >= level(module)}
+    assert {(module, name) for name in upward} <= UPWARD_WHEN_CALLED
+
+
+@pytest.mark.parametrize(("module", "above"), sorted(UPWARD_WHEN_CALLED))
+def test_upward_imports_happen_when_called(module: str, above: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    assert above in set(imports(tree))
+    assert all(above not in set(imports(statement)) for statement in _at_import(tree))
+
+
+def _at_import(tree: ast.Module) -> Iterator[ast.stmt]:
+    return (s for s in tree.body if isinstance(s, ast.Import | ast.ImportFrom | ast.If))
