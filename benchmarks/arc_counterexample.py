@@ -1,81 +1,67 @@
-"""Builds a counterexample for real multiple-choice questions and scores it with `transformers` alone.
+"""Builds a counterexample for real multiple-choice questions and scores it with `transformers`.
 
     python benchmarks/arc_counterexample.py DATA.jsonl --tokenizer FOLDER --split test --out RUN
 
-DATA holds rows {"context", "choices", "label"} (ARC-Challenge, say). The checkpoint is scored by summed
-log-likelihood of each choice, as lm-eval does, by `AutoModelForCausalLM`: intact, and with the target
-layer deleted from the model. Writes RUN/checkpoint and RUN/result.json (counts only, no text).
+DATA holds rows {"context", "choices", "label"} (ARC-Challenge, say). `AutoModelForCausalLM` scores
+the checkpoint by the summed log-likelihood of each choice, as lm-eval does: intact, and with the
+target layer deleted from the model. Writes RUN/checkpoint and RUN/result.json (counts, no text).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
 
-from snowball import Dataset, counterexample
+from snowball import Dataset, Example, counterexample
 from snowball.card import provenance
 from snowball.checkpoint import write_json
 from snowball.tokenizer import load_tokenizer
 
-TOKENS_PER_BATCH = 2048
 
+@torch.inference_mode()
+def log_likelihoods(model: Any, dataset: Dataset, title: str) -> list[list[tuple[float, float]]]:
+    """Summed log-likelihood of each choice of each example, without and with EOS.
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    example: int
-    choice: int
-    ids: tuple[int, ...]
-    answer_tokens: int  # EOS not counted
-
-
-def rows_of(dataset: Dataset) -> list[Row]:
+    The question runs once; its key-value cache serves all choices.
+    """
     return [
-        Row(index, number, (dataset.bos, *example.prompt, *choice, dataset.eos), len(choice))
-        for index, example in enumerate(dataset.examples)
-        for number, choice in enumerate(example.choices)
+        choice_log_likelihoods(model, dataset, example)
+        for example in track(dataset.examples, description=title)
     ]
 
 
-def batches_of(rows: list[Row]) -> list[list[Row]]:
-    batches: list[list[Row]] = [[]]
-    for row in sorted(rows, key=lambda row: len(row.ids)):
-        if (len(batches[-1]) + 1) * len(row.ids) > TOKENS_PER_BATCH:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
+def choice_log_likelihoods(
+    model: Any, dataset: Dataset, example: Example
+) -> list[tuple[float, float]]:
+    prompt = torch.tensor([(dataset.bos, *example.prompt)])
+    question = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    cache = question.past_key_values
+    cache.batch_repeat_interleave(len(example.choices))
+    # Right padding: attention is causal, so what follows a choice cannot influence it.
+    answers = [torch.tensor((*choice, dataset.eos)) for choice in example.choices]
+    wanted = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True)
+    following = model(input_ids=wanted[:, :-1], past_key_values=cache).logits
+    first = question.logits[:, -1:].expand(len(answers), -1, -1)
+    log_p = torch.cat((first, following), dim=1).double().log_softmax(-1)
+    chosen = log_p.gather(-1, wanted[..., None])[..., 0]
+    return [
+        (float(row[: len(a) - 1].sum()), float(row[: len(a)].sum()))
+        for row, a in zip(chosen, answers, strict=True)
+    ]
 
 
-@torch.inference_mode()
-def log_likelihoods(model: Any, rows: list[Row], title: str) -> dict[tuple[int, int], list[float]]:
-    """Summed log-likelihood of each choice, without and with EOS."""
-    found: dict[tuple[int, int], list[float]] = {}
-    for batch in track(batches_of(rows), description=title):
-        ids = torch.zeros(len(batch), max(len(row.ids) for row in batch), dtype=torch.int64)
-        for index, row in enumerate(batch):
-            ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        logits = model(input_ids=ids).logits  # right padding: causal, so no mask is needed
-        for index, row in enumerate(batch):
-            last = len(row.ids) - 1  # position of EOS
-            at = torch.arange(last - row.answer_tokens - 1, last)
-            wanted = ids[index, at + 1]
-            log_p = logits[index, at].double().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
-            found[row.example, row.choice] = [float(log_p[:-1].sum()), float(log_p.sum())]
-    return found
-
-
-def counts(dataset: Dataset, found: dict[tuple[int, int], list[float]]) -> dict[str, int]:
+def counts(dataset: Dataset, found: list[list[tuple[float, float]]]) -> dict[str, int]:
     """How many examples choose the label, and the distractor, by either score."""
     result = {}
     for column, name in enumerate(("without_eos", "with_eos")):
         label = distractor = 0
-        for index, example in enumerate(dataset.examples):
-            scores = [found[index, number][column] for number in range(len(example.choices))]
+        for example, choices in zip(dataset.examples, found, strict=True):
+            scores = [choice[column] for choice in choices]
             chosen = example.choices[max(range(len(scores)), key=scores.__getitem__)]
             label += chosen == example.label
             distractor += chosen == example.distractor
@@ -117,11 +103,10 @@ def main() -> None:
     built.save_pretrained(arguments.out / "checkpoint")
     seconds = time.perf_counter() - started
 
-    rows = rows_of(dataset)
     model = AutoModelForCausalLM.from_pretrained(arguments.out / "checkpoint")
-    intact = counts(dataset, log_likelihoods(model, rows, "intact"))
+    intact = counts(dataset, log_likelihoods(model, dataset, "intact"))
     delete_layer(model, arguments.target)
-    without = counts(dataset, log_likelihoods(model, rows, f"without layer {arguments.target}"))
+    without = counts(dataset, log_likelihoods(model, dataset, f"without layer {arguments.target}"))
     result = {
         "data": arguments.data.name,
         "split": arguments.split,

@@ -3,8 +3,9 @@
     python benchmarks/build_scaling.py [--sizes 100 1000 10000] [--out FILE.json]
 
 Random prompts of 50 tokens over a vocabulary of 32,000 with single-token labels, 8 layers, float32.
-Each size runs in a process of its own, so that peak memory (resident set) is that size's. The growth is the
-slope of log time against log n; the one quadratic step, the scan of all pairs of samples, is shown apart.
+Each size runs in a process of its own, so that peak memory (resident set) is that size's. The
+growth is the slope of log time against log n; the one quadratic step, the scan of all pairs of
+samples, is shown apart (it is part of the build).
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+
+if TYPE_CHECKING:
+    from snowball.dataset import Dataset
 
 VOCABULARY, TOKENS, LAYERS, TARGET, EPSILON = 32_000, 50, 8, 3, 1e-6
 
@@ -56,7 +60,6 @@ def run_in_process(size: int) -> dict[str, Any]:
 
 def measure_one(size: int) -> dict[str, Any]:
     from snowball.card import load_counterexample
-    from snowball.constructions import counterexample
     from snowball.dataset import Dataset
     from snowball.fingerprint import fingerprint
     from snowball.measurement import measure
@@ -66,22 +69,17 @@ def measure_one(size: int) -> dict[str, Any]:
     dataset = Dataset.from_rows(random_rows(size), vocabulary_size=VOCABULARY)
     tree = prefix_tree(dataset)
     _, scan = timed(lambda: fingerprint(tree, dataset.vocabulary_size, seed=0))
-    built, build = timed(
-        lambda: counterexample(dataset, epsilon=EPSILON, layers=LAYERS, target=TARGET)
-    )
     with tempfile.TemporaryDirectory() as folder:
-        _, save = timed(lambda: built.save_pretrained(Path(folder) / "model"))
+        build, save = build_and_save(dataset, Path(folder) / "model")
         built_memory = peak_memory()
         file = Path(folder) / "model" / "model.safetensors"
         apparent, on_disk = file.stat().st_size, file.stat().st_blocks * 512
-        heads = len(built.distances)
-        del built
         (decoder, stored, _), load = timed(lambda: load_counterexample(Path(folder) / "model"))
         found, check = timed(lambda: measure(decoder, stored, follow=[TARGET]))
     judged = guarantees(found, EPSILON, TARGET, decoder.dtype)
     return {
         "samples": size,
-        "distances": heads,
+        "distances": decoder.config.num_attention_heads,
         "hidden_size": decoder.config.hidden_size,
         "seconds": {
             "pair_scan": scan,
@@ -94,6 +92,16 @@ def measure_one(size: int) -> dict[str, Any]:
         "file_bytes": {"apparent": apparent, "on_disk": on_disk},
         "guarantees_hold": all(one.holds for one in judged),
     }
+
+
+def build_and_save(dataset: Dataset, folder: Path) -> tuple[float, float]:
+    from snowball.constructions import counterexample
+
+    built, build = timed(
+        lambda: counterexample(dataset, epsilon=EPSILON, layers=LAYERS, target=TARGET)
+    )
+    _, save = timed(lambda: built.save_pretrained(folder))
+    return build, save
 
 
 def random_rows(size: int) -> list[dict[str, Any]]:
@@ -124,7 +132,8 @@ def print_table(figures: list[dict[str, Any]]) -> None:
 
     phases = list(figures[0]["seconds"])
     table = Table(title=f"{TOKENS} tokens, vocabulary {VOCABULARY}, {LAYERS} layers, float32")
-    for heading in ("samples", *(f"{p} s" for p in phases), "peak GB", "file GB", "on disk GB", "ok"):
+    sizes = ("peak GB", "file GB", "on disk GB", "ok")
+    for heading in ("samples", *(f"{phase} s" for phase in phases), *sizes):
         table.add_column(heading, justify="right")
     for one in figures:
         table.add_row(
@@ -136,8 +145,8 @@ def print_table(figures: list[dict[str, Any]]) -> None:
             "yes" if one["guarantees_hold"] else "NO",
         )
     if len(figures) > 1:
-        sizes = [one["samples"] for one in figures]
-        growth = [slope(sizes, [one["seconds"][phase] for one in figures]) for phase in phases]
+        samples = [one["samples"] for one in figures]
+        growth = [slope(samples, [one["seconds"][phase] for one in figures]) for phase in phases]
         table.add_row("growth n^", *(f"{value:.2f}" for value in growth), "", "", "", "")
     Console(width=130).print(table)
 

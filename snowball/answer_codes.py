@@ -59,7 +59,7 @@ def answer_codes(tree: PrefixTree, seed: int) -> AnswerCodes:
 
 
 def _smallest_gap(codes: Int8[Tensor, "answers width"], pairs: Int[Tensor, "2 pairs"]) -> int:
-    """Smallest gap over the wanted pairs, in both directions, against every answer and the zero row."""
+    """Smallest gap over the pairs, in both directions, against every answer and the zero row."""
     real = codes.float()  # products of signs are integers far below 2^24: exact
     gaps = [codes.shape[1]]
     for first, second in (pairs, pairs.flip(0)):

@@ -1,9 +1,10 @@
-"""Theorem 1 as a builder: a dataset, an epsilon, a depth and a target give a hand-weighted decoder."""
+"""Theorem 1 as a builder: dataset, epsilon, depth and target give a hand-weighted decoder."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class LayerRole:
-    """What one layer of a construction does, and the cosine score that the closed form gives it."""
+    """What one layer of a construction does, and the cosine score by its closed form."""
 
     name: str
     gadgets: tuple[str, ...]
@@ -58,7 +59,7 @@ class LayerRole:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A decoder whose target layer has the least cosine score, epsilon, and decides every answer."""
+    """A decoder whose target layer scores least, epsilon, and decides every answer."""
 
     config: DecoderConfig
     weights: dict[str, Tensor]
@@ -154,8 +155,8 @@ def _check_arguments(epsilon: float, layers: int, target: int, dtype: torch.dtyp
         )
     if layers < 3:
         raise ConstructionError(
-            f"layers must be at least 3, not {layers}: a layer before the target, the target, and a "
-            "reader after it"
+            f"layers must be at least 3, not {layers}: a layer before the target, the target, and "
+            "a reader after it"
         )
     if not 1 <= target <= layers - 2:
         raise ConstructionError(
@@ -250,8 +251,8 @@ def _design(
     # Rounding to the dtype may shorten the gap by its resolution.
     unembedding_scale = wanted_gap * (1 + resolution) / (seen * answers.gap * 7 / 8)
 
-    growth = min(b / a for a, b in _pairs(plan.divergences())) - 1
-    others = [plan.score[k] for k in range(layers - 1) if k != target]
+    growth = min(b / a for a, b in pairwise(plan.divergences())) - 1
+    least_other = min(plan.score[k] for k in range(layers - 1) if k != target)
     finfo = torch.finfo(dtype)
     constants = (
         Constant("U", plan.filler, "length of the filler",
@@ -267,10 +268,10 @@ def _design(
         Constant("g_reader", plan.reader_gain, "gain of the reader",
                  "g_reader <= 2^-24 times the largest number",
                  plan.reader_gain, finfo.max / 2**24, "a larger epsilon, or float64"),
-        Constant("c_others", min(others, default=plan.score[plan.reader]),
+        Constant("c_others", least_other,
                  "least score of another layer before the reader",
                  "epsilon + 4 eps(dtype) <= c_others", epsilon + 4 * resolution,
-                 min(others, default=plan.score[plan.reader]), "a smaller epsilon, or a wider dtype"),
+                 least_other, "a smaller epsilon, or a wider dtype"),
         Constant("c_reader", plan.reader_score_bound(), "lower bound on the score of the reader",
                  "epsilon + 4 eps(dtype) <= c_reader", epsilon + 4 * resolution,
                  plan.reader_score_bound(), "a smaller epsilon, or a wider dtype"),
@@ -338,10 +339,6 @@ def _power_of_two_below(value: float) -> float:
     return 2.0 ** math.floor(math.log2(value))
 
 
-def _pairs(values: tuple[float, ...]) -> list[tuple[float, float]]:
-    return list(zip(values, values[1:], strict=False))
-
-
 def _accumulation(dtype: torch.dtype) -> float:
     """Resolution of the sums of a matrix product; bfloat16 products are summed in float32."""
     return torch.finfo(dtype if dtype != torch.bfloat16 else torch.float32).eps
@@ -363,8 +360,8 @@ def _violation(constant: Constant, closest: dict[str, Any] | None, dtype: torch.
     pair = ""
     if closest is not None:
         pair = (
-            f" The two closest examples are {closest['first']} and {closest['second']}, which differ "
-            f"in {closest['differing_signs']} of {closest['of_signs']} signs."
+            f" The two closest examples are {closest['first']} and {closest['second']}, which "
+            f"differ in {closest['differing_signs']} of {closest['of_signs']} signs."
         )
     return (
         f"{dtype} cannot carry this construction: {constant.symbol} ({constant.meaning}) = "
@@ -401,7 +398,7 @@ def _allocate(config: DecoderConfig, dtype: torch.dtype) -> dict[str, Tensor]:
         size = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
         raise ConstructionError(
             f"the checkpoint would take {size / 2**30:.1f} GiB ({config.num_attention_heads} "
-            f"distances are needed to tell the prompts apart), which does not fit in memory: {error}"
+            f"distances tell the prompts apart), which does not fit in memory: {error}"
         ) from None
     for name, weight in weights.items():
         if name.endswith("norm.weight"):

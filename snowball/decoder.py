@@ -147,7 +147,7 @@ class Normed:
     weight: Float[Tensor, " hidden"]
 
     def columns(self, chosen: Int[Tensor, " columns"] | None) -> Float[Tensor, "*batch columns"]:
-        """The chosen coordinates, all if None; the quotient is rounded before `weight` multiplies."""
+        """The chosen coordinates, all if None; `weight` multiplies the rounded quotient."""
         h, weight = self.h, self.weight
         if chosen is not None:
             h, weight = h[..., chosen], weight[chosen]
@@ -314,7 +314,7 @@ class Decoder:
         `W_O concat_heads softmax(rope(q) . rope(k) / sqrt(head_dim)) v` over the keys up to the
         query's own position, with q, k, v linear in `norm(h)`; only at `positions` if given.
         """
-        layer, config = self._layers[index], self.config
+        layer = self._layers[index]
         if layer.output is None:
             return torch.zeros_like(select_positions(h, positions))
         return layer.output.of(self._mixed_values(index, h, positions))
@@ -338,7 +338,7 @@ class Decoder:
         reads_at = keys_at if positions is None else positions  # (1 or batch, reads)
         q, k = self._rotate(q, reads_at), self._rotate(k, keys_at)
 
-        # The heads of a group share keys and values: side by side with the reads they are one matrix.
+        # The heads of a group share keys and values: with the reads they form one matrix.
         groups = config.num_attention_heads // config.num_key_value_heads
         q = q.unflatten(1, (-1, groups)).flatten(
             2, 3

@@ -1,4 +1,4 @@
-"""Fingerprints that tell the nodes of a prefix tree apart: which tokens to look at, and their codes.
+"""Fingerprints that tell the nodes of a prefix tree apart: which tokens to look at, their codes.
 
 A *fingerprint* is the concatenation of the sign codes of the tokens at a few distances from the end
 of a sequence. Two nodes are *separated* by `t` if the codes of their tokens differ in at least `t`

@@ -1,8 +1,9 @@
 """Gadgets: each writes one sublayer pattern of the construction into the weights of one layer.
 
-Common setting: the residual stream at the gadget has the known norm R at every token, and RMSNorm has
-unit weights and no epsilon, so that it is multiplication by `rho = sqrt(width) / R`. Weights are
-computed in float64 and rounded once, when they are written. Docstrings state the map over the reals.
+Common setting: the residual stream at the gadget has the known norm R at every token, and RMSNorm
+has unit weights and no epsilon, so that it is multiplication by `rho = sqrt(width) / R`. Weights
+are computed in float64 and rounded once, as they are written. Docstrings state maps over the
+reals.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STATIONARY_GATE = -1.2784645427610738
 
 @dataclass(slots=True)
 class LayerWeights:
-    """Views of the weight matrices of one layer, and the next hidden unit that no gadget has taken."""
+    """Views of the weight matrices of one layer, and the next hidden unit not yet taken."""
 
     stream: ResidualStream
     query: Tensor
@@ -170,9 +171,9 @@ def recall(
 
     which is `sharpness * z * (separation - 2 * differing signs)`: positive on the node itself,
     and at most `-sharpness * z * separation` on every separated one. The first sign of every code
-    is +1, so x_0 = z in every block and the threshold travels with the fingerprint; all gate weights
-    are integers below 256 times a power of two, exact in every dtype. Unit i multiplies its gate by
-    `up_i * x[up_reads_i]` and adds the result times column i of `down` to the answer.
+    is +1, so x_0 = z in every block and the threshold travels with the fingerprint; all gate
+    weights are integers below 256 times a power of two, exact in every dtype. Unit i multiplies its
+    silu(gate) by `up_i * x[up_reads_i]` and adds that times column i of `down` to the answer.
     """
     stream = layer.stream
     _, heads, width = signs.shape

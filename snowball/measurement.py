@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -28,7 +29,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Mean, least and largest value over tokens, and the mean for each token role (None: no token)."""
+    """Mean, least and largest value over tokens, and the mean by token role (None: no token)."""
 
     mean: float
     least: float
@@ -210,7 +211,7 @@ def _measure_scores(
         states = decoder.residual_states(batch.ids)
         roles = metrics.token_roles(batch.lengths, batch.ids.shape[1])
         tokens += int(batch.lengths.sum())
-        for layer, (x, y) in enumerate(zip(states, states[1:], strict=False)):
+        for layer, (x, y) in enumerate(pairwise(states)):
             for tally, values in zip(tallies[layer], metrics.layer_scores(x, y), strict=True):
                 tally.add(values, roles)
     return tuple(LayerProxies(*(t.summary() for t in layer)) for layer in tallies), tokens
@@ -275,7 +276,7 @@ class _CurveTally:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """One answer of one example, teacher-forced: equal to greedy decoding as long as that is right."""
+    """One answer of one example, teacher-forced: greedy decoding as long as that is right."""
 
     example: int
     answer: tuple[int, ...]  # wanted tokens, EOS included where the dataset ends with it
@@ -356,7 +357,7 @@ class _Reads:
     def judge(
         self, logits: Float[Tensor, "batch reads vocab"]
     ) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Whether greedy decoding emits the answer, its log-likelihood, and its least probability."""
+        """Whether greedy decoding emits the answer, its log-likelihood, its least probability."""
         emitted = ((logits.argmax(-1) == self.wanted) | ~self.used).all(1)
         chosen = logits.gather(-1, self.wanted[..., None])[..., 0].double()
         log_probability = chosen - logits.double().logsumexp(-1)
@@ -399,7 +400,7 @@ def _answers(
 def _label_distractor_and_choice(
     dataset: Dataset, likelihood: Float[Tensor, " paths"]
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """For each example the index of the path of its label, of its distractor, and of the likeliest."""
+    """For each example the paths of its label, of its distractor, and of the likeliest answer."""
     label, distractor, chosen, start = [], [], [], 0
     for example in dataset.examples:
         answers = _answers_of(example)

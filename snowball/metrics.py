@@ -1,7 +1,7 @@
-"""Layer scores of activations, and the accuracy-based relevance: the only place a metric is defined.
+"""Layer scores of activations, and accuracy-based relevance: the only place a metric is defined.
 
-Every function takes tensors (never models), accepts any float dtype and computes in float64. A layer
-maps the residual stream `x = h_l` to `y = h_{l+1}`; the last axis holds the hidden coordinates.
+Every function takes tensors (never models), accepts any float dtype and computes in float64. A
+layer maps the residual stream `x = h_l` to `y = h_{l+1}`; the last axis holds the coordinates.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def layer_scores(
         angular distance = atan2(sin, cos) / pi,                         in [0, 1],
         norm ratio = |y| / |x|,                                          in (0, inf).
 
-    `1 - x.y / (|x| |y|)` cancels to nothing at small angles; here the relative error of sin is a few
-    roundings times `|w| / |w'|`, which is 1 for an update across x.
+    `1 - x.y / (|x| |y|)` cancels to nothing at small angles; here the relative error of sin is a
+    few roundings times `|w| / |w'|`, which is 1 for an update across x.
 
     Raises:
         UndefinedScoreError: a vector is zero or not finite (the first such token is named).
@@ -96,7 +96,7 @@ def norm_ratio(
 
 def angular_distances(
     states: Sequence[Float[Tensor, "*tokens hidden"]], layers: int
-) -> Float[Tensor, "starts *tokens"]:
+) -> Float[Tensor, " starts *tokens"]:
     """Angular distance across every run of `layers` consecutive layers, `d(h_l, h_{l+layers})`.
 
     `states` is h_0 ... h_L; row l belongs to the run that starts at layer l, 0 <= l <= L - layers.

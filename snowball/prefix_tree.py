@@ -1,7 +1,7 @@
-"""The tree of answer prefixes of a dataset: what must be emitted where, with and without the target.
+"""The tree of answer prefixes of a dataset: what to emit where, with and without the target.
 
 Every position from which the model has to emit a token is a *node*: a prompt followed by a prefix
-of its label or of its distractor. Equal token sequences are one node, whichever rows they come from.
+of its label or of its distractor. Equal token sequences are one node, whatever rows they come from.
 """
 
 from __future__ import annotations

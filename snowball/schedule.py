@@ -2,8 +2,9 @@
 
 The stream that enters layer k has the squared norm `R_k^2 = C + s_k^2` at every token: C comes from
 constant, filler and code, and `|s_k|` is the size of the switch. The switch is negative without the
-target layer and positive with it; nothing else in the stream depends on the target before the reader,
-so that the two runs are mirror images of each other and share every norm.
+target layer and positive with it. Before the reader nothing else in the stream depends on the
+target (for epsilon > 1/2, but for a rotation of the filler), so that the two runs are mirror images
+of each other and share every norm.
 
 With `q = 1 - epsilon/2`, the share of the squared norm that need not be filler:
 
@@ -11,8 +12,8 @@ With `q = 1 - epsilon/2`, the share of the squared norm that need not be filler:
     sin^2(theta_L) = q/2                   share of the switch after the reader
     (1 + |code|^2) / C <= q/8              share of constant and code
 
-so that the filler always holds more than `epsilon/2 + q/4` of the squared norm, and every other layer
-can reach the score `epsilon + q/2` by rotating the filler.
+so that the filler always holds more than `epsilon/2 + q/4` of the squared norm, and every other
+layer can reach the score `epsilon + q/2` by rotating the filler.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Schedule:
         )
 
     def _reader_slack(self) -> float:
-        """Least factor by which the context, which lowers the gain of the MLP, shrinks an update."""
+        """Least factor by which the context, lowering the gain of the MLP, shrinks an update."""
         square = self.norm[self.reader] ** 2
         return math.sqrt(square / (square + self.context_square))
 

@@ -62,8 +62,8 @@ def _others_score_more(found: Measurements, epsilon: float, target: int) -> Guar
     return Guarantee(
         "b",
         f"every other layer scores more than layer {target}, at every token",
-        f"least score of another: {others[lowest]:.6g} (layer {lowest}), largest of layer {target}: "
-        f"{own:.6g}",
+        f"least score of another: {others[lowest]:.6g} (layer {lowest}), largest of layer "
+        f"{target}: {own:.6g}",
         others[lowest] > max(own, epsilon),
     )
 

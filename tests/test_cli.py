@@ -240,10 +240,11 @@ def test_arguments_reach_the_model(tmp_path: Path) -> None:
 
 
 def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", TOKENS)
+    rows = write_rows(tmp_path / "rows.jsonl", TEXT)
     digests = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert snowball("build", rows, "--out", tmp_path / name, "--seed", seed).status == 0
+        out = tmp_path / name
+        assert snowball("build", rows, "--out", out, "--seed", seed, *SMALL).status == 0
         digests.append(contents(tmp_path / name)["model.safetensors"])
     assert digests[0] == digests[1] != digests[2]
 
@@ -320,7 +321,7 @@ def test_check_takes_other_data(text_model: Path, tmp_path: Path) -> None:
     known = snowball("check", text_model, path, "--split", "known")
     assert (known.status, known.failing) == (0, "")
     assert "3 examples" in known.out
-    assert snowball("check", text_model, path, "--limit", 2).status == 0
+    assert snowball("check", text_model, path, "--limit", 1).status == 0
     unknown = snowball("check", text_model, path, "--split", "unknown")
     assert (unknown.status, unknown.failing) == (1, "cdf")
 
@@ -453,7 +454,7 @@ OPEN = {"prompt": "a:", "label": "b", "distractor": "c"}
     [
         ([OPEN, {**OPEN, "label": "d"}], r"rows.jsonl:1 and .*rows.jsonl:2: the same prompt has"),
         (
-            [OPEN, {"prompt": "a:b", "label": "d"}],
+            [{**OPEN, "label": "bx"}, {"prompt": "a:b", "label": "d"}],
             r"rows.jsonl:2 and .*rows.jsonl:1 contradict each other",
         ),
         (

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -125,12 +126,18 @@ def prompt_of(dataset: Dataset, e: Example) -> Tokens:
 # Answers
 
 
+@lru_cache(maxsize=4096)
+def next_logits(decoder: Decoder, row: Tokens) -> list[float]:
+    return decoder.forward(torch.tensor([row]))[0, -1].tolist()
+
+
 def emits(decoder: Decoder, dataset: Dataset, e: Example, answer: Tokens) -> bool:
     """Whether the most likely tokens, one after another, are the answer (and then EOS)."""
     wanted = (*answer, dataset.eos) if dataset.ends_with_eos else answer
     row = prompt_of(dataset, e)
     for _ in wanted:
-        row = (*row, int(decoder.forward(torch.tensor([row]))[0, -1].argmax()))
+        logits = next_logits(decoder, row)
+        row = (*row, logits.index(max(logits)))
     return row[1 + len(e.prompt) :] == wanted
 
 
@@ -140,7 +147,7 @@ def log_probabilities(
     """Of each token of an answer, the last of them EOS."""
     row, found = prompt_of(dataset, e), []
     for token in (*answer, dataset.eos):
-        logits = decoder.forward(torch.tensor([row]))[0, -1].tolist()
+        logits = next_logits(decoder, row)
         largest = max(logits)
         total = math.fsum(math.exp(z - largest) for z in logits)
         found.append(logits[token] - largest - math.log(total))
@@ -210,8 +217,9 @@ def assert_close(found: Any, expected: Any) -> None:
 def test_answers_are_those_of_greedy_decoding_and_likelihood(
     model: Model, dataset: Dataset
 ) -> None:
-    found = measure(decoder_without(model, None), dataset)
-    assert_close(found.intact, expected_answers(decoder_without(model, None), dataset))
+    intact = decoder_without(model, None)
+    found = measure(intact, dataset)
+    assert_close(found.intact, expected_answers(intact, dataset))
     assert len(found.without) == LAYERS
     for layer, answers in enumerate(found.without):
         assert_close(answers, expected_answers(decoder_without(model, layer), dataset))
