@@ -22,9 +22,10 @@ from snowball.checkpoint import (
     write_checkpoint,
     write_json,
 )
-from snowball.constructions import Constant, Counterexample, LayerRole
+from snowball.constructions import Counterexample, LayerRole
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder
+from snowball.design import Constant
 
 CARD = "snowball.json"
 DATASET = "dataset.jsonl"

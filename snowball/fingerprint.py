@@ -62,7 +62,7 @@ def sign_codes(count: int, width: int, seed: int) -> Int8[Tensor, "count width"]
     if count <= width and width & (width - 1) == 0:
         from scipy.linalg import hadamard
 
-        return torch.from_numpy(hadamard(width, dtype=np.int8)[:count].copy())
+        return torch.from_numpy(hadamard(width)[:count].astype(np.int8))
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (count, width), generator=generator, dtype=torch.int8) * 2 - 1
     signs[:, 0] = 1

@@ -43,9 +43,16 @@ class LayerWeights:
         def view(name: str) -> Tensor:
             return weights[f"model.layers.{layer}.{name}.weight"]
 
-        attention = (view(f"self_attn.{p}_proj") for p in "qkvo")
-        mlp = (view(f"mlp.{p}_proj") for p in ("gate", "up", "down"))
-        return cls(stream, *attention, *mlp)
+        return cls(
+            stream=stream,
+            query=view("self_attn.q_proj"),
+            key=view("self_attn.k_proj"),
+            value=view("self_attn.v_proj"),
+            output=view("self_attn.o_proj"),
+            gate=view("mlp.gate_proj"),
+            up=view("mlp.up_proj"),
+            down=view("mlp.down_proj"),
+        )
 
     def take_units(self, count: int) -> slice:
         """The next `count` free hidden units.

@@ -32,7 +32,7 @@ def plot_scores(rows: Sequence[LayerRow], target: int, path: Path) -> None:
     positive = [row.cosine_score for row in rows if row.cosine_score > 0]
     scores.set_ylim(min(positive, default=1e-3) / 10, 3)
     scores.set_title("What the proxy says", fontsize=11)
-    scores.set_ylabel("cosine score  1 − cos(h_l, h_{l+1})")
+    scores.set_ylabel(r"cosine score  $1-\cos(h_l,\,h_{l+1})$")
 
     defined = [row for row in rows if row.relevance is not None]
     relevance.bar(
@@ -73,8 +73,8 @@ def plot_snowball(curves: Sequence[SnowballCurve], target: int, path: Path) -> N
         )
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("depth k (k = number of layers passed)")
-    axes.set_ylabel("divergence  |h_k − h'_k| / |h_k|")
+    axes.set_xlabel("depth $k$ (layers passed)")
+    axes.set_ylabel(r"divergence  $|h_k-h^\prime_k|\,/\,|h_k|$")
     axes.set_title("Snowball curves: one layer removed", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)

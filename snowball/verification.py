@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from snowball.constructions import CONFIDENCE
+from snowball.design import CONFIDENCE
 from snowball.measurement import Measurements
 
 # Relative deviation from epsilon that the target's score may have at a token, by dtype: the

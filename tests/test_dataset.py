@@ -326,8 +326,10 @@ def test_capitals_are_sound() -> None:
     assert len(capitals) == len(texts)
     for _, label, distractor in texts:
         assert distractor in capitals
-        assert label.startswith(" ") and label.strip() == label[1:]
-        assert not label.startswith(distractor) and not distractor.startswith(label)
+        assert label.startswith(" ")
+        assert label.strip() == label[1:]
+        assert not label.startswith(distractor)
+        assert not distractor.startswith(label)
 
 
 def test_import_is_light() -> None:
@@ -491,7 +493,7 @@ def test_special_tokens_of_a_tokenizer_are_found_in_texts() -> None:
 
 def test_tokenizer_must_have_its_own_bos_and_eos() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=MERGING.backend_tokenizer)
-    with pytest.raises(DatasetError, match="BOS None and EOS None.*fit_tokenizer"):
+    with pytest.raises(DatasetError, match=r"BOS None and EOS None.*fit_tokenizer"):
         Dataset.from_rows([CHOICE], tokenizer)
 
 
@@ -505,7 +507,7 @@ def test_gaps_between_the_ids_of_a_tokenizer_count() -> None:
 
 
 def test_tokenizer_excludes_other_ids() -> None:
-    with pytest.raises(DatasetError, match="tokenizer decides .* got 300, None and None"):
+    with pytest.raises(DatasetError, match=r"tokenizer decides .* got 300, None and None"):
         Dataset.from_rows([CHOICE], vocabulary_size=300)
 
 
@@ -629,5 +631,5 @@ def test_missing_column_split_field_and_folder_are_named(tables: Path) -> None:
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DatasetError, match="arc: .*needs the package `datasets`.*pip install"):
+    with pytest.raises(DatasetError, match=r"arc: .*needs the package `datasets`.*pip install"):
         Dataset.from_huggingface("arc", "train", COLUMNS)

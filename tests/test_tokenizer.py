@@ -57,12 +57,14 @@ def save(backend: Tokenizer, folder: Path, **named: str) -> Path:
 
 
 def assert_fitted(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert tokenizer.bos_token_id is not None and tokenizer.eos_token_id is not None
+    assert tokenizer.bos_token_id is not None
+    assert tokenizer.eos_token_id is not None
     assert tokenizer.bos_token_id not in (tokenizer.eos_token_id, tokenizer.unk_token_id)
     for text in ("", "x", TEXT):
         plain = tokenizer(text, add_special_tokens=False).input_ids
         assert tokenizer(text).input_ids == [tokenizer.bos_token_id, *plain]
-        assert tokenizer.bos_token_id not in plain and tokenizer.eos_token_id not in plain
+        assert tokenizer.bos_token_id not in plain
+        assert tokenizer.eos_token_id not in plain
 
 
 CASES = {

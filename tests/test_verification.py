@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from snowball.constructions import CONFIDENCE, Counterexample, counterexample
+from snowball.constructions import Counterexample, counterexample
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder
+from snowball.design import CONFIDENCE
 from snowball.measurement import Measurements, measure
 from snowball.verification import SCORE_TOLERANCE, guarantees
 
