@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from snowball.answer_codes import AnswerCodes, answer_codes, unembedding_rows
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.design import Constant, Design, design
-from snowball.fingerprint import Fingerprint, fingerprint
+from snowball.fingerprint import LEAST_CODE_WIDTH, Fingerprint, fingerprint
 from snowball.prefix_tree import PrefixTree, prefix_tree
 from snowball.residual import ResidualStream
 
@@ -102,6 +103,7 @@ def counterexample(
     Source: arXiv 2605.14075, Theorem 1.
     """
     _check_arguments(epsilon, layers, target, dtype)
+    _check_vocabulary(dataset, dtype)
     tree = prefix_tree(dataset)
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed)
@@ -189,6 +191,18 @@ def _weights(
     rows = unembedding_rows(answers, chosen.readout.scale)
     weights["lm_head.weight"][answers.tokens, chosen.stream["answer"]] = rows.to(dtype)
     return weights
+
+
+def _check_vocabulary(dataset: Dataset, dtype: torch.dtype) -> None:
+    """Refuses a vocabulary whose embedding alone exceeds the memory of the machine."""
+    least = dataset.vocabulary_size * LEAST_CODE_WIDTH * dtype.itemsize
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if least > memory:
+        raise ConstructionError(
+            f"a vocabulary of {dataset.vocabulary_size} tokens takes at least "
+            f"{least / 2**30:.0f} GiB to embed, and this machine has {memory / 2**30:.0f} GiB; use "
+            "smaller token ids"
+        )
 
 
 def _allocate(config: DecoderConfig, dtype: torch.dtype) -> dict[str, Tensor]:

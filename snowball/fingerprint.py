@@ -18,6 +18,7 @@ from torch import Tensor
 
 from snowball.prefix_tree import PrefixTree
 
+LEAST_CODE_WIDTH = 16
 # Rows per block of the Gram matrix, and pairs looked at before distances are added.
 _BLOCK, _PAIRS = 2048, 2048
 # Gate weights up to the code width are exact in bfloat16, whose significand has 8 bits.
@@ -79,7 +80,7 @@ def fingerprint(tree: PrefixTree, vocabulary_size: int, seed: int) -> Fingerprin
     Raises:
         SeparationError: two nodes are not separated at the widest code.
     """
-    width = 16 if vocabulary_size <= _FEW_TOKENS else 32
+    width = LEAST_CODE_WIDTH if vocabulary_size <= _FEW_TOKENS else 32
     while True:
         codes = sign_codes(vocabulary_size, width, seed)
         try:

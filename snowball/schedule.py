@@ -134,7 +134,9 @@ def schedule(
     filler = rounded(math.sqrt(9 * (1 + code_square) / free), dtype)
     base = 1 + code_square + filler**2
     share = min(epsilon / 2, free / 3)
-    half = rounded(math.sqrt(base * share / (1 - share)), dtype)
+    exact_half = math.sqrt(base * share / (1 - share))
+    # A switch that the dtype rounds to 0 is kept as it is: the builder refuses it by its size.
+    half = rounded(exact_half, dtype) or exact_half
     added = base * free / 64
     end = math.sqrt(base * (free / 2) / (1 - free / 2))
     amplifying = layers - 1 - target

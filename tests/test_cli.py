@@ -554,7 +554,7 @@ def test_a_refusal_of_the_dtype_names_inequality_closest_examples_and_remedy(
     refused(
         done,
         r"torch\.bfloat16 cannot carry this construction: .* must satisfy epsilon \+ "
-        r"4 eps\(dtype\) <= c_others, but \S+ > \S+\. The two closest examples are "
+        r"4 eps\S* <= c_others, but \S+ > \S+\. The two closest examples are "
         r"\S+rows\.jsonl:\d and \S+rows\.jsonl:\d, which differ in \d+ of \d+ signs\. "
         r"What would work: a smaller epsilon, or a wider dtype\.",
     )

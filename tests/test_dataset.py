@@ -172,11 +172,25 @@ def test_only_label_gets_the_next_id_that_is_a_word(
     assert data.examples[0].distractor == distractor
 
 
-def test_default_choice_skips_those_that_begin_with_the_label() -> None:
+def test_default_choice_is_the_next_one() -> None:
     row = {"context": "Q", "choices": [" x", " a", " ab", " c"], "label": 1}
-    assert Dataset.from_rows([row]).examples[0].distractor == tuple(b" c")
-    row = {"context": "Q", "choices": [" x", " a", " ab"], "label": 1}
-    assert Dataset.from_rows([row]).examples[0].distractor == tuple(b" x")
+    assert Dataset.from_rows([row]).examples[0].distractor == tuple(b" ab")
+    assert Dataset.from_rows([{**row, "label": 3}]).examples[0].distractor == tuple(b" x")
+
+
+@pytest.mark.parametrize(
+    ("choices", "scores_eos"),
+    [
+        ([" a", " b", " c"], False),
+        ([" a", " ab", " c"], True),  # the label begins the distractor
+        ([" ab", " c", " a"], True),  # a choice begins the label
+        ([" a", " c", " ab"], False),  # only a choice that is neither begins with another
+    ],
+)
+def test_eos_counts_where_a_choice_is_a_prefix(choices: list[str], scores_eos: bool) -> None:
+    dataset = Dataset.from_rows([{"context": "Q", "choices": choices, "label": 0}])
+    assert dataset.scores_eos is scores_eos
+    assert dataset.prefix_choices == (("rows:1",) if scores_eos else ())
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8))

@@ -147,6 +147,17 @@ def test_scans_in_small_blocks_separate_as_well(
         check_separation(tree, fingerprint(tree, 4, seed=0))
 
 
+@pytest.mark.parametrize("block", [1, 7, 40])
+@pytest.mark.parametrize("seed", range(4))
+def test_closest_pair_is_found_in_any_block(
+    monkeypatch: pytest.MonkeyPatch, seed: int, block: int
+) -> None:
+    """Random codes differ in 16 to 48 signs, so that the closest pair is hardly ever the first."""
+    monkeypatch.setattr(module, "_BLOCK", block)
+    tree = of_prompts([[n] for n in range(40)])
+    check_separation(tree, fingerprint(tree, 300, seed))
+
+
 def equal_codes_up_to(width: int) -> object:
     """`sign_codes` without any difference between tokens, unless the codes are wider."""
 

@@ -312,8 +312,8 @@ def test_bfloat16_keeps_the_promise_or_refuses(case: Case) -> None:
 @pytest.mark.parametrize(
     ("epsilon", "target", "inequality", "remedy"),
     [
-        (1.9, 1, "epsilon + 4 eps(dtype) <= c_others", "a smaller epsilon, or a wider dtype"),
-        (0.5, 1, "2 eps(dtype) <= growth of the divergence", "fewer layers after the target"),
+        (1.9, 1, "epsilon + 4 eps <= c_others", "a smaller epsilon, or a wider dtype"),
+        (0.5, 1, "2 eps <= growth of the divergence", "fewer layers after the target"),
     ],
 )
 def test_refusal_names_inequality_closest_pair_and_remedy(
@@ -431,3 +431,17 @@ def islands() -> Dataset:
 )
 def test_one_token_adrift_among_equal_ones(dtype: torch.dtype) -> None:
     check_all(large_case(islands(), dtype))
+
+
+def test_a_switch_that_the_dtype_cannot_hold_is_refused() -> None:
+    dataset = Dataset.from_rows([{"prompt": [0], "label": 1}])
+    for epsilon in (1e-70, 1e-300):
+        with pytest.raises(ConstructionError, match=r"h \(size of the switch.*or float64"):
+            counterexample(dataset, epsilon=epsilon, layers=4, target=1, dtype=torch.float32)
+    counterexample(dataset, epsilon=1e-300, layers=4, target=1, dtype=torch.float64)
+
+
+def test_a_vocabulary_beyond_memory_is_refused() -> None:
+    dataset = Dataset.from_rows([{"prompt": [1], "label": 2**31 - 1}])
+    with pytest.raises(ConstructionError, match="a vocabulary of 2147483650 tokens takes at least"):
+        counterexample(dataset, epsilon=1e-6, layers=4, target=1)
