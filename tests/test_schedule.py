@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import mpmath
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 from strategies import depths_and_targets, dtypes, epsilons
 
 from snowball.schedule import Schedule, angle_of_versine, rounded, schedule, versine
+
+# mpmath gives its numbers no type that a checker could see.
+Number = Any
 
 TOLERANCE = 1e-13
 
@@ -38,11 +42,11 @@ def corner(epsilon: float, layers: int, target: int) -> Schedule:
 class Stream:
     """Squared rest (constant and code), filler plane and switch of one token, at 100 digits."""
 
-    rest_square: mpmath.mpf
+    rest_square: Number
     filler: mpmath.mpc
-    switch: mpmath.mpf
+    switch: Number
 
-    def dot(self, other: "Stream") -> mpmath.mpf:
+    def dot(self, other: "Stream") -> Number:
         plane = mpmath.re(self.filler * mpmath.conj(other.filler))
         return self.rest_square + plane + self.switch * other.switch
 
