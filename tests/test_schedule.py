@@ -43,7 +43,7 @@ class Stream:
     """Squared rest (constant and code), filler plane and switch of one token, at 100 digits."""
 
     rest_square: Number
-    filler: mpmath.mpc
+    filler: Number
     switch: Number
 
     def dot(self, other: "Stream") -> Number:
