@@ -252,13 +252,14 @@ def _write_reader(
 ) -> None:
     plan, stream, gather = chosen.plan, chosen.stream, chosen.gather
     norm = plan.norm[plan.reader]
-    gadgets.gather(layer, norm, gather.kernel, gather.coldness, marks.distances, gather.scale)
+    heads = tuple(reversed(marks.distances))  # distance 0, inside every node, comes last
+    gadgets.gather(layer, norm, gather.kernel, gather.coldness, heads, gather.scale)
     # Where both wanted tokens agree the unit reads the constant, else the sign of the switch.
     rho = gadgets.norm_factor(stream.width, chosen.recall.norm)
     reads = torch.where(answers.agree, stream["const"].start, stream["switch"].start)
     size = torch.where(answers.agree, 1.0, plan.switch[plan.reader]).double()
     fired = chosen.recall.gate / (1 + math.exp(-chosen.recall.gate))
-    distances = torch.tensor(marks.distances)
+    distances = torch.tensor(heads)
     for start in range(0, len(tree), _BLOCK):
         nodes = torch.arange(start, min(start + _BLOCK, len(tree)))
         seen = tree.tokens_at(nodes, distances)

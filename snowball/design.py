@@ -141,7 +141,7 @@ def _stream(marks: Fingerprint, answers: AnswerCodes) -> ResidualStream:
         "filler": 2,
         "switch": 1,
         "code": marks.width,
-        "context": marks.heads * marks.width,
+        "context": marks.heads * len(gadgets.context_layout(marks.width)),
         "answer": answers.width,
     }
     # transformers asks for a hidden size that the heads divide.
@@ -257,7 +257,7 @@ def _gather(
     # Where the noise is too large this is no solution, and the constant below does not hold.
     coldness = math.log((tree.longest + 1) / leak) / max(kernel.sharpness - 2 * noise, noise)
 
-    entries = marks.heads * marks.width
+    entries = marks.heads * len(gadgets.context_layout(marks.width))
     unit = code_size * gadgets.norm_factor(stream.width, plan.norm[plan.reader])
     scale = _power_of_two_below(math.sqrt(plan.context_square / entries) / unit)
     size = scale * unit
@@ -275,7 +275,7 @@ def _gather(
             symbol="z",
             value=size,
             meaning="size of a context coordinate",
-            inequality="|context|^2 = H k z^2 <= q C / 64",
+            inequality="|context|^2 = (number of coordinates) z^2 <= q C / 64",
             left=entries * size**2,
             right=plan.context_square,
             remedy=_INTERNAL,
@@ -324,7 +324,7 @@ def _recall(
             symbol="rounding",
             value=rounding,
             meaning="rounding of a gate, in signs",
-            inequality="2 H k eps(sums) <= t / 8",
+            inequality="2 |context coordinates| eps(sums) <= t / 8",
             left=rounding,
             right=marks.separation / 8,
             remedy="fewer heads (shorter or more varied prompts), wider codes, or float64",

@@ -128,6 +128,17 @@ def amplifier(layer: LayerWeights, norm: float, switch: slice, gain: float) -> N
     linear_map(layer, norm, switch, switch, one, (gain - 1) * one)
 
 
+def context_layout(width: int) -> Int[Tensor, " block"]:
+    """Which code coordinate each coordinate of a context block holds: `0 1 2 0 3 4 0 5 6 ...`.
+
+    The constant first sign of the code stands before every two others, so that recall subtracts it
+    as it goes: on the node itself the partial sums of a gate are -2, -1 and 0 times one number, all
+    exact in floating point, where subtracting it once would leave rounding noise in the answer.
+    """
+    others = torch.arange(1, width)
+    return torch.cat([torch.cat((torch.tensor([0]), pair)) for pair in others.split(2)])
+
+
 def gather(
     layer: LayerWeights,
     norm: float,
@@ -141,7 +152,8 @@ def gather(
     Head h scores the token at distance D by `A K(D - D_h)` (queries and keys read only the
     constant; K is the kernel, A the coldness), so that the softmax weight of the token at D_h is at
     least `1 - N exp(-A sharpness)` whenever that token exists. One value head, shared by all,
-    carries the code; `x[context block h] += scale * rho * code`.
+    carries the code; `x[context block h] += scale * rho * code[layout]`, with the layout of
+    `context_layout`.
     """
     stream = layer.stream
     rho, head_dim = norm_factor(stream.width, norm), layer.key.shape[0]
@@ -156,8 +168,9 @@ def gather(
 
     slots = torch.arange(width)
     layer.value[slots, code.start + slots] = 1.0
-    heads = torch.arange(len(distances))[:, None]
-    layer.output[context.start + heads * width + slots, heads * head_dim + slots] = scale
+    heads, layout = torch.arange(len(distances))[:, None], context_layout(width)
+    written = context.start + heads * len(layout) + torch.arange(len(layout))
+    layer.output[written, heads * head_dim + layout] = scale
 
 
 def recall(
@@ -178,16 +191,18 @@ def recall(
 
     which is `sharpness * z * (separation - 2 * differing signs)`: positive on the node itself,
     and at most `-sharpness * z * separation` on every separated one. The first sign of every code
-    is +1, so x_0 = z in every block and the threshold travels with the fingerprint; all gate
-    weights are integers below 256 times a power of two, exact in every dtype. Unit i multiplies its
-    silu(gate) by `up_i * x[up_reads_i]` and adds that times column i of `down` to the answer.
+    is +1, so x_0 = z in every block and the threshold travels with the fingerprint; it is taken
+    from the last block, which must lie inside every node (distance 0). All gate weights are small
+    integers times a power of two, exact in every dtype. Unit i multiplies its silu(gate) by
+    `up_i * x[up_reads_i]` and adds that times column i of `down` to the answer.
     """
-    stream = layer.stream
-    _, heads, width = signs.shape
-    keys = layer.gate[units, stream["context"]].unflatten(1, (heads, width))  # written in place
-    keys.copy_(signs)
-    keys[:, :, 0] *= 1 - width
-    keys[:, 0, 0] += separation
+    stream, layout = layer.stream, context_layout(signs.shape[2])
+    keys = layer.gate[units, stream["context"]].unflatten(1, (-1, len(layout)))  # in place
+    keys.copy_(signs[:, :, layout])
+    subtracts = (layout == 0).nonzero().flatten()
+    ends = torch.cat((subtracts[1:], torch.tensor([len(layout)])))
+    keys[:, :, subtracts] *= (subtracts + 1 - ends).to(keys.dtype)
+    keys[:, -1, subtracts[-1]] += separation
     keys *= sharpness
     rows = torch.arange(units.start, units.stop)
     layer.up[rows, up_reads] = up.to(layer.up.dtype)
