@@ -191,13 +191,14 @@ def _constant(entry: Any) -> Constant:
     )
 
 
-def load_counterexample(folder: Path) -> tuple[Decoder, Dataset, Card]:
+def load_counterexample(folder: str | Path) -> tuple[Decoder, Dataset, Card]:
     """Reads decoder, dataset and card of a counterexample folder from its files alone.
 
     Raises:
         CheckpointError: a file is missing or malformed, or the card disagrees with the config.
         DatasetError: the dataset is malformed.
     """
+    folder = Path(folder)
     card = read_card(folder)
     config, weights = read_checkpoint(folder)
     if config.num_hidden_layers != card.layers:
@@ -206,6 +207,7 @@ def load_counterexample(folder: Path) -> tuple[Decoder, Dataset, Card]:
         )
     if not (folder / DATASET).is_file():
         raise CheckpointError(f"{folder / DATASET} does not exist: not a counterexample folder")
+    _check_tokenizer(folder, config.bos_token_id)
     dataset = Dataset.from_jsonl(
         folder / DATASET,
         vocabulary_size=config.vocab_size,
@@ -216,6 +218,24 @@ def load_counterexample(folder: Path) -> tuple[Decoder, Dataset, Card]:
         return Decoder(config, weights), dataset, card
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _check_tokenizer(folder: Path, bos: int) -> None:
+    """Refuses a tokenizer that does not begin every text with BOS, on which the theorem rests."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():  # a dataset of token ids has none
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        ids = Tokenizer.from_file(str(path)).encode("").ids
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
+    if ids != [bos]:
+        raise CheckpointError(
+            f"{path}: the empty text is encoded as {ids}, not as BOS [{bos}]; the model needs BOS "
+            "before every prompt"
+        )
 
 
 def load_dataset_for(folder: Path, data: Path, split: str | None, limit: int | None) -> Dataset:

@@ -22,6 +22,7 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16"}
 # read back from disk would otherwise round differently from the one in memory.
 _ALIGNMENT = 64
 _CHUNK_BYTES = 1 << 24
+_LARGEST_HEADER = 100_000_000  # of the safetensors library
 _PAGE_BYTES = 1 << 12  # what file systems allocate at a time
 
 
@@ -124,6 +125,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    if len(text) > _LARGEST_HEADER:
+        raise CheckpointError(
+            f"{len(tensors)} tensors need a safetensors header of {len(text)} bytes, and readers "
+            f"refuse more than {_LARGEST_HEADER}; build fewer layers"
+        )
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)

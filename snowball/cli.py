@@ -46,10 +46,12 @@ Epsilon = Annotated[
 Layers = Annotated[int, typer.Option(help="Number of layers, at least 3.")]
 Target = Annotated[int, typer.Option(help="Index of the target layer, 1 to layers - 2.")]
 Precision = Annotated[DType, typer.Option("--dtype", help="Dtype of the weights.")]
-Seed = Annotated[int, typer.Option(help="Seed of the sign codes.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sign codes.", min=0, max=2**63 - 1)]
 Split = Annotated[str | None, typer.Option(help="Keep only rows whose field 'split' is this.")]
 Limit = Annotated[int | None, typer.Option(help="Keep only the first rows.", min=1)]
-Folder = Annotated[Path, typer.Argument(help="A folder that `snowball build` or `demo` wrote.")]
+Folder = Annotated[
+    Path, typer.Argument(help="A folder that `build` wrote, or RUN/checkpoint of a `demo`.")
+]
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,10 @@ def _check_arguments(epsilon: float, layers: int, target: int, dtype: torch.dtyp
         raise ConstructionError(
             f"epsilon must lie in (0, 2), not {epsilon}: 1 - cos never exceeds 2, and 0 is a layer "
             "that does nothing"
+        )
+    if epsilon < sys.float_info.min:
+        raise ConstructionError(
+            f"epsilon must be at least {sys.float_info.min}, the least normal number, not {epsilon}"
         )
     if layers < 3:
         raise ConstructionError(

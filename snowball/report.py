@@ -68,11 +68,13 @@ def layer_table(rows: Sequence[LayerRow], title: str) -> Table:
 
 def guarantee_lines(judged: Sequence[Guarantee]) -> list[str]:
     """One line of terminal markup per guarantee."""
-    return [
-        f"[{'green' if one.holds else 'red'}]{'holds' if one.holds else 'FAILS'}[/] "
-        f"({one.clause}) {one.statement}: {one.measured}"
-        for one in judged
-    ]
+    return [f"{_verdict(one)} ({one.clause}) {one.statement}: {one.measured}" for one in judged]
+
+
+def _verdict(one: Guarantee) -> str:
+    if not one.claimed:
+        return "[yellow]not claimed[/]"
+    return "[green]holds[/]" if one.holds else "[red]FAILS[/]"
 
 
 def report_json(
