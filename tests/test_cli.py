@@ -125,6 +125,21 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     return run, snowball("demo", "--out", run)
 
 
+def test_demo_agrees_with_transformers(demo: tuple[Path, Done]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from snowball import load_counterexample
+
+    folder = demo[0] / "checkpoint"
+    decoder, dataset, _ = load_counterexample(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        for example in dataset.examples[::20]:
+            ids = torch.tensor([(dataset.bos, *example.prompt, *example.label)])
+            difference = model(input_ids=ids).logits - decoder.forward(ids)
+            assert float(difference.abs().max()) <= 1e-4
+
+
 def test_demo_holds_and_says_so(demo: tuple[Path, Done]) -> None:
     run, done = demo
     assert done.status == 0

@@ -17,16 +17,18 @@ from snowball.metrics import cosine_score
 from snowball.residual import ResidualStream
 
 HEADS, WIDTH, HEAD_DIM, ANSWER = 3, 16, 32, 4
+LAYOUT = gadgets.context_layout(WIDTH)
+BLOCK = len(LAYOUT)
 STREAM = ResidualStream(
     {
         "const": 1,
         "filler": 2,
         "switch": 1,
         "code": WIDTH,
-        "context": HEADS * WIDTH,
+        "context": HEADS * BLOCK,
         "answer": ANSWER,
     },
-    75,
+    96,
 )
 CONFIG = DecoderConfig(
     vocab_size=4,
@@ -265,10 +267,10 @@ def test_gather_averages_codes_with_the_softmax_of_the_kernel(
             keys = range(query + 1)
             raw = [coldness * kernel_at(kernel, query - key - distance) for key in keys]
             weights = torch.tensor(raw, dtype=torch.float64).softmax(0)
-            mean = weights @ CODES[tokens[: query + 1]].double() / 16
-            block = slice(STREAM["context"].start + head * WIDTH, None)
+            mean = (weights @ CODES[tokens[: query + 1]].double())[LAYOUT] / 16
+            block = slice(STREAM["context"].start + head * BLOCK, None)
             size = scale * norm_factor(STREAM.width, norm)
-            expected[query, block][:WIDTH] += size * mean
+            expected[query, block][:BLOCK] += size * mean
     torch.testing.assert_close(after, expected, rtol=1e-9, atol=1e-11 * (norm + scale))
 
 
@@ -281,9 +283,9 @@ def test_gather_copies_the_code_at_each_distance_up_to_its_leak(
     leak = len(tokens) * math.exp(-coldness * kernel.sharpness)
     _, after = gathered(kernel, coldness, 2.0, 1.0, tokens)
     rho = norm_factor(STREAM.width, 2.0)
-    context = after[-1, STREAM["context"]].view(HEADS, WIDTH)
+    context = after[-1, STREAM["context"]].view(HEADS, BLOCK)
     for head, distance in enumerate(DISTANCES):
-        copied = rho * CODES[tokens[-1 - distance]].double() / 16
+        copied = rho * CODES[tokens[-1 - distance]][LAYOUT].double() / 16
         assert float((context[head] - copied).abs().max()) <= 2 * leak * rho / 16 + 1e-12
 
 
@@ -325,13 +327,13 @@ def gates(bench: Bench, h: Tensor) -> Tensor:
 
 
 token_rows = st.lists(st.integers(0, WIDTH - 1), min_size=HEADS, max_size=HEADS)
-# How many of the blocks lie inside a node; the first always does.
+# How many of the blocks lie inside a node; the last always does.
 insides = st.integers(1, HEADS)
 
 
 def signs_of(tokens: list[int], inside: int) -> Tensor:
     signs = CODES[tokens].clone()
-    signs[inside:] = 0
+    signs[: HEADS - inside] = 0
     return signs
 
 
@@ -344,9 +346,9 @@ def test_gate_counts_the_differing_signs(
     size = 0.1
     z = size * norm_factor(STREAM.width, norm)
     for tokens, _ in nodes:
-        measured = gates(bench, context_stream(size * CODES[tokens].double(), norm))
+        measured = gates(bench, context_stream(size * CODES[tokens][:, LAYOUT].double(), norm))
         for gate, (other, inside) in zip(measured.tolist(), nodes, strict=False):
-            differing = int((CODES[tokens] != CODES[other])[:inside].sum())
+            differing = int((CODES[tokens] != CODES[other])[-inside:].sum())
             expected = sharpness * z * (SEPARATION - 2 * differing)
             assert gate == pytest.approx(expected, rel=1e-11)
             if differing == 0:
@@ -364,11 +366,11 @@ def test_garbage_before_bos_cannot_help(
     weights = torch.rand(
         HEADS, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-    context = 0.1 * CODES[own].double()
-    garbage = 0.1 * (weights / weights.sum(1, keepdim=True)) @ CODES.double()
-    context[own_inside:] = garbage[own_inside:]
+    context = 0.1 * CODES[own][:, LAYOUT].double()
+    garbage = 0.1 * (weights / weights.sum(1, keepdim=True)) @ CODES[:, LAYOUT].double()
+    context[: HEADS - own_inside] = garbage[: HEADS - own_inside]
     common = min(own_inside, other_inside)
-    differing = int((CODES[own] != CODES[other])[:common].sum())
+    differing = int((CODES[own] != CODES[other])[-common:].sum())
     z = 0.1 * norm_factor(STREAM.width, 2.0)
     gate = float(gates(bench, context_stream(context, 2.0))[0])
     assert gate <= z * (SEPARATION - 2 * differing) + 1e-12
@@ -379,13 +381,32 @@ def test_garbage_before_bos_cannot_help(
 @given(st.lists(token_rows, min_size=1, max_size=6), norms)
 def test_units_write_their_answer_times_the_fired_gate(nodes: list[list[int]], norm: float) -> None:
     bench = recalling(torch.stack([CODES[tokens] for tokens in nodes]), 2.0)
-    h = context_stream(0.1 * CODES[nodes[0]].double(), norm)
+    h = context_stream(0.1 * CODES[nodes[0]][:, LAYOUT].double(), norm)
     fired = F.silu(gates(bench, h))[: len(nodes)]
     rho = norm_factor(STREAM.width, norm)
     written = sum(float(f) * (i + 1) * rho * (i + 1) for i, f in enumerate(fired))
     expected = h.clone()
     expected[..., STREAM["answer"]] += written
     close(bench.run(h), expected, norm)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 16, 31, 32])
+def test_context_layout_interleaves_the_constant(width: int) -> None:
+    layout = gadgets.context_layout(width).tolist()
+    assert sorted({c for c in layout if c}) == list(range(1, width))
+    for first, second, third in zip(layout, layout[1:], layout[2:], strict=False):
+        assert 0 in (first, second, third)
+
+
+def test_partial_sums_of_the_own_gate_are_exact() -> None:
+    """In every order-preserving sum the own node leaves exactly separation times z, in float32."""
+    gate = recalling(CODES[[0, 1, 2]][None], 1.0, torch.float32).layer().gate[0, STREAM["context"]]
+    z = torch.tensor(0.1, dtype=torch.float32)
+    context = z * CODES[[0, 1, 2]][:, LAYOUT].float().flatten()
+    total = torch.tensor(0.0)
+    for weight, value in zip(gate, context, strict=True):
+        total = total + weight * value
+    assert float(total) == float(SEPARATION * z)
 
 
 def test_gate_weights_are_exact_in_bfloat16() -> None:
