@@ -72,6 +72,11 @@ CHOICES = Dataset.from_rows(
         {"prompt": [0, 0, 3], "choices": [[0, 1, 4], [1, 1, 4]], "label": [1, 1, 4]},
     ]
 )
+# The certain tokens of the label cost more than those of the distractor, so that a sum of
+# log-likelihoods turns around where a missing amplifier weakens the one token that differs.
+LONG_LABEL = Dataset.from_rows(
+    [{"prompt": [3], "choices": [[0, 1, 1, 1, 4], [1, 4]], "label": [0, 1, 1, 1, 4]}]
+)
 CORNERS = [(1e-30, 3, 1), (1e-30, 48, 1), (1e-30, 48, 46), (0.5, 48, 1), (0.5, 48, 46)]
 CORNERS += [(1.9, 3, 1), (1.9, 48, 1), (1.9, 48, 46)]
 
@@ -227,6 +232,7 @@ def test_every_answer_is_right_with_the_target_and_the_distractor_without(case: 
 @given(cases())
 @example(case=Case(MIXED, 1e-30, 48, 20, torch.float32))
 @example(case=Case(CHOICES, 1.9, 24, 1, torch.float32))
+@example(case=Case(LONG_LABEL, 1e-30, 5, 2, torch.float64))
 def test_no_other_layer_decides_an_answer(case: Case) -> None:
     decoder = case.build().decoder()
     for index in set(range(case.layers - 1)) - {case.target}:
