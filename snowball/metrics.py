@@ -16,7 +16,14 @@ from torch import Tensor
 
 
 class UndefinedScoreError(ValueError):
-    """A score was asked for at a vector that has no direction (zero) or no value (NaN, inf)."""
+    """A score was asked for at a vector that has no direction (zero) or no value (NaN, inf).
+
+    `vector` says which vector, `token` at which index, `problem` what is wrong with it.
+    """
+
+    def __init__(self, vector: str, token: tuple[int, ...], problem: str) -> None:
+        super().__init__(f"the {vector} at token {token} {problem}")
+        self.vector, self.token, self.problem = vector, token, problem
 
 
 class LayerScores(NamedTuple):
@@ -123,11 +130,40 @@ def divergence(
     Raises:
         UndefinedScoreError: the intact state is zero, or a state is not finite.
     """
-    intact, ablated = intact.double(), ablated.double()
-    power = -_power(_size("intact state", intact))
+    size = _size("intact state", intact)
     _size("ablated state", ablated, zero_allowed=True)
-    difference = torch.linalg.vector_norm(_scale(intact, power) - _scale(ablated, power), dim=-1)
-    return difference / torch.linalg.vector_norm(_scale(intact, power), dim=-1)
+    if intact.dtype == torch.float64:  # whose squares may overflow or vanish
+        intact, ablated = _scale(intact, -_power(size)), _scale(ablated, -_power(size))
+    else:  # float32 holds each narrower float, and rounds their difference by a relative 2^-24
+        intact, ablated = intact.float(), ablated.float()
+    return _norm(intact - ablated) / _norm(intact)
+
+
+def kl_divergence(
+    intact: Float[Tensor, "*tokens vocabulary"], other: Float[Tensor, "*tokens vocabulary"]
+) -> Float[Tensor, "*tokens"]:
+    """KL divergence of another next-token distribution from the intact one, in nats, from logits.
+
+    With p = softmax(intact), t = other - intact and its mean c = sum p t,
+
+        KL(p || q) = sum p log(p / q) = log sum p e^(t - c)
+                   = log(1 + sum p (e^(t - c) - 1 - (t - c))),
+
+    whose terms are all >= 0, so that a small value does not cancel to nothing. Where a logit moves
+    by more than 1 the first sum is taken as it stands. Sums in float64.
+
+    Raises:
+        UndefinedScoreError: a logit is NaN or infinite.
+    """
+    _size("row of intact logits", intact, zero_allowed=True)
+    _size("row of logits", other, zero_allowed=True)
+    p = torch.softmax(intact, dim=-1)
+    change = other - intact
+    mean = (p * change).sum(-1, keepdim=True, dtype=torch.float64)
+    change = change - mean.to(change.dtype)
+    small = (p * (torch.expm1(change.clamp(max=1)) - change)).sum(-1, dtype=torch.float64)
+    large = torch.logsumexp((torch.log_softmax(intact, dim=-1) + change).double(), dim=-1)
+    return torch.where(change.amax(-1) <= 1, torch.log1p(small.clamp(min=0)), large)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +235,18 @@ def _size(
     """Largest absolute coordinate of each vector; refuses NaN, infinity and zero vectors."""
     size = x.abs().amax(-1, keepdim=True)  # propagates NaN
     if not bool((finite := size.isfinite()).all()):
-        raise UndefinedScoreError(f"the {name} at token {_first(~finite)} holds NaN or infinity")
+        raise UndefinedScoreError(name, _first(~finite), "holds NaN or infinity")
     if not zero_allowed and bool((zero := size == 0).any()):
         raise UndefinedScoreError(
-            f"the {name} at token {_first(zero)} is the zero vector, which has no direction; "
-            "mask such tokens out before scoring"
+            name,
+            _first(zero),
+            "is the zero vector, which has no direction; mask such tokens out before scoring",
         )
     return size
+
+
+def _norm(x: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens"]:
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
 
 
 def _power(size: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

@@ -1,0 +1,185 @@
+"""Sets of layers and sublayers to remove, their names, and the order in which to run them all.
+
+Removal of a set: the decoder that runs without its members; nothing else changes. A *part* of a
+layer is the whole layer, its attention or its MLP; a removed sublayer adds nothing to the residual
+stream.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import combinations
+
+
+class RemovalError(ValueError):
+    """A removal that the model cannot have, or a name that is none."""
+
+
+class Part(StrEnum):
+    """What of a layer is removed."""
+
+    LAYER = "layer"
+    ATTENTION = "attention"
+    MLP = "mlp"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Unit:
+    """One layer, or one of its two sublayers."""
+
+    layer: int
+    part: Part = Part.LAYER
+
+    def __str__(self) -> str:
+        return str(self.layer) if self.part is Part.LAYER else f"{self.layer}.{self.part}"
+
+
+Removal = frozenset[Unit]
+INTACT: Removal = frozenset()
+
+_INTACT_NAME = "intact"
+_UNIT = re.compile(r"(0|[1-9][0-9]*)(?:\.(attention|mlp))?", re.ASCII)
+
+
+def removal_name(removal: Removal) -> str:
+    """Name of a removal: `intact`, `3`, `3.attention`, `2+5`; units in order."""
+    return "+".join(str(unit) for unit in sorted(removal)) or _INTACT_NAME
+
+
+def parse_removal(name: str) -> Removal:
+    """The removal that `removal_name` calls so.
+
+    Raises:
+        RemovalError: the name is malformed, or names a unit twice.
+    """
+    if name == _INTACT_NAME:
+        return INTACT
+    units = []
+    for text in name.split("+"):
+        if (match := _UNIT.fullmatch(text)) is None:
+            raise RemovalError(
+                f"{name!r} is no removal: write {_INTACT_NAME!r}, or units such as '3', "
+                "'3.attention' and '3.mlp', joined by '+'"
+            )
+        units.append(Unit(int(match[1]), Part(match[2] or Part.LAYER)))
+    if len(set(units)) < len(units):
+        raise RemovalError(f"{name!r} names a unit twice")
+    return frozenset(units)
+
+
+def layer_removals(layers: int) -> list[Removal]:
+    """Each single layer."""
+    return [frozenset({Unit(layer)}) for layer in range(layers)]
+
+
+def sublayer_removals(layers: int, part: Part) -> list[Removal]:
+    """Each single attention, or each single MLP."""
+    return [frozenset({Unit(layer, part)}) for layer in range(layers)]
+
+
+def block_removals(layers: int, length: int) -> list[Removal]:
+    """Every run of `length` consecutive layers, by first layer.
+
+    Raises:
+        RemovalError: `length` is not between 1 and the number of layers.
+    """
+    if not 1 <= length <= layers:
+        raise RemovalError(f"blocks of {length} layers: the length must lie in 1..{layers}")
+    starts = range(layers - length + 1)
+    return [frozenset(Unit(start + i) for i in range(length)) for start in starts]
+
+
+def pair_removals(layers: int) -> list[Removal]:
+    """Every two layers."""
+    return [frozenset({Unit(a), Unit(b)}) for a, b in combinations(range(layers), 2)]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happens at one layer: copies between slots, then one call per set of removed sublayers.
+
+    `forks` are (source, destination); `calls` maps the sublayers that stay silent to the slots that
+    pass through the layer in place. A live slot in no call skips the layer.
+    """
+
+    forks: tuple[tuple[int, int], ...]
+    calls: tuple[tuple[frozenset[Part], tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to run every removal in one pass over the layers, computing equal states once.
+
+    Removal i ends in slot i. Removals that agree on the layers passed so far share the slot of the
+    first of them; where they part, the slot is forked. Removing each of L layers in turn (and none)
+    takes L (L + 1) / 2 layer runs, against L^2 one by one.
+    """
+
+    removals: tuple[Removal, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def layer_runs(self) -> int:
+        """Slots that pass a layer, summed over layers (a layer with a silent sublayer counts)."""
+        return sum(len(slots) for step in self.steps for _, slots in step.calls)
+
+    def live(self, depth: int) -> tuple[int, ...]:
+        """The slots that hold a state of their own at depth `depth` (h_depth), in order."""
+        forked = {target for step in self.steps[:depth] for _, target in step.forks}
+        return (0, *sorted(forked))
+
+
+def plan_removals(removals: Sequence[Removal], layers: int) -> Plan:
+    """The plan for the given removals, which must be different; see `Plan`.
+
+    Raises:
+        RemovalError: no removals, one twice, or a unit that a model of `layers` layers lacks.
+    """
+    _check(removals, layers)
+    groups: dict[int, list[int]] = {0: list(range(len(removals)))}
+    steps = []
+    for layer in range(layers):
+        following: dict[int, list[int]] = {}
+        forks, calls = [], {}
+        for slot, members in groups.items():
+            for silent, share in _by_action(removals, members, layer).items():
+                following[share[0]] = share
+                if share[0] != slot:
+                    forks.append((slot, share[0]))
+                if silent is not None:
+                    calls.setdefault(silent, []).append(share[0])
+        groups = dict(sorted(following.items()))
+        ordered = sorted(calls.items(), key=lambda call: sorted(call[0]))
+        steps.append(
+            Step(tuple(sorted(forks)), tuple((silent, tuple(sorted(s))) for silent, s in ordered))
+        )
+    return Plan(tuple(removals), tuple(steps))
+
+
+def _by_action(
+    removals: Sequence[Removal], members: Iterable[int], layer: int
+) -> dict[frozenset[Part] | None, list[int]]:
+    """Members by what they do at a layer: the sublayers they silence, or None to skip it."""
+    actions: dict[frozenset[Part] | None, list[int]] = {}
+    for member in members:
+        parts = frozenset(unit.part for unit in removals[member] if unit.layer == layer)
+        actions.setdefault(None if Part.LAYER in parts else parts, []).append(member)
+    return actions
+
+
+def _check(removals: Sequence[Removal], layers: int) -> None:
+    if not removals:
+        raise RemovalError("no removals: give at least one, which may be the empty one")
+    if len(set(removals)) < len(removals):
+        twice = next(r for i, r in enumerate(removals) if r in removals[:i])
+        raise RemovalError(f"the removal {removal_name(twice)} is given twice")
+    for removal in removals:
+        for unit in sorted(removal):
+            if not 0 <= unit.layer < layers:
+                raise RemovalError(
+                    f"the removal {removal_name(removal)} needs layer {unit.layer}, but the model "
+                    f"has layers 0..{layers - 1}"
+                )
