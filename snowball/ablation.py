@@ -56,7 +56,7 @@ class AblationEngine:
 
     `removals[0]` must be the intact model. `token_budget` is the number of tokens in one layer call;
     it halves itself when memory runs out. Continuations share the row of their context (`packed`)
-    unless the model has a sliding or chunked attention that a row may exceed.
+    unless the item exceeds a sliding or chunked attention, or the attention takes no mask.
 
     Raises:
         RemovalError: the removals do not start with the intact model, or the model lacks one.
@@ -78,7 +78,7 @@ class AblationEngine:
         for removal in removals:
             for unit in removal:
                 self.stack.check(unit)
-        self.packed = packed
+        self.packed = packed and self.stack.takes_any_mask
         self.token_budget = token_budget or default_token_budget(model.device)
 
     @torch.inference_mode()
@@ -144,7 +144,7 @@ class AblationEngine:
         self, batch: Batch, recorder: ActivationRecorder
     ) -> Float[Tensor, "slots rows length hidden"]:
         """States h_L of every removal: the growing batch."""
-        entry = self.stack.enter(**_model_inputs(batch))
+        entry = self.stack.enter(**self._model_inputs(batch))
         states = entry.hidden.new_empty(len(self.plan.removals), *entry.hidden.shape)
         states[0] = entry.hidden
         recorder.enter(states)
@@ -163,6 +163,16 @@ class AblationEngine:
                         states[chosen] = out.unflatten(0, hidden.shape[:2])
             recorder.leave(layer, states)
         return states
+
+    def _model_inputs(self, batch: Batch) -> dict[str, object]:
+        """A tree mask where rows branch; otherwise the model makes its own mask."""
+        own = not batch.branched
+        return {
+            "input_ids": batch.ids,
+            "attention_mask": batch.real.long() if own else self.stack.mask(batch.tree_mask()),
+            "position_ids": batch.positions,
+            "use_cache": False,
+        }
 
     def _predict(
         self, states: Float[Tensor, "slots rows length hidden"], reads: Reads
@@ -200,20 +210,6 @@ _UNITS_PER_COORDINATE = 4
 def default_token_budget(device: torch.device) -> int:
     """Tokens in one layer call that suit a device."""
     return CPU_TOKEN_BUDGET if device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
-
-
-def _model_inputs(batch: Batch) -> dict[str, object]:
-    """What the model's forward is given: a tree mask where rows branch, otherwise its own masks."""
-    if batch.branched:
-        mask: Tensor = batch.tree_mask()
-    else:
-        mask = batch.real.long()
-    return {
-        "input_ids": batch.ids,
-        "attention_mask": mask,
-        "position_ids": batch.positions,
-        "use_cache": False,
-    }
 
 
 class _RepeatedCalls:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from snowball import metrics
@@ -56,7 +57,9 @@ class ActivationRecorder:
     """
 
     def __init__(self, batch: Batch, items: Sequence[Item], plan: Plan) -> None:
-        self._counted = _CountedTokens(batch, items)
+        self._items, self._all = _counted_tokens(batch, items)
+        self._prompt = self._all.where(self._all.role != ROLES.index("answer"))
+        self._ends = (self._all.role == ROLES.index("last")).nonzero()[:, 0]
         self._single_layers = _slots_of(plan, Part.LAYER)
         self._single_mlps = _slots_of(plan, Part.MLP)
         self._scores: list[metrics.LayerScores] = []
@@ -67,8 +70,8 @@ class ActivationRecorder:
 
     def enter(self, states: Float[Tensor, "slots rows length hidden"]) -> None:
         """Takes h_0, in slot 0."""
-        self._before = self._counted.of(states[0])
-        self._last_states.append(self._before[self._counted.last])
+        self._before = self._all.of(states[0])
+        self._last_states.append(self._before[self._ends])
 
     def leave(self, layer: int, states: Float[Tensor, "slots rows length hidden"]) -> None:
         """Takes the states after a layer, the intact ones in slot 0.
@@ -76,43 +79,48 @@ class ActivationRecorder:
         Raises:
             ActivationError: a state is zero, NaN or infinite.
         """
-        before, after = self._before, self._counted.of(states[0])
-        try:
+        before, after = self._before, self._all.of(states[0])
+        with self._all.naming(layer):
             self._scores.append(metrics.layer_scores(before, after))
             if layer in self._single_mlps:
-                middle = self._counted.of(states[self._single_mlps[layer]])
+                middle = self._all.of(states[self._single_mlps[layer]])
                 self._attention.append(metrics.cosine_score(before, middle))
                 self._mlp.append(metrics.cosine_score(middle, after))
-            for removed, slot in self._single_layers.items():
-                if removed <= layer:
-                    ablated = self._counted.of(states[slot])
-                    self._divergence[removed, layer + 1] = metrics.divergence(after, ablated)
-        except metrics.UndefinedScoreError as error:
-            where = self._counted.describe(error.token[0])
-            raise ActivationError(
-                f"layer {layer}, {where}: the {error.vector} {error.problem}"
-            ) from error
+        self._diverge(layer, states)
         self._before = after
-        self._last_states.append(after[self._counted.last])
+        self._last_states.append(after[self._ends])
+
+    def _diverge(self, layer: int, states: Float[Tensor, "slots rows length hidden"]) -> None:
+        intact = self._prompt.of(states[0])
+        for removed, slot in self._single_layers.items():
+            if removed <= layer:
+                with self._prompt.naming(layer):
+                    divergence = metrics.divergence(intact, self._prompt.of(states[slot]))
+                self._divergence[removed, layer + 1] = divergence
 
     def results(self) -> dict[int, ItemActivations]:
         """The sums of each item of the batch."""
-        by_role = self._counted.sums_by_role
         cosine, angular, norm_ratio = (list(kind) for kind in zip(*self._scores, strict=True))
-        sums = [by_role(kind) for kind in (cosine, angular, norm_ratio, self._attention, self._mlp)]
-        ones = torch.ones_like(self._counted.role, dtype=torch.float64)
-        tokens = by_role([ones])[..., 0]
-        fields_of_item = (tokens, *sums, self._angular_pairs(), self._divergence_table())
-        arrays = [one.cpu().numpy() for one in fields_of_item]
+        ones = torch.ones_like(self._all.role, dtype=torch.float64)
+        fields_of_items = [
+            self._all.sums_by_role([ones])[..., 0],
+            self._all.sums_by_role(cosine),
+            self._all.sums_by_role(angular),
+            self._all.sums_by_role(norm_ratio),
+            self._all.sums_by_role(self._attention),
+            self._all.sums_by_role(self._mlp),
+            self._angular_pairs(),
+            self._divergence_table(),
+        ]
+        arrays = [one.cpu().numpy() for one in fields_of_items]
         return {
             item: ItemActivations(*(array[place] for array in arrays))
-            for place, item in enumerate(self._counted.items)
+            for place, item in enumerate(self._items)
         }
 
     def _angular_pairs(self) -> Float[Tensor, "items starts ends"]:
         depth = len(self._last_states) - 1
-        items = len(self._counted.items)
-        pairs = self._counted.zeros(items, depth + 1, depth + 1)
+        pairs = self._all.zeros(depth + 1, depth + 1)
         for length in range(1, depth + 1):
             distances = metrics.angular_distances(self._last_states, length)
             for start, distance in enumerate(distances):
@@ -120,59 +128,82 @@ class ActivationRecorder:
         return pairs
 
     def _divergence_table(self) -> Float[Tensor, "items layers depths"]:
-        depth, items = len(self._scores), len(self._counted.items)
-        table = self._counted.zeros(items, depth if self._single_layers else 0, depth + 1)
+        depth = len(self._scores)
+        table = self._prompt.zeros(depth if self._single_layers else 0, depth + 1)
         for (removed, at), divergence in self._divergence.items():
-            table[:, removed, at] = self._counted.sums_over_prompt(divergence)
+            table[:, removed, at] = self._prompt.sums([divergence])[:, 0]
         return table
 
 
-class _CountedTokens:
-    """The real tokens of one row per item, in one list, with their item and role."""
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens of a batch: row and position of each, its item (counted from 0) and its role."""
 
-    def __init__(self, batch: Batch, items: Sequence[Item]) -> None:
-        first_row: dict[int, int] = {}
-        for index, row in enumerate(batch.rows):
-            first_row.setdefault(row.item, index)
-        self.items = tuple(first_row)
-        rows = torch.tensor(list(first_row.values()), device=batch.ids.device)
-        mask = torch.zeros_like(batch.real)
-        mask[rows] = batch.real[rows]
-        self._row, self._position = mask.nonzero(as_tuple=True)
-        self._place = torch.searchsorted(rows, self._row)
-        ends = [
-            len(row) if items[row.item].running_text else row.context_length
-            for row in (batch.rows[index] for index in first_row.values())
-        ]
-        last = torch.tensor(ends, device=rows.device)[self._place] - 1
-        self.role = _role(self._position, last)
-        self.last = (self._position == last).nonzero()[:, 0]
-        self._sources = [items[item].source for item in self.items]
+    sources: tuple[str, ...]
+    row: Int[Tensor, " tokens"]
+    position: Int[Tensor, " tokens"]
+    item: Int[Tensor, " tokens"]
+    role: Int[Tensor, " tokens"]
+
+    def where(self, mask: Bool[Tensor, " tokens"]) -> _Tokens:
+        """Some of the tokens."""
+        chosen = (one[mask] for one in (self.row, self.position, self.item, self.role))
+        return _Tokens(self.sources, *chosen)
 
     def of(self, states: Float[Tensor, "rows length hidden"]) -> Float[Tensor, "tokens hidden"]:
         """The states at these tokens."""
-        return states[self._row, self._position]
+        return states[self.row, self.position]
 
-    def describe(self, token: int) -> str:
-        """Item and position of a token, for people."""
-        return f"{self._sources[int(self._place[token])]}, token {int(self._position[token])}"
+    def zeros(self, *shape: int) -> Float[Tensor, "items ..."]:
+        """Zeros of the given shape for each item."""
+        size = (len(self.sources), *shape)
+        return torch.zeros(size, dtype=torch.float64, device=self.row.device)
 
-    def zeros(self, *shape: int) -> Float[Tensor, "..."]:
-        return torch.zeros(shape, dtype=torch.float64, device=self._row.device)
+    def sums(self, values: Sequence[Float[Tensor, " tokens"]]) -> Float[Tensor, "items values"]:
+        """Sums over the tokens of each item, of each of several values per token."""
+        return self.zeros(len(values)).index_add_(0, self.item, torch.stack(list(values), 1))
 
     def sums_by_role(
         self, values: Sequence[Float[Tensor, " tokens"]]
     ) -> Float[Tensor, "items roles values"]:
         """Sums over the tokens of each item and role, of each of several values per token."""
-        sums = self.zeros(len(self.items) * len(ROLES), len(values))
+        sums = self.zeros(len(ROLES), len(values))
         if values:
-            sums.index_add_(0, self._place * len(ROLES) + self.role, torch.stack(list(values), 1))
-        return sums.unflatten(0, (-1, len(ROLES)))
+            sums.flatten(0, 1).index_add_(
+                0, self.item * len(ROLES) + self.role, torch.stack(list(values), 1)
+            )
+        return sums
 
-    def sums_over_prompt(self, value: Float[Tensor, " tokens"]) -> Float[Tensor, " items"]:
-        """Sums over the tokens of each item that are no part of an answer."""
-        in_prompt = value * (self.role != ROLES.index("answer"))
-        return self.zeros(len(self.items)).index_add_(0, self._place, in_prompt)
+    @contextmanager
+    def naming(self, layer: int) -> Iterator[None]:
+        """Names layer, item and token where a score of these tokens is undefined."""
+        try:
+            yield
+        except metrics.UndefinedScoreError as error:
+            token = error.token[0]
+            raise ActivationError(
+                f"{self.sources[int(self.item[token])]}, token {int(self.position[token])}, layer "
+                f"{layer}: the {error.vector} {error.problem}"
+            ) from error
+
+
+def _counted_tokens(batch: Batch, items: Sequence[Item]) -> tuple[tuple[int, ...], _Tokens]:
+    """The items of a batch, and the real tokens of the first row of each."""
+    first_row: dict[int, int] = {}
+    for index, row in enumerate(batch.rows):
+        first_row.setdefault(row.item, index)
+    rows = torch.tensor(list(first_row.values()), device=batch.ids.device)
+    mask = torch.zeros_like(batch.real)
+    mask[rows] = batch.real[rows]
+    row, position = mask.nonzero(as_tuple=True)
+    item = torch.searchsorted(rows, row)
+    ends = [
+        len(batch.rows[at]) if items[index].running_text else batch.rows[at].context_length
+        for index, at in first_row.items()
+    ]
+    role = _role(position, torch.tensor(ends, device=rows.device)[item] - 1)
+    sources = tuple(items[index].source for index in first_row)
+    return tuple(first_row), _Tokens(sources, row, position, item, role)
 
 
 def _role(position: Int[Tensor, " tokens"], last: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from snowball.removal import Part, Unit
@@ -102,6 +102,27 @@ class LayerStack:
     @property
     def vocabulary_size(self) -> int:
         return int(self._config.vocab_size)
+
+    @property
+    def takes_any_mask(self) -> bool:
+        """Whether the attention follows an arbitrary mask (some kernels know causal ones only)."""
+        return self._config._attn_implementation in ("eager", "sdpa")
+
+    def mask(self, seen: Bool[Tensor, "rows 1 length length"]) -> Tensor:
+        """A mask of what each token sees, in the form that the model's attention takes.
+
+        Raises:
+            LayerStackError: the attention takes no such mask; see `takes_any_mask`.
+        """
+        if self._config._attn_implementation == "sdpa":
+            return seen
+        if not self.takes_any_mask:
+            raise LayerStackError(
+                f"attention {self._config._attn_implementation!r} takes no mask of its own; load "
+                "the model with attn_implementation='sdpa'"
+            )
+        dtype = self.model.dtype
+        return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
     def enter(self, **inputs: Any) -> Entry:
         """Runs everything before the layers: embeddings, masks, position tables.

@@ -1,7 +1,7 @@
 """Layer scores of activations, and accuracy-based relevance: the only place a metric is defined.
 
-Every function takes tensors (never models), accepts any float dtype and computes in float64. A
-layer maps the residual stream `x = h_l` to `y = h_{l+1}`; the last axis holds the coordinates.
+Every function takes tensors (never models), accepts any float dtype and sums in float64. A layer
+maps the residual stream `x = h_l` to `y = h_{l+1}`; the last axis holds the coordinates.
 """
 
 from __future__ import annotations
@@ -121,22 +121,28 @@ def angular_distances(
 
 
 def divergence(
-    intact: Float[Tensor, "*tokens hidden"], ablated: Float[Tensor, "*tokens hidden"]
-) -> Float[Tensor, "*tokens"]:
+    intact: Float[Tensor, "*tokens hidden"], ablated: Float[Tensor, "*runs_tokens hidden"]
+) -> Float[Tensor, "*runs_tokens"]:
     """Relative distance of an ablated run from the intact one, `|h_k - h'_k| / |h_k|`.
 
-    The snowball curve of a removal is this value against the depth k.
+    The snowball curve of a removal is this value against the depth k. Several ablated runs may be
+    given at once, on axes before those of the tokens.
 
     Raises:
         UndefinedScoreError: the intact state is zero, or a state is not finite.
     """
     size = _size("intact state", intact)
-    _size("ablated state", ablated, zero_allowed=True)
     if intact.dtype == torch.float64:  # whose squares may overflow or vanish
-        intact, ablated = _scale(intact, -_power(size)), _scale(ablated, -_power(size))
+        power = -_power(size)
+        intact, ablated = _scale(intact, power), _scale(ablated, power)
     else:  # float32 holds each narrower float, and rounds their difference by a relative 2^-24
         intact, ablated = intact.float(), ablated.float()
-    return _norm(intact - ablated) / _norm(intact)
+    distance = _norm(intact - ablated)
+    if not bool((finite := distance.isfinite()).all()):
+        raise UndefinedScoreError(
+            "ablated state", _first(~finite.unsqueeze(-1)), "holds NaN or infinity"
+        )
+    return distance / _norm(intact)
 
 
 def kl_divergence(

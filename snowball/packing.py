@@ -146,18 +146,21 @@ def batch_rows(rows: Sequence[Row], device: torch.device) -> Batch:
 def group_bundles(bundles: Sequence[Sequence[Row]], token_budget: int) -> list[list[Row]]:
     """Bundles of rows of similar length together, at most `token_budget` tokens with the padding.
 
-    The rows of a bundle (an item) stay together. Longest first, so that memory runs out at once if
-    it does. A bundle larger than the budget is alone.
+    The rows of a bundle (an item) stay together. Rows that branch and rows that do not are kept
+    apart, because only the latter can use the model's own mask. Longest first, so that memory runs
+    out at once if it does. A bundle larger than the budget is alone.
     """
     groups: list[list[Row]] = []
-    longest = 0
-    for bundle in sorted(bundles, key=_bundle_length, reverse=True):
-        if not groups or (len(groups[-1]) + len(bundle)) * longest > token_budget:
+    kind: tuple[bool, int] = (False, 0)
+    for bundle in sorted(bundles, key=_kind, reverse=True):
+        branched, longest = kind
+        too_many = not groups or (len(groups[-1]) + len(bundle)) * longest > token_budget
+        if too_many or _kind(bundle)[0] != branched:
             groups.append([])
-            longest = _bundle_length(bundle)
+            kind = _kind(bundle)
         groups[-1].extend(bundle)
     return groups
 
 
-def _bundle_length(bundle: Sequence[Row]) -> int:
-    return max(map(len, bundle))
+def _kind(bundle: Sequence[Row]) -> tuple[bool, int]:
+    return any(row.branched for row in bundle), max(map(len, bundle))

@@ -152,7 +152,9 @@ def test_narrow_inputs_are_computed_in_float64(
     result = metric(x, y)
     assert result.dtype == torch.float64
     assert result.shape == (3, 5)
-    assert torch.equal(result, metric(x.double(), y.double()))
+    # A float32 difference is rounded once; everything else is in float64.
+    rounding = 2**-24 if metric is divergence else 0
+    torch.testing.assert_close(result, metric(x.double(), y.double()), rtol=rounding, atol=0)
 
 
 def test_float16_tokens_whose_squares_overflow_have_a_score() -> None:
