@@ -54,8 +54,8 @@ class ItemAblation:
 class AblationEngine:
     """Runs items through a model and all of its removals at once.
 
-    `removals[0]` must be the intact model. `token_budget` is the number of tokens in one layer call;
-    it halves itself when memory runs out. Continuations share the row of their context (`packed`)
+    `removals[0]` must be the intact model. `token_budget` is the number of tokens in one layer
+    call; it halves itself when memory runs out. Continuations share the row of their context (`packed`)
     unless the item exceeds a sliding or chunked attention, or the attention takes no mask.
 
     Raises:
@@ -156,7 +156,7 @@ class AblationEngine:
             for silent, slots in step.calls:
                 with self.stack.silenced(layer, silent):
                     for start in range(0, len(slots), per_call):
-                        chosen = _as_slice(slots[start : start + per_call])
+                        chosen = as_slice(slots[start : start + per_call])
                         hidden = states[chosen]
                         call = repeated.times(len(hidden), entry.calls[layer])
                         out = self.stack.run(layer, hidden.flatten(0, 1), call)
@@ -232,7 +232,7 @@ class _RepeatedCalls:
         return call.with_rows(slots * self._rows, repeat)
 
 
-def _as_slice(slots: Sequence[int]) -> slice | list[int]:
+def as_slice(slots: Sequence[int]) -> slice | list[int]:
     """Consecutive slots as a slice, which copies nothing."""
     consecutive = slots[-1] - slots[0] + 1 == len(slots)
     return slice(slots[0], slots[-1] + 1) if consecutive else list(slots)
@@ -258,7 +258,11 @@ def _by_item(
         averaged = kl[:, mine & reads.in_kl.cpu()]
         results.append(
             ItemAblation(
-                item, loglikelihoods[:, columns], greedy[:, columns], averaged.mean(1), activations[item]
+                item,
+                loglikelihoods[:, columns],
+                greedy[:, columns],
+                averaged.mean(1),
+                activations[item],
             )
         )
     return results

@@ -45,14 +45,14 @@ def deleted(model: PreTrainedModel, removal: Removal) -> Iterator[None]:
 def loglikelihoods_one_by_one(
     model: PreTrainedModel, item: Item
 ) -> Float[Tensor, " continuations"]:
-    """Log-likelihood of each continuation, each in a row of its own, from the model's own forward."""
+    """Log-likelihood of each continuation, each run alone through the model's own forward."""
     found = []
-    for continuation in item.continuations:
+    for continuation, skipped in zip(item.continuations, item.skips, strict=True):
         ids = torch.tensor([[*item.context, *continuation]], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0].double()
         steps = torch.log_softmax(logits[len(item.context) - 1 : -1], dim=-1)
         tokens = ids[0, len(item.context) :, None]
-        found.append(steps.gather(1, tokens).sum())
+        found.append(steps.gather(1, tokens)[skipped:].sum())
     return torch.stack(found).cpu()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from snowball.removal import Part, Unit
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 Forward: TypeAlias = Callable[..., Any]
 
@@ -60,6 +60,17 @@ class LayerCall:
 
         kwargs = {key: convert(value) for key, value in self.kwargs.items()}
         return LayerCall(rows, convert(self.args), kwargs)
+
+    def with_cache(self, cache: Cache) -> LayerCall:
+        """The call with another key-value cache in place of the one that it was given."""
+        # Imported already, by the model.
+        from transformers import Cache
+
+        def swap(value: Any) -> Any:
+            return cache if isinstance(value, Cache) else value
+
+        kwargs = {key: swap(value) for key, value in self.kwargs.items()}
+        return LayerCall(self.rows, tuple(map(swap, self.args)), kwargs)
 
 
 @dataclass(frozen=True)
@@ -148,9 +159,7 @@ class LayerStack:
         """h_{layer+1} from h_layer."""
         return _hidden_of(self.layers[layer](hidden, *call.args, **call.kwargs))
 
-    def unembed(
-        self, hidden: Float[Tensor, "reads hidden"]
-    ) -> Float[Tensor, "reads vocabulary"]:
+    def unembed(self, hidden: Float[Tensor, "reads hidden"]) -> Float[Tensor, "reads vocabulary"]:
         """Logits of states h_L: whatever the model does after its last layer, and nothing else."""
 
         def source(_: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -283,7 +292,7 @@ def _watch(model: PreTrainedModel, modules: Sequence[nn.Module]) -> list[_Run]:
 
 
 def _chained(layers: Sequence[nn.Module], seen: Sequence[_Run]) -> bool:
-    """Whether the layers were called once each, in order, each with the output of the one before."""
+    """Whether each layer was called once, in order, with the output of the one before."""
     runs = [run for run in seen if run.module in layers]
     return [run.module for run in runs] == list(layers) and all(
         torch.equal(_hidden_of(before.output), _first_argument(after.args, after.kwargs))

@@ -21,13 +21,15 @@ class Item:
     """A context and the continuations whose log-likelihoods are wanted, all of them not empty.
 
     `source` says where it came from ("file:line"). The last token of a continuation is predicted,
-    never read, and so is never part of a row. In running text the context is only the beginning,
-    and the one continuation is the text itself.
+    never read, and so is never part of a row. The first `unscored[i]` tokens of continuation i are
+    read but count for nothing (partial evaluation, where contexts differ; default 0). In running
+    text the context is only the beginning, and the one continuation is the text itself.
     """
 
     source: str
     context: TokenIds
     continuations: tuple[TokenIds, ...]
+    unscored: tuple[int, ...] = ()
     running_text: bool = False
 
     def __post_init__(self) -> None:
@@ -35,6 +37,16 @@ class Item:
             raise ValueError(f"{self.source}: the context has no tokens; begin it with BOS or EOS")
         if not self.continuations or not all(self.continuations):
             raise ValueError(f"{self.source}: every continuation must have at least one token")
+        if self.unscored and not all(
+            0 <= skipped < len(tokens)
+            for tokens, skipped in zip(self.continuations, self.unscored, strict=True)
+        ):
+            raise ValueError(f"{self.source}: every continuation must have a token that is scored")
+
+    @property
+    def skips(self) -> tuple[int, ...]:
+        """Leading tokens of each continuation that count for nothing."""
+        return self.unscored or (0,) * len(self.continuations)
 
     @property
     def longest(self) -> int:
@@ -90,7 +102,8 @@ def _row(index: int, item: Item, continuations: Sequence[int]) -> Row:
     for branch, choice in enumerate(continuations, start=1):
         tokens = item.continuations[choice]
         read_from = [start - 1, *range(len(ids), len(ids) + len(tokens) - 1)]
-        targets += [Target(at, token, choice) for at, token in zip(read_from, tokens, strict=True)]
+        read = list(zip(read_from, tokens, strict=True))[item.skips[choice] :]
+        targets += [Target(at, token, choice) for at, token in read]
         ids += tokens[:-1]
         positions += range(start, start + len(tokens) - 1)
         branches += [branch] * (len(tokens) - 1)

@@ -102,11 +102,13 @@ class Step:
     """What happens at one layer: copies between slots, then one call per set of removed sublayers.
 
     `forks` are (source, destination); `calls` maps the sublayers that stay silent to the slots that
-    pass through the layer in place. A live slot in no call skips the layer.
+    pass through the layer in place. A live slot in no call skips the layer. `slot_of[i]` is the
+    slot that stands for removal i at this layer, after the forks.
     """
 
     forks: tuple[tuple[int, int], ...]
     calls: tuple[tuple[frozenset[Part], tuple[int, ...]], ...]
+    slot_of: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +155,13 @@ def plan_removals(removals: Sequence[Removal], layers: int) -> Plan:
                     calls.setdefault(silent, []).append(share[0])
         groups = dict(sorted(following.items()))
         ordered = sorted(calls.items(), key=lambda call: sorted(call[0]))
+        slot_of = {member: slot for slot, members in groups.items() for member in members}
         steps.append(
-            Step(tuple(sorted(forks)), tuple((silent, tuple(sorted(s))) for silent, s in ordered))
+            Step(
+                tuple(sorted(forks)),
+                tuple((silent, tuple(sorted(slots))) for silent, slots in ordered),
+                tuple(slot_of[index] for index in range(len(removals))),
+            )
         )
     return Plan(tuple(removals), tuple(steps))
 
