@@ -1,4 +1,4 @@
-"""First-order (Taylor) importance of each layer, from one backward pass through the intact model."""
+"""First-order (Taylor) importance of each layer, from backward passes of the intact model."""
 
 from __future__ import annotations
 

@@ -49,16 +49,22 @@ class ScoredTask:
     """Items answered by the log-likelihoods of their continuations.
 
     `score(index, loglikelihoods, greedy)` gives the metrics of an item for each removal.
-    `correctness` names the metric that is 1 for a right answer, None where nothing is right or
-    wrong; `chance` is a random guesser's accuracy on each item.
+    `wanted` is the continuation that is right. `correctness` names the metric that is 1 for a right
+    answer, None where nothing is right or wrong; `chance` is a random guesser's accuracy on each
+    item.
     """
 
     name: str
     items: tuple[Item, ...]
+    wanted: tuple[int, ...]
     score: Score
     correctness: str | None
     chance: tuple[float, ...]
     sha256: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(item.source for item in self.items)
 
 
 @dataclass(frozen=True)
@@ -94,16 +100,13 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         empty = list(tokenizer("")["input_ids"])
-        eos = tokenizer.eos_token_id
-        self._suffix = (
-            1 if empty and empty[-1] == eos and empty[-1] != tokenizer.bos_token_id else 0
-        )
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
+        bos, self.eos = _token_id(tokenizer.bos_token_id), _token_id(tokenizer.eos_token_id)
+        ends = bool(empty) and empty[-1] == self.eos != bos
+        self._suffix = 1 if ends else 0
+        start = self.eos if bos is None else bos
         if start is None:
-            raise TaskError(
-                "the tokenizer has neither BOS nor EOS, of which an empty context needs one"
-            )
-        self.start = int(start)
+            raise TaskError("the tokenizer has neither BOS nor EOS; an empty context needs one")
+        self.start = start
 
     def __call__(self, text: str) -> TokenIds:
         ids = self.tokenizer(text, verbose=False)["input_ids"]
@@ -175,9 +178,8 @@ def task_of_dataset(name: str, dataset: Dataset) -> ScoredTask:
         labels.append(choices.index(example.label))
         context = (dataset.bos, *example.prompt)
         items.append(Item(example.source, context, tuple((*choice, *end) for choice in choices)))
-    return multiple_choice_task(
-        name, items, labels, [map(len, item.continuations) for item in items]
-    )
+    lengths = [[len(tokens) for tokens in item.continuations] for item in items]
+    return multiple_choice_task(name, items, labels, lengths)
 
 
 def multiple_choice_task(
@@ -200,7 +202,9 @@ def multiple_choice_task(
 
     chance = tuple(1 / len(item.continuations) for item in items)
     settings = {"labels": list(labels), "lengths": [size.tolist() for size in sizes]}
-    return ScoredTask(name, tuple(items), score, "acc", chance, _sha256(items, settings))
+    return ScoredTask(
+        name, tuple(items), tuple(labels), score, "acc", chance, _sha256(items, settings)
+    )
 
 
 def exact_match(answer: str, text: str) -> bool:
@@ -218,6 +222,10 @@ def exact_match(answer: str, text: str) -> bool:
         numbers = _NUMBER.findall(_DIGIT_COMMA.sub("", text))
         return bool(numbers) and _normal(numbers[-1]) == wanted
     return _normal(text) == wanted
+
+
+def _token_id(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 _CHOICE, _OPEN, _TEXT = "multiple choice", "generation", "running text"
@@ -323,7 +331,8 @@ def running_text_task(name: str, items: Sequence[Item]) -> ScoredTask:
             "tokens": np.full(len(loglikelihoods), tokens),
         }
 
-    return ScoredTask(name, tuple(items), score, None, (), _sha256(items, {}))
+    wanted = (0,) * len(items)
+    return ScoredTask(name, tuple(items), wanted, score, None, (), _sha256(items, {}))
 
 
 def _generation(name: str, rows: Sequence[Row], encoder: Encoder) -> GenerationTask:
@@ -342,7 +351,7 @@ def _generation(name: str, rows: Sequence[Row], encoder: Encoder) -> GenerationT
         until=UNTIL,
         new_tokens=NEW_TOKENS,
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
-        eos=frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id}),
+        eos=frozenset() if encoder.eos is None else frozenset({encoder.eos}),
         score=score,
         correctness="exact_match",
         sha256=_sha256([], {"prompts": prompts, "answers": answers, "until": UNTIL}),

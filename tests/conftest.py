@@ -6,7 +6,15 @@ import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-CHECKED = ("metrics", "gadgets", "fingerprint", "prefix_tree", "answer_codes", "decoder")
+CHECKED = (
+    "metrics",
+    "gadgets",
+    "fingerprint",
+    "prefix_tree",
+    "answer_codes",
+    "decoder",
+    "statistics",
+)
 
 # Every call into these modules checks the shapes and dtypes that its annotations promise.
 install_import_hook([f"snowball.{module}" for module in CHECKED], "beartype.beartype")

@@ -1,0 +1,208 @@
+"""An audit: every removal of a model on every task, written to the store as it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from snowball.ablation import AblationEngine, ItemAblation
+from snowball.cost import Cost, engine_cost
+from snowball.deletion import SelfCheckError, check_against_deletion
+from snowball.generation import generate
+from snowball.gradients import TaylorScores, taylor_scores
+from snowball.packing import Item
+from snowball.removal import INTACT, Removal, removal_name
+from snowball.store import ItemResult, Key, Store
+from snowball.tasks import GenerationTask, ScoredTask, Task
+
+if TYPE_CHECKING:
+    from snowball.pretrained import Pretrained
+
+# What is compared with true deletion before anything is measured: the first items of each task,
+# of running text only the beginning.
+_CHECKED_ITEMS = 2
+_CHECKED_TOKENS = 32
+# Items of a task from which Taylor scores are taken: calibration sets of 10 are the custom.
+TAYLOR_ITEMS = 64
+
+# Called with the number of tokens just done.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """The comparison of the engine with true deletion; `worst` is in nats per token.
+
+    `packed`: whether answer choices share the row of their question; `reason` why not.
+    """
+
+    packed: bool
+    worst: float
+    items: int
+    removals: tuple[str, ...]
+    reason: str | None
+
+
+class Audit:
+    """One model, the removals to measure, and the store to which results go.
+
+    Raises:
+        SelfCheckError: the engine disagrees with true deletion on the given tasks, even with a row
+            for each continuation.
+        LayerStackError, RemovalError: the model's layers cannot be found, or it lacks a removal.
+    """
+
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        tasks: Sequence[Task],
+        removals: Sequence[Removal],
+        token_budget: int | None = None,
+    ) -> None:
+        self.pretrained = pretrained
+        self.tasks = tuple(tasks)
+        self.removals = (INTACT, *(removal for removal in removals if removal != INTACT))
+        self.self_check = self._check(token_budget)
+        self.engine = self._engine(self.removals, token_budget, packed=self.self_check.packed)
+
+    def key(self, task: Task) -> Key:
+        """Under which the store keeps the results of a task."""
+        return Key(self.pretrained.sha256, task.name, task.sha256)
+
+    def names(self) -> list[str]:
+        """The names of the removals, the intact model first."""
+        return [removal_name(removal) for removal in self.removals]
+
+    def cost(self, store: Store) -> Cost:
+        """The cost of what is not yet in the store (of generation, the prompts only)."""
+        items = [item for task in self.tasks for item in self._waiting(task, store)[1]]
+        return engine_cost(self.engine.stack, self.engine.plan, items)
+
+    def run(self, task: Task, store: Store, run: int, progress: Progress) -> None:
+        """Measures the items of a task that the store lacks, batch by batch.
+
+        Raises:
+            AblationError, ActivationError: an item is too long, or a value is NaN or infinite.
+            StoreError: the store cannot be written.
+        """
+        indices, items = self._waiting(task, store)
+        if isinstance(task, GenerationTask):
+            self._run_generation(task, indices, store, run, progress)
+            return
+        for batch in self.engine.run(items):
+            found = [_result(task, indices[one.item], one) for one in batch]
+            store.write(run, self.key(task), self.names(), found)
+            progress(sum(_tokens(items[one.item]) for one in batch))
+
+    def taylor(self, task: Task) -> TaylorScores | None:
+        """Taylor scores on the first items of a task; None where no answer is known as tokens."""
+        if not isinstance(task, ScoredTask):
+            return None
+        items = task.items[:TAYLOR_ITEMS]
+        return taylor_scores(self.engine.stack, items, task.wanted[: len(items)])
+
+    def _waiting(self, task: Task, store: Store) -> tuple[list[int], list[Item]]:
+        items = _items(task)
+        indices = store.missing(self.key(task), self.names(), len(items))
+        return indices, [items[index] for index in indices]
+
+    def _run_generation(
+        self, task: GenerationTask, indices: list[int], store: Store, run: int, progress: Progress
+    ) -> None:
+        prompts = _items(task)
+        # The scores need the prompts to pass the intact model only.
+        intact = self._engine([INTACT], self.engine.token_budget, packed=True)
+        scores = {
+            indices[one.item]: one.activations
+            for batch in intact.run([prompts[index] for index in indices])
+            for one in batch
+        }
+
+        def finished(tokens: Sequence[int]) -> bool:
+            if tokens[-1] in task.eos:
+                return True
+            text = task.decode(tokens)
+            return any(stop in text for stop in task.until)
+
+        waiting = [task.prompts[index] for index in indices]
+        sources = [task.sources[index] for index in indices]
+        for batch in generate(self.engine, waiting, sources, task.new_tokens, finished):
+            results = []
+            for one in batch:
+                index = indices[one.prompt]
+                texts = [_until(task.decode(tokens), task.until) for tokens in one.tokens]
+                values = {name: list(v) for name, v in task.score(index, texts).items()}
+                results.append(ItemResult(index, values, scores[index].arrays()))
+            store.write(run, self.key(task), self.names(), results)
+            progress(sum(len(waiting[one.prompt]) for one in batch))
+
+    def _engine(
+        self, removals: Sequence[Removal], token_budget: int | None, *, packed: bool
+    ) -> AblationEngine:
+        model = self.pretrained.model
+        return AblationEngine(model, removals, token_budget=token_budget, packed=packed)
+
+    def _check(self, token_budget: int | None) -> SelfCheck:
+        """Compares a few items and removals with true deletion; without sharing if that fails."""
+        first = [item for task in self.tasks for item in _items(task)[:_CHECKED_ITEMS]]
+        items = [_beginning(item) for item in first]
+        removals = _some(self.removals)
+        names = tuple(map(removal_name, removals))
+        reason = None
+        for packed in (True, False):
+            engine = self._engine(removals, token_budget, packed=packed)
+            try:
+                found = sorted((one for b in engine.run(items) for one in b), key=lambda o: o.item)
+                loglikelihoods = [one.loglikelihoods for one in found]
+                worst = check_against_deletion(
+                    self.pretrained.model, removals, items, loglikelihoods
+                )
+            except SelfCheckError as error:
+                if not packed:
+                    raise
+                reason = str(error)
+            else:
+                return SelfCheck(engine.packed, worst, len(items), names, reason)
+        raise AssertionError("the second attempt returns or raises")
+
+
+def _some(removals: Sequence[Removal]) -> list[Removal]:
+    """The intact model, and the first, middle and last of the removals."""
+    chosen = [0, 1, len(removals) // 2, len(removals) - 1]
+    return [removals[index] for index in sorted(set(chosen)) if index < len(removals)]
+
+
+def _items(task: Task) -> tuple[Item, ...]:
+    """The items; of generation the prompts, read up to their last token."""
+    if isinstance(task, ScoredTask):
+        return task.items
+    return tuple(
+        Item(source, prompt[:-1] or prompt, (prompt[-1:],))
+        for prompt, source in zip(task.prompts, task.sources, strict=True)
+    )
+
+
+def _beginning(item: Item) -> Item:
+    """The item, of running text only the beginning."""
+    if not item.running_text:
+        return item
+    return replace(item, continuations=(item.continuations[0][:_CHECKED_TOKENS],))
+
+
+def _tokens(item: Item) -> int:
+    return len(item.context) + sum(len(tokens) - 1 for tokens in item.continuations)
+
+
+def _result(task: ScoredTask, index: int, found: ItemAblation) -> ItemResult:
+    metrics = task.score(index, found.loglikelihoods.numpy(), found.greedy.numpy())
+    values = {**metrics, "kl": found.kl.numpy()}
+    return ItemResult(
+        index, {name: v.tolist() for name, v in values.items()}, found.activations.arrays()
+    )
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stops."""
+    ends = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(ends)] if ends else text
