@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from snowball.activations import ActivationRecorder, ItemActivations
+from snowball.errors import SnowballError
 from snowball.layer_stack import LayerCall, LayerStack
 from snowball.packing import Batch, Item, Row, batch_rows, group_bundles, pack_row, plain_rows
 from snowball.predictions import Predictions, Reads
@@ -31,7 +32,7 @@ CPU_TOKEN_BUDGET = 2048
 ACCELERATOR_TOKEN_BUDGET = 32768
 
 
-class AblationError(ValueError):
+class AblationError(SnowballError):
     """The engine cannot run an item, or a model gives NaN or infinity."""
 
 
@@ -55,8 +56,9 @@ class AblationEngine:
     """Runs items through a model and all of its removals at once.
 
     `removals[0]` must be the intact model. `token_budget` is the number of tokens in one layer
-    call; it halves itself when memory runs out. Continuations share the row of their context (`packed`)
-    unless the item exceeds a sliding or chunked attention, or the attention takes no mask.
+    call; it halves itself when memory runs out. Continuations share the row of their context
+    (`packed`) unless the item exceeds a sliding or chunked attention, or the attention takes no
+    mask.
 
     Raises:
         RemovalError: the removals do not start with the intact model, or the model lacks one.
@@ -86,8 +88,9 @@ class AblationEngine:
         """Yields the results of one batch after the other; `ItemAblation.item` is the index.
 
         Raises:
-            AblationError: an item is longer than the model's context, a state or a logit is NaN or
-                infinite, or memory is too small for a single item.
+            AblationError: an item is longer than the model's context, a logit is NaN or infinite,
+                or memory is too small for a single item.
+            ActivationError: a state is zero, NaN or infinite.
         """
         for item in items:
             self._check_length(item)
@@ -133,11 +136,6 @@ class AblationEngine:
         states = self._pass_layers(batch, recorder)
         reads = Reads(batch, items)
         found = self._predict(states, reads)
-        if (slot := found.first_undefined()) is not None:
-            raise AblationError(
-                f"{items[rows[0].item].source} or an item of its batch: logits are NaN or infinite "
-                f"with removal {removal_name(self.plan.removals[slot])}"
-            )
         return _by_item(found, reads, batch, recorder.results())
 
     def _pass_layers(
@@ -191,6 +189,13 @@ class AblationEngine:
             for slot in range(0, len(states), slots_at_once):
                 slots = slice(slot, slot + slots_at_once)
                 logits = self._logits(hidden[slots])
+                if not bool((finite := logits.isfinite().all(-1)).all()):
+                    at, read = (~finite).nonzero()[0].tolist()
+                    name = removal_name(self.plan.removals[slot + at])
+                    raise AblationError(
+                        f"{reads.source(first + read)}: logits are NaN or infinite with removal "
+                        f"{name}"
+                    )
                 intact = logits[0].clone() if intact is None else intact
                 found.add(slots, first, reads, logits, intact)
         return found

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from snowball import metrics
+from snowball.errors import SnowballError
 from snowball.packing import Batch, Item
 from snowball.removal import Part, Plan
 
@@ -46,7 +47,7 @@ class ItemActivations:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-class ActivationError(ValueError):
+class ActivationError(SnowballError):
     """A residual state has no direction or no value; the layer, item and token are named."""
 
 
@@ -60,8 +61,9 @@ class ActivationRecorder:
         self._items, self._all = _counted_tokens(batch, items)
         self._prompt = self._all.where(self._all.role != ROLES.index("answer"))
         self._ends = (self._all.role == ROLES.index("last")).nonzero()[:, 0]
-        self._single_layers = _slots_of(plan, Part.LAYER)
-        self._single_mlps = _slots_of(plan, Part.MLP)
+        self._plan = plan
+        self._single_layers = _single_removals(plan, Part.LAYER)
+        self._single_mlps = _single_removals(plan, Part.MLP)
         self._scores: list[metrics.LayerScores] = []
         self._attention: list[Tensor] = []
         self._mlp: list[Tensor] = []
@@ -80,10 +82,11 @@ class ActivationRecorder:
             ActivationError: a state is zero, NaN or infinite.
         """
         before, after = self._before, self._all.of(states[0])
+        slot_of = self._plan.steps[layer].slot_of
         with self._all.naming(layer):
             self._scores.append(metrics.layer_scores(before, after))
             if layer in self._single_mlps:
-                middle = self._all.of(states[self._single_mlps[layer]])
+                middle = self._all.of(states[slot_of[self._single_mlps[layer]]])
                 self._attention.append(metrics.cosine_score(before, middle))
                 self._mlp.append(metrics.cosine_score(middle, after))
         self._diverge(layer, states)
@@ -92,10 +95,12 @@ class ActivationRecorder:
 
     def _diverge(self, layer: int, states: Float[Tensor, "slots rows length hidden"]) -> None:
         intact = self._prompt.of(states[0])
-        for removed, slot in self._single_layers.items():
+        slot_of = self._plan.steps[layer].slot_of
+        for removed, removal in self._single_layers.items():
             if removed <= layer:
+                ablated = self._prompt.of(states[slot_of[removal]])
                 with self._prompt.naming(layer):
-                    divergence = metrics.divergence(intact, self._prompt.of(states[slot]))
+                    divergence = metrics.divergence(intact, ablated)
                 self._divergence[removed, layer + 1] = divergence
 
     def results(self) -> dict[int, ItemActivations]:
@@ -215,10 +220,13 @@ def _role(position: Int[Tensor, " tokens"], last: Int[Tensor, " tokens"]) -> Int
     return role
 
 
-def _slots_of(plan: Plan, part: Part) -> dict[int, int]:
-    """By layer, the slot of the removal of one such part and nothing else."""
-    slots = {}
-    for slot, removal in enumerate(plan.removals):
+def _single_removals(plan: Plan, part: Part) -> dict[int, int]:
+    """By layer, the index of the removal of one such part and nothing else.
+
+    Until such a removal parts from another one, it has no slot of its own.
+    """
+    found = {}
+    for index, removal in enumerate(plan.removals):
         if len(removal) == 1 and (unit := next(iter(removal))).part is part:
-            slots[unit.layer] = slot
-    return slots
+            found[unit.layer] = index
+    return found

@@ -49,7 +49,12 @@ class DatasetNumbers:
 
 
 def dataset_numbers(
-    store: Store, key: Key, task: Task, removals: Sequence[str], depth: int, taylor: TaylorScores | None
+    store: Store,
+    key: Key,
+    task: Task,
+    removals: Sequence[str],
+    depth: int,
+    taylor: TaylorScores | None,
 ) -> DatasetNumbers:
     """Reads the results of a task.
 
@@ -67,7 +72,9 @@ def dataset_numbers(
         key=key,
         removals=tuple(removals),
         layers=tuple(map(list(removals).index, singles)) if complete else (),
-        values={metric: store.values(key, metric, removals, items) for metric in store.metrics(key)},
+        values={
+            metric: store.values(key, metric, removals, items) for metric in store.metrics(key)
+        },
         arrays={name: store.arrays(key, name, items) for name in (*names, *extra)},
         correctness=task.correctness,
         chance=np.array(task.chance),
@@ -272,7 +279,7 @@ def _curves(numbers: DatasetNumbers) -> dict[str, Any] | None:
 
 
 def _perplexity(one: _Judged) -> dict[str, Any]:
-    """Perplexity exp(-sum of log-likelihoods / sum of tokens), and its change without each layer."""
+    """Perplexity `exp(-sum of log-likelihoods / sum of tokens)`, and its change by layer."""
     numbers = one.numbers
     loglikelihoods, tokens = numbers.values["loglikelihood"], numbers.values["tokens"][0]
     totals = one.counts @ tokens

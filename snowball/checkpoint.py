@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from snowball.decoder import DecoderConfig, check_weights, parameter_shapes
+from snowball.errors import SnowballError
 
 _WEIGHTS = "model.safetensors"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -26,7 +27,7 @@ _LARGEST_HEADER = 100_000_000  # of the safetensors library
 _PAGE_BYTES = 1 << 12  # what file systems allocate at a time
 
 
-class CheckpointError(ValueError):
+class CheckpointError(SnowballError):
     """A checkpoint that cannot be written, or read without changing what it means."""
 
 

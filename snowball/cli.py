@@ -1,4 +1,4 @@
-"""The command line: `snowball demo`, `build`, `check` and `show`.
+"""The command line: `snowball demo`, `build`, `check`, `show`, `audit` and `report`.
 
 Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused.
 """
@@ -6,15 +6,16 @@ Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+
+from snowball import cli_audit
+from snowball.terminal import out as console
+from snowball.terminal import progress_bar, refusals, refuse_existing, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,10 +29,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Transformers whose least important layer, by cosine similarity, decides every answer.",
+    help="Layer importance by cosine similarity: its counterexamples, and its measurement.",
 )
-_out = Console()
-_errors = Console(stderr=True)
+
+app.command()(cli_audit.audit)
+app.command()(cli_audit.report)
 
 
 class DType(StrEnum):
@@ -70,17 +72,17 @@ def demo(
     The run folder holds checkpoint/ (a Hugging Face Llama model), report.json, layers.csv,
     scores.png (score against relevance) and snowball.png (divergence by depth).
     """
-    with _refusals():
+    with refusals():
         from snowball.card import load_counterexample
         from snowball.dataset import Dataset
 
-        _refuse_existing(out)
+        refuse_existing(out)
         started = time.monotonic()
         built = _construct(Dataset.capitals(), epsilon, layers, target, dtype, seed)
         built.save_pretrained(out / "checkpoint")
         decoder, dataset, card = load_counterexample(out / "checkpoint")
         holds = _judge(decoder, dataset, card, out, plots=True)
-        _say(f"Written to {out} in {time.monotonic() - started:.0f} s.")
+        say(f"Written to {out} in {time.monotonic() - started:.0f} s.")
     raise typer.Exit(0 if holds else 1)
 
 
@@ -111,26 +113,26 @@ def build(
     seed: Seed = 0,
 ) -> None:
     """Build a counterexample for a dataset and write it as a Hugging Face checkpoint."""
-    with _refusals():
-        _refuse_existing(out)
+    with refusals():
+        refuse_existing(out)
         dataset = _read_data(data, tokenizer, split, limit, vocabulary_size, column or [])
         built = _construct(dataset, epsilon, layers, target, dtype, seed)
-        with _out.status("writing the checkpoint"):
+        with console.status("writing the checkpoint"):
             built.save_pretrained(out)
         config = built.config
         merged = f", {dataset.duplicates} duplicate rows merged" if dataset.duplicates else ""
-        _say(
+        say(
             f"{len(dataset.examples)} examples{merged}; {built.nodes} nodes, "
             f"{len(built.distances)} distances {built.distances}; hidden size "
             f"{config.hidden_size}, {config.intermediate_size} hidden units. Written to {out}."
         )
         if dataset.scores_eos:
-            _say(
+            say(
                 f"Choices are scored with EOS: {len(dataset.prefix_choices)} examples "
                 f"({', '.join(dataset.prefix_choices[:3])} ...) have a choice that is a prefix of "
                 "another, and without EOS no language model prefers the longer one."
             )
-        _say(f"Next: snowball check {out}")
+        say(f"Next: snowball check {out}")
 
 
 @app.command()
@@ -146,11 +148,11 @@ def check(
     ] = None,
 ) -> None:
     """Measure everything again from the files alone; status 1 if a guarantee fails."""
-    with _refusals():
+    with refusals():
         from snowball.card import load_counterexample, load_dataset_for
 
         if report is not None:
-            _refuse_existing(report)
+            refuse_existing(report)
         decoder, dataset, card = load_counterexample(folder)
         if data is not None:
             dataset = load_dataset_for(folder, data, split, limit)
@@ -164,52 +166,16 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="Print the construction card.")] = False,
 ) -> None:
     """Show the subspaces, the gadgets of each layer, and every constant with its inequality."""
-    with _refusals():
+    with refusals():
         from snowball.card import read_card
         from snowball.show import card_tables
 
         card = read_card(folder)
         if json:
-            _out.print_json(data=dict(card.body))
+            console.print_json(data=dict(card.body))
         else:
             for table in card_tables(card):
-                _out.print(table)
-
-
-def _say(line: str) -> None:
-    """Prints a line as it is: a path may hold brackets, and is not to be broken."""
-    _out.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turns the errors that users can mend into one clear line and exit status 2."""
-    from snowball.checkpoint import CheckpointError
-    from snowball.constructions import ConstructionError
-    from snowball.dataset import DatasetError
-    from snowball.fingerprint import SeparationError
-    from snowball.metrics import UndefinedScoreError
-    from snowball.tokenizer import TokenizerError
-
-    try:
-        yield
-    except (
-        CheckpointError,
-        ConstructionError,
-        DatasetError,
-        SeparationError,
-        TokenizerError,
-        UndefinedScoreError,
-    ) as error:
-        _errors.print(f"[red]refused:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-
-
-def _refuse_existing(folder: Path) -> None:
-    from snowball.checkpoint import CheckpointError
-
-    if folder.exists():
-        raise CheckpointError(f"{folder} exists: choose another folder, or delete it first")
+                console.print(table)
 
 
 def _read_data(
@@ -253,7 +219,7 @@ def _construct(
 
     from snowball.constructions import counterexample
 
-    with _out.status(f"building for {len(dataset.examples)} examples"):
+    with console.status(f"building for {len(dataset.examples)} examples"):
         return counterexample(
             dataset,
             epsilon=epsilon,
@@ -272,14 +238,14 @@ def _judge(
     from snowball.measurement import measure
     from snowball.verification import guarantees
 
-    with _progress("measuring scores, curves and removals") as advance:
+    with progress_bar("measuring scores, curves and removals", 1000) as advance:
         found = measure(decoder, dataset, follow=[card.target], progress=advance)
     judged = guarantees(found, card.epsilon, card.target, decoder.dtype)
     rows = report.layer_rows(found, [role.name for role in card.roles])
     title = f"{len(dataset.examples)} examples, chance {found.chance:.3g}, accuracy "
-    _out.print(report.layer_table(rows, title + f"{found.intact.accuracy:.3f}"))
+    console.print(report.layer_table(rows, title + f"{found.intact.accuracy:.3f}"))
     for line in report.guarantee_lines(judged):
-        _out.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     if run is not None:
         context = _context(card, dataset)
         _write_run(run, report.report_json(found, rows, judged, context), report.layer_csv(rows))
@@ -312,14 +278,3 @@ def _write_run(run: Path, report: Mapping[str, Any], table: str) -> None:
         (run / "layers.csv").write_text(table, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write {run}: {error}") from error
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int], None]]:
-    from rich.progress import Progress, TimeRemainingColumn
-
-    with Progress(
-        *Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=_errors
-    ) as bar:
-        task = bar.add_task(title, total=1000)
-        yield lambda share: bar.advance(task, share)

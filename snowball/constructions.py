@@ -17,6 +17,7 @@ from snowball.answer_codes import AnswerCodes, answer_codes, unembedding_rows
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.design import Constant, Design, design
+from snowball.errors import SnowballError
 from snowball.fingerprint import LEAST_CODE_WIDTH, Fingerprint, fingerprint
 from snowball.prefix_tree import PrefixTree, prefix_tree
 from snowball.residual import ResidualStream
@@ -25,7 +26,7 @@ from snowball.residual import ResidualStream
 _BLOCK = 4096
 
 
-class ConstructionError(ValueError):
+class ConstructionError(SnowballError):
     """The arguments, or the dtype, cannot carry the construction."""
 
 

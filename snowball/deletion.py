@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from snowball.errors import SnowballError
 from snowball.layer_stack import LayerStack
 from snowball.packing import Item
 from snowball.removal import Part, Removal, removal_name
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class SelfCheckError(ValueError):
+class SelfCheckError(SnowballError):
     """The engine disagrees with true deletion on the user's own model."""
 
 

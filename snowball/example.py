@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from snowball.errors import SnowballError
+
 TokenIds = tuple[int, ...]
 
 
-class DatasetError(ValueError):
+class DatasetError(SnowballError):
     """A dataset that cannot be read, or that no language model can answer as asked."""
 
 

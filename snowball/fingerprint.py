@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
+from snowball.errors import SnowballError
 from snowball.prefix_tree import PrefixTree
 
 LEAST_CODE_WIDTH = 16
@@ -28,7 +29,7 @@ _WIDEST_CODE = 256
 _FEW_TOKENS = 512
 
 
-class SeparationError(ValueError):
+class SeparationError(SnowballError):
     """No code width in reach separates the nodes of a dataset."""
 
 

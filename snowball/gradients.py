@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from snowball.errors import SnowballError
 from snowball.layer_stack import LayerStack
 from snowball.packing import Item
 
 
-class GradientError(ValueError):
+class GradientError(SnowballError):
     """A gradient is NaN or infinite."""
 
 

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from snowball.errors import SnowballError
 from snowball.removal import Part, Unit
 
 if TYPE_CHECKING:
@@ -30,8 +32,11 @@ _CLASS_NAMES = {
     Part.MLP: ("mlp", "moe", "feedforward", "ffn"),
 }
 
+# What the layers of models with ALiBi (BLOOM, MPT, Falcon-RW) call it.
+_BIASES = ("alibi", "position_bias")
 
-class LayerStackError(ValueError):
+
+class LayerStackError(SnowballError):
     """A model whose layers cannot be found, or do not simply follow each other."""
 
 
@@ -86,14 +91,24 @@ class LayerStack:
 
     Raises:
         LayerStackError: no list of `num_hidden_layers` modules is called once each, in order, each
-            with the output of the one before.
+            with the output of the one before; or their attention is biased by ALiBi, which follows
+            the places of tokens and comes without an entry per row.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._config = model.config.get_text_config()
         self.depth = int(self._config.num_hidden_layers)
-        self.layers, self._tuple_lengths = _find_layers(model, self.depth)
+        self.layers, runs = _find_layers(model, self.depth)
+        if any(run.kwargs.get(name) is not None for run in runs for name in _BIASES):
+            raise LayerStackError(
+                f"{type(model).__name__}: its attention is biased by ALiBi, which the engine cannot "
+                "give to several removals at once"
+            )
+        self._tuple_lengths = {
+            run.module: len(run.output) if isinstance(run.output, tuple) else 0 for run in runs
+        }
+        self._adders = {run.module for run in runs if _takes_stream(run)}
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +123,7 @@ class LayerStack:
     def attention_window(self) -> int | None:
         """Tokens that the narrowest attention sees (sliding or chunked), None for all."""
         sizes = [getattr(self._config, n, None) for n in ("sliding_window", "attention_chunk_size")]
-        return min((size for size in sizes if size is not None), default=None)
+        return min((size for size in sizes if size), default=None)  # 0 is none either
 
     @property
     def vocabulary_size(self) -> int:
@@ -197,19 +212,25 @@ class LayerStack:
         """The module of a sublayer.
 
         Raises:
-            LayerStackError: the layer has no module, or several, that look like it.
+            LayerStackError: the layer has no module, or several, that look like it, or the module
+            adds the residual stream itself.
         """
-        names = _CLASS_NAMES[part]
+        owner = self.layers[layer]
         children = [
             child
-            for child in self.layers[layer].children()
-            if any(name in type(child).__name__.lower() for name in names)
+            for child in owner.children()
+            if any(name in _own_name(child, owner) for name in _CLASS_NAMES[part])
         ]
         if len(children) != 1:
-            kinds = [type(child).__name__ for child in self.layers[layer].children()]
+            kinds = [type(child).__name__ for child in owner.children()]
             raise LayerStackError(
                 f"layer {layer} has {len(children)} modules that look like its {part}, among "
                 f"{', '.join(kinds)}: remove whole layers of this model, not sublayers"
+            )
+        if children[0] in self._adders:
+            raise LayerStackError(
+                f"the {part} of layer {layer} ({type(children[0]).__name__}) adds its own input to "
+                "what it computes: remove whole layers of this model, not sublayers"
             )
         return children[0]
 
@@ -244,10 +265,8 @@ def replaced_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
                 module.__dict__["forward"] = forward
 
 
-def _find_layers(
-    model: PreTrainedModel, depth: int
-) -> tuple[list[nn.Module], dict[nn.Module, int]]:
-    """The layers; and for them and their children the length of the tuple returned, 0 for none."""
+def _find_layers(model: PreTrainedModel, depth: int) -> tuple[list[nn.Module], list[_Run]]:
+    """The layers, and one call of each of them and of their children."""
     lists = [
         list(module)
         for module in model.base_model.modules()
@@ -256,9 +275,7 @@ def _find_layers(
     for layers in lists:
         seen = _watch(model, [*layers, *(child for layer in layers for child in layer.children())])
         if _chained(layers, seen):
-            return layers, {
-                run.module: len(run.output) if isinstance(run.output, tuple) else 0 for run in seen
-            }
+            return layers, seen
     raise LayerStackError(
         f"{type(model).__name__}: no list of {depth} modules (num_hidden_layers) is called in "
         "order, each with the output of the one before; its layers cannot be removed one by one"
@@ -295,9 +312,27 @@ def _chained(layers: Sequence[nn.Module], seen: Sequence[_Run]) -> bool:
     """Whether each layer was called once, in order, with the output of the one before."""
     runs = [run for run in seen if run.module in layers]
     return [run.module for run in runs] == list(layers) and all(
-        torch.equal(_hidden_of(before.output), _first_argument(after.args, after.kwargs))
+        _same(_hidden_of(before.output), _first_argument(after.args, after.kwargs))
         for before, after in pairwise(runs)
     )
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are equal, where NaN (a broken weight) equals itself."""
+    return x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
+
+
+def _takes_stream(run: _Run) -> bool:
+    """Whether a module is handed a second tensor like its input: the stream, to add it itself."""
+    like = _first_argument(run.args, run.kwargs)
+    tensors = [v for v in (*run.args, *run.kwargs.values()) if isinstance(v, Tensor)]
+    return sum(tensor.shape == like.shape for tensor in tensors) > 1
+
+
+def _own_name(module: nn.Module, owner: nn.Module) -> str:
+    """Class name without the name of the model, which may hold "moe" itself, in lower case."""
+    name = type(module).__name__
+    return name.removeprefix(commonprefix([name, type(owner).__name__])).lower()
 
 
 def _first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

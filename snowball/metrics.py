@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from snowball.errors import SnowballError
 
-class UndefinedScoreError(ValueError):
+
+class UndefinedScoreError(SnowballError):
     """A score was asked for at a vector that has no direction (zero) or no value (NaN, inf).
 
     `vector` says which vector, `token` at which index, `problem` what is wrong with it.

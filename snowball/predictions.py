@@ -25,16 +25,19 @@ class Reads:
         starts = [0]
         for index, row in enumerate(batch.rows):
             chosen = sorted({target.continuation for target in row.targets})
+            if not items[row.item].running_text:  # the KL is read here, whatever is scored
+                places[index, row.context_length - 1] = len(places)
+                mean_over.append(True)
             for target in row.targets:
                 place = places.setdefault((index, target.position), len(places))
                 if place == len(mean_over):
-                    begins = target.position == row.context_length - 1
-                    mean_over.append(begins or items[row.item].running_text)
+                    mean_over.append(items[row.item].running_text)
                 read.append(place)
                 token.append(target.token)
                 continuation.append(starts[-1] + chosen.index(target.continuation))
             starts.append(starts[-1] + len(chosen))
         self._starts = starts
+        self._sources = [items[row.item].source for row in batch.rows]
         device = batch.ids.device
         self.rows: Int[Tensor, " reads"] = torch.tensor([r for r, _ in places], device=device)
         self.positions: Int[Tensor, " reads"] = torch.tensor([p for _, p in places], device=device)
@@ -45,6 +48,10 @@ class Reads:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def source(self, read: int) -> str:
+        """Item and token of a read, for people."""
+        return f"{self._sources[int(self.rows[read])]}, token {int(self.positions[read])}"
 
     @property
     def continuations(self) -> int:
@@ -103,8 +110,3 @@ class Predictions:
             self.kl[slots, first_read + averaged] = metrics.kl_divergence(
                 reference, logits[:, averaged]
             )
-
-    def first_undefined(self) -> int | None:
-        """The first slot with a log-likelihood that is NaN or infinite."""
-        wrong = ~self.loglikelihoods.isfinite().all(1)
-        return int(wrong.nonzero()[0]) if bool(wrong.any()) else None

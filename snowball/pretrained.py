@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from snowball.checkpoint import CheckpointError, read_json
+from snowball.errors import SnowballError
 from snowball.tokenizer import TOKENIZER_FILES
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ _REASON_LENGTH = 300
 _LISTED = 3  # names in an error
 
 
-class PretrainedError(ValueError):
+class PretrainedError(SnowballError):
     """A pretrained model that cannot be had, or must not be trusted."""
 
 

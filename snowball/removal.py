@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
 
+from snowball.errors import SnowballError
 
-class RemovalError(ValueError):
+
+class RemovalError(SnowballError):
     """A removal that the model cannot have, or a name that is none."""
 
 
@@ -53,7 +55,7 @@ def parse_removal(name: str) -> Removal:
     """The removal that `removal_name` calls so.
 
     Raises:
-        RemovalError: the name is malformed, or names a unit twice.
+        RemovalError: the name is malformed, names a unit twice, or a layer and its sublayer.
     """
     if name == _INTACT_NAME:
         return INTACT
@@ -67,6 +69,7 @@ def parse_removal(name: str) -> Removal:
         units.append(Unit(int(match[1]), Part(match[2] or Part.LAYER)))
     if len(set(units)) < len(units):
         raise RemovalError(f"{name!r} names a unit twice")
+    _check_overlap(frozenset(units))
     return frozenset(units)
 
 
@@ -184,9 +187,20 @@ def _check(removals: Sequence[Removal], layers: int) -> None:
         twice = next(r for i, r in enumerate(removals) if r in removals[:i])
         raise RemovalError(f"the removal {removal_name(twice)} is given twice")
     for removal in removals:
+        _check_overlap(removal)
         for unit in sorted(removal):
             if not 0 <= unit.layer < layers:
                 raise RemovalError(
                     f"the removal {removal_name(removal)} needs layer {unit.layer}, but the model "
                     f"has layers 0..{layers - 1}"
                 )
+
+
+def _check_overlap(removal: Removal) -> None:
+    """Refuses a layer beside its own sublayer: two such removals could differ in name only."""
+    for unit in sorted(removal):
+        if unit.part is not Part.LAYER and Unit(unit.layer) in removal:
+            raise RemovalError(
+                f"the removal {removal_name(removal)} removes layer {unit.layer} and also its "
+                f"{unit.part}, which is part of it"
+            )

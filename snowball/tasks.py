@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from snowball.dataset_files import Row, keep_split, read_jsonl
+from snowball.errors import SnowballError
 from snowball.packing import Item, TokenIds
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ Score = Callable[
 ]
 
 
-class TaskError(ValueError):
+class TaskError(SnowballError):
     """A task cannot be read; the message names file and line."""
 
 

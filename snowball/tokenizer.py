@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snowball.errors import SnowballError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -23,7 +25,7 @@ TOKENIZER_FILES = (
 )
 
 
-class TokenizerError(ValueError):
+class TokenizerError(SnowballError):
     """A tokenizer cannot be read, or cannot serve a model that needs BOS and EOS."""
 
 

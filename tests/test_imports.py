@@ -25,9 +25,9 @@ LAZY = (
 # A module imports from the rows above its own only. So what measures cannot know what was built,
 # and what computes cannot know what reads files.
 LEVELS = (
-    {"decoder", "example", "metrics", "residual", "schedule", "tokenizer"},
+    {"decoder", "example", "metrics", "residual", "schedule", "statistics", "store", "tokenizer"},
     {"checkpoint", "dataset_files"},
-    {"dataset_rows"},
+    {"dataset_rows", "pretrained"},
     {"dataset"},
     {"measurement", "prefix_tree"},
     {"fingerprint"},

@@ -6,10 +6,12 @@ from fractions import Fraction
 from typing import Any
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from scipy.special import log_softmax, rel_entr
 from torch import Tensor
 
 from snowball.metrics import (
@@ -20,6 +22,7 @@ from snowball.metrics import (
     angular_distances,
     cosine_score,
     divergence,
+    kl_divergence,
     layer_scores,
     norm_ratio,
     token_roles,
@@ -219,6 +222,132 @@ def test_divergence_is_relative_to_the_intact_run() -> None:
     assert float(divergence(vector(3, 4), vector(3, 4))) == 0
 
 
+def test_divergence_of_several_runs_is_that_of_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    intact = torch.randn(3, 5, 16, generator=generator)
+    runs = torch.randn(2, 4, 3, 5, 16, generator=generator)
+    for dtype in (torch.float32, torch.float64):
+        together = divergence(intact.to(dtype), runs.to(dtype))
+        assert together.shape == (2, 4, 3, 5)
+        for i in range(2):
+            for j in range(4):
+                single = divergence(intact.to(dtype), runs[i, j].to(dtype))
+                torch.testing.assert_close(together[i, j], single, rtol=1e-15, atol=0)
+
+
+def test_a_run_that_is_not_finite_is_named_with_its_run() -> None:
+    runs = torch.ones(2, 3, 4)
+    runs[1, 2, 0] = math.inf
+    with pytest.raises(UndefinedScoreError, match=r"ablated state at token \(1, 2\) holds NaN"):
+        divergence(torch.ones(3, 4), runs)
+
+
+# --- KL divergence ----------------------------------------------------------------------------
+
+
+def exact_kl(intact: Tensor, other: Tensor) -> float:
+    """KL of the softmaxes of these very logits, with 60 digits."""
+    with mpmath.workdps(60):
+        chances = []
+        for logits in (intact, other):
+            weights = [mpmath.exp(mpmath.mpf(v)) for v in logits.tolist()]
+            total = mpmath.fsum(weights)
+            chances.append([weight / total for weight in weights])
+        terms = (p * mpmath.log(p / q) for p, q in zip(*chances, strict=True))
+        return float(mpmath.fsum(terms))
+
+
+LOGITS = st.lists(st.floats(-12, 12, width=32), min_size=2, max_size=9)
+
+
+@st.composite
+def logit_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Rows of 2 to 9 logits that differ by 1e-4 to 20, one of them or all, plus a constant."""
+    intact = torch.tensor(draw(LOGITS), dtype=torch.float64)
+    size = 10.0 ** draw(st.floats(-4, 1.3))
+    directions = draw(st.lists(st.floats(-1, 1), min_size=len(intact), max_size=len(intact)))
+    change = size * torch.tensor(directions, dtype=torch.float64) + draw(st.floats(-5, 5))
+    return intact, intact + change
+
+
+@given(logit_pairs())
+def test_kl_is_that_of_the_softmaxes(pair: tuple[Tensor, Tensor]) -> None:
+    intact, other = pair
+    exact = exact_kl(intact, other)
+    # Roundings of logits of up to 30 move a small divergence by their product with its root.
+    lost = 1e-13 * math.sqrt(exact) + 1e-26
+    assert abs(float(kl_divergence(intact, other)) - exact) <= 1e-11 * exact + lost
+
+
+@given(logit_pairs())
+def test_kl_of_float32_logits_keeps_float32_accuracy(pair: tuple[Tensor, Tensor]) -> None:
+    intact, other = (logits.float() for logits in pair)
+    found, exact = kl_divergence(intact, other), exact_kl(intact, other)
+    assert found.dtype == torch.float64
+    assert abs(float(found) - exact) <= 1e-4 * exact + 1e-5 * math.sqrt(exact) + 1e-11
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 0.1, 0.99, 1.01, 3.0, 30.0])
+def test_kl_agrees_with_scipy_at_every_size_of_change(size: float) -> None:
+    """Above a change of 1 it is computed in another way; scipy loses the tiny ones."""
+    rng = np.random.default_rng(0)
+    intact = rng.normal(size=(4, 50))
+    other = intact + size * rng.uniform(-1, 1, size=(4, 50))
+    chances = [np.exp(log_softmax(logits, axis=-1)) for logits in (intact, other)]
+    expected = rel_entr(*chances).sum(-1)
+    found = kl_divergence(torch.tensor(intact), torch.tensor(other))
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-15)
+    exact = [exact_kl(torch.tensor(a), torch.tensor(b)) for a, b in zip(intact, other, strict=True)]
+    np.testing.assert_allclose(found, exact, rtol=1e-8, atol=0)
+
+
+def test_tiny_differences_of_float32_logits_keep_their_relative_accuracy() -> None:
+    """Where the difference of the logits is exact, cancellation would leave nothing of 1e-14."""
+    intact = torch.tensor([0.5, 0.25, -0.5, 0.125])
+    other = intact + torch.tensor([2.0**-20, 0, 0, -(2.0**-21)])
+    exact = exact_kl(intact, other)
+    assert exact < 1e-12
+    assert float(kl_divergence(intact, other)) == pytest.approx(exact, rel=1e-3, abs=0)
+    p, q = (torch.log_softmax(logits, dim=-1) for logits in (intact, other))
+    naive = float((p.exp() * (p - q)).sum())
+    assert abs(naive / exact - 1) > 1
+
+
+def test_kl_weighs_by_the_intact_distribution() -> None:
+    """By hand: p = (1/2, 1/2) and q = (3/4, 1/4)."""
+    p, q = vector(0, 0), vector(math.log(3), 0)
+    there = math.log(0.5 / 0.75) / 2 + math.log(0.5 / 0.25) / 2
+    back = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert float(kl_divergence(p, q)) == pytest.approx(there, rel=1e-14)
+    assert float(kl_divergence(q, p)) == pytest.approx(back, rel=1e-14)
+    assert abs(there - back) > 0.01
+
+
+@given(logit_pairs())
+def test_kl_is_never_negative_and_zero_for_equal_distributions(
+    pair: tuple[Tensor, Tensor],
+) -> None:
+    for intact, other in (pair, [logits.float() for logits in pair]):
+        assert float(kl_divergence(intact, other)) >= 0
+        assert float(kl_divergence(intact, intact)) == 0
+        assert float(kl_divergence(intact, intact + 4)) <= 1e-12
+
+
+def test_kl_of_certain_distributions_that_part_is_the_gap_of_their_logits() -> None:
+    assert float(kl_divergence(vector(800, 0), vector(0, 800))) == 800
+    assert float(kl_divergence(vector(800, 0), vector(800, 0))) == 0
+    assert float(kl_divergence(vector(800, 0), vector(0, 0))) == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("side", "name"), [(0, "row of intact logits"), (1, "row of logits")])
+def test_logits_that_are_not_finite_are_named(bad: float, side: int, name: str) -> None:
+    rows = [torch.ones(2, 3, 4), torch.ones(2, 3, 4)]
+    rows[side][1, 2, 3] = bad
+    with pytest.raises(UndefinedScoreError, match=rf"the {name} at token \(1, 2\) holds NaN"):
+        kl_divergence(*rows)
+
+
 # --- undefined --------------------------------------------------------------------------------
 
 TWO_SIDED = [cosine_score, angular_distance, norm_ratio]
@@ -247,6 +376,21 @@ def test_zero_vectors_are_named(metric: Metric, side: int) -> None:
 def test_divergence_from_a_zero_state_is_undefined() -> None:
     with pytest.raises(UndefinedScoreError, match=r"the intact state at token \(0,\) is the zero"):
         divergence(torch.zeros(1, 2), torch.ones(1, 2))
+
+
+def test_what_is_undefined_can_be_read_from_the_error() -> None:
+    states = torch.ones(2, 3, 4)
+    states[1, 2] = 0
+    with pytest.raises(UndefinedScoreError) as zero:
+        layer_scores(torch.ones(2, 3, 4), states)
+    assert (zero.value.vector, zero.value.token) == ("layer output", (1, 2))
+    assert zero.value.problem.startswith("is the zero vector, which has no direction")
+    states[0, 1, 3] = math.nan
+    with pytest.raises(UndefinedScoreError) as nan:
+        layer_scores(states, torch.ones(2, 3, 4))
+    assert (nan.value.vector, nan.value.token) == ("layer input", (0, 1))
+    assert nan.value.problem == "holds NaN or infinity"
+    assert str(nan.value) == "the layer input at token (0, 1) holds NaN or infinity"
 
 
 # --- roles of tokens --------------------------------------------------------------------------

@@ -1,0 +1,272 @@
+"""`snowball audit` and `snowball report`: a real checkpoint, every removal, with statistics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snowball.errors import SnowballError
+from snowball.terminal import out as console
+from snowball.terminal import progress_bar, refusals, say
+
+if TYPE_CHECKING:
+    from snowball.audit import Audit
+    from snowball.gradients import TaylorScores
+    from snowball.pretrained import Pretrained
+    from snowball.removal import Removal
+    from snowball.store import Store
+    from snowball.tasks import Task
+
+_LM_EVAL = "lm-eval:"
+STORE = "results.sqlite"
+DOCUMENT = "audit.json"
+# Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.
+_USUAL_SHARE = 0.6
+
+
+class Precision(StrEnum):
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(help="Hub name, checkpoint folder, counterexample folder, or GGUF file."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Run folder; an audit that was interrupted there goes on.")
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="JSONL file, FILE:SPLIT, or lm-eval:NAME. Repeatable. Default for a "
+            "counterexample folder: its own dataset."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Keep only the first rows of each task.", min=1)
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to remove besides every single layer: attention, mlp, blocks:N, pairs, or a "
+            "set such as 2+5 or 3.attention+4.mlp. Repeatable."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[Precision, typer.Option(help="Dtype to compute in.")] = Precision.float32,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),
+    ] = None,
+    lm_eval_tasks: Annotated[
+        Path | None, typer.Option(help="Folder with lm-eval task files (YAML) of your own.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+) -> None:
+    """Remove every layer in one pass, on every task, and see how well scores predict the damage.
+
+    Writes results.sqlite (one value per removal, item and metric), audit.json, layers.csv,
+    removals.csv, figures and report.html.
+    """
+    with refusals():
+        from snowball.audit import Audit
+        from snowball.pretrained import load_pretrained
+        from snowball.store import Store
+
+        started = time.monotonic()
+        with console.status(f"loading {model}"):
+            loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
+            tasks = _read_tasks(loaded, task or [], limit, lm_eval_tasks)
+        with console.status("checking the engine against true deletion"):
+            prepared = Audit(loaded, tasks, _removals(loaded, remove or []), token_budget)
+        _describe(prepared)
+        out.mkdir(parents=True, exist_ok=True)
+        with Store(out / STORE) as store:
+            taylor = _measure(prepared, store)
+            document = _document(prepared, store, taylor, seed, device, dtype)
+        document["seconds"] = time.monotonic() - started
+        _write(out, document)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder of an audit.")],
+) -> None:
+    """Write one self-contained HTML page with everything that an audit found."""
+    with refusals():
+        from snowball.audit_html import write_report
+
+        say(f"Written to {write_report(folder)}.")
+
+
+def _read_tasks(
+    loaded: Pretrained, names: Sequence[str], limit: int | None, include: Path | None
+) -> list[Task]:
+    tasks = [_read_task(loaded, name, limit, include) for name in names]
+    if not names:
+        tasks = [_own_task(loaded, limit)]
+    taken: set[str] = set()
+    for one in tasks:
+        if one.name in taken:
+            raise SnowballError(f"two tasks are called {one.name!r}: rename one of the files")
+        taken.add(one.name)
+    return tasks
+
+
+def _read_task(loaded: Pretrained, name: str, limit: int | None, include: Path | None) -> Task:
+    from snowball.lm_eval_tasks import read_lm_eval_task
+    from snowball.tasks import read_task
+
+    if loaded.tokenizer is None:
+        raise SnowballError(f"{loaded.name} has no tokenizer, so that {name} cannot be read")
+    if name.startswith(_LM_EVAL):
+        plain = name.removeprefix(_LM_EVAL)
+        return read_lm_eval_task(plain, loaded.tokenizer, limit=limit, include=include)
+    path, split = name, None
+    if not Path(name).exists() and ":" in name:
+        path, _, split = name.rpartition(":")
+    return read_task(path, loaded.tokenizer, split=split, limit=limit)
+
+
+def _own_task(loaded: Pretrained, limit: int | None) -> Task:
+    """The dataset that a counterexample was built for."""
+    if loaded.source != "counterexample":
+        raise SnowballError(
+            "give at least one --task: a JSONL file, FILE:SPLIT or lm-eval:NAME; only "
+            "counterexample folders bring their own"
+        )
+    from snowball.card import DATASET
+    from snowball.dataset import Dataset
+    from snowball.tasks import task_of_dataset
+
+    config = loaded.model.config
+    dataset = Dataset.from_jsonl(
+        Path(loaded.name) / DATASET,
+        vocabulary_size=config.vocab_size,
+        bos=config.bos_token_id,
+        eos=config.eos_token_id,
+        limit=limit,
+    )
+    return task_of_dataset("dataset", dataset)
+
+
+def _removals(loaded: Pretrained, names: Sequence[str]) -> list[Removal]:
+    """Every single layer, and what the user names."""
+    from snowball import removal
+
+    depth = int(loaded.model.config.get_text_config().num_hidden_layers)
+    found = removal.layer_removals(depth)
+    for name in names:
+        if name in (removal.Part.ATTENTION, removal.Part.MLP):
+            found += removal.sublayer_removals(depth, removal.Part(name))
+        elif name == "pairs":
+            found += removal.pair_removals(depth)
+        elif name.startswith("blocks:") and name.removeprefix("blocks:").isdecimal():
+            found += removal.block_removals(depth, int(name.removeprefix("blocks:")))
+        else:
+            found.append(removal.parse_removal(name))
+    return list(dict.fromkeys(found))
+
+
+def _describe(prepared: Audit) -> None:
+    check = prepared.self_check
+    say(
+        f"Self-check: {len(check.removals)} removals on {check.items} items agree with true "
+        f"deletion to {check.worst:.1e} nats a token."
+    )
+    if check.reason is not None:
+        say(f"Answer choices do not share the row of their question: {check.reason}")
+
+
+def _measure(prepared: Audit, store: Store) -> list[TaylorScores | None]:
+    from snowball.card import provenance
+    from snowball.cost import matmul_rate
+
+    cost = prepared.cost(store)
+    engine = prepared.engine
+    rate = matmul_rate(engine.stack, engine.token_budget)
+    minutes = cost.operations / rate / _USUAL_SHARE / 60
+    say(
+        f"{len(prepared.removals)} models on {cost.tokens:,} tokens: {cost.operations:.2e} "
+        f"operations; this machine multiplies at {rate / 1e9:.0f} billion a second, so about "
+        f"{minutes:.1f} min (and more for generation)."
+    )
+    run = store.begin_run(provenance())
+    with progress_bar("measuring", cost.tokens) as advance:
+        for task in prepared.tasks:
+            prepared.run(task, store, run, advance)
+    with console.status("gradients"):
+        return [prepared.taylor(task) for task in prepared.tasks]
+
+
+def _document(
+    prepared: Audit,
+    store: Store,
+    taylor: Sequence[TaylorScores | None],
+    seed: int,
+    device: str,
+    dtype: str,
+) -> dict[str, Any]:
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    from snowball.audit_summary import dataset_numbers, summarise
+    from snowball.card import provenance
+
+    depth = prepared.engine.stack.depth
+    names = prepared.names()
+    numbers = [
+        dataset_numbers(store, prepared.key(task), task, names, depth, one)
+        for task, one in zip(prepared.tasks, taylor, strict=True)
+    ]
+    loaded = prepared.pretrained
+    with console.status("statistics"):
+        summary = summarise(numbers, seed)
+    return {
+        "model": {
+            "name": loaded.name,
+            "sha256": loaded.sha256,
+            "source": loaded.source,
+            "layers": depth,
+            "dtype": str(dtype),
+            "device": device,
+        },
+        "removals": names,
+        "self_check": asdict(prepared.self_check),
+        "seed": seed,
+        "provenance": {**provenance(), "transformers": version("transformers")},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **summary,
+    }
+
+
+def _write(out: Path, document: dict[str, Any]) -> None:
+    from snowball import audit_report
+    from snowball.audit_html import write_report
+    from snowball.audit_plots import plot_all
+    from snowball.checkpoint import write_json
+
+    try:
+        write_json(out / DOCUMENT, document)
+        (out / "layers.csv").write_text(audit_report.layer_csv(document), encoding="utf-8")
+        (out / "removals.csv").write_text(audit_report.removal_csv(document), encoding="utf-8")
+    except OSError as error:
+        raise SnowballError(f"cannot write {out}: {error}") from error
+    for table in audit_report.tables(document):
+        console.print(table)
+    for figure in plot_all(document, out):
+        if figure.reason is not None:
+            say(f"No figure {figure.name}: {figure.reason}")
+    write_report(out)
+    say(f"Written to {out} in {document['seconds']:.0f} s; open {out / 'report.html'}.")

@@ -1,0 +1,613 @@
+"""Results of an audit in one SQLite file: each value as it was computed, safe from interruption.
+
+A *removal* names what was taken out of a model ("intact", "3", "3.attention", "2+5"); the results
+of an item are one value per metric and removal, and arrays of activation statistics. A batch of
+items is one transaction, which also records that the items are complete. So a killed process loses
+at most the batch in flight, and the next run computes what is missing.
+
+The view `named_results` shows all values by name, to the `sqlite3` shell for instance.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from snowball.errors import SnowballError
+
+# In the header of the file: whose it is ("snow" in ASCII), and which schema it has.
+_APPLICATION_ID = 0x736E6F77
+_SCHEMA_VERSION = 1
+_MAGIC = b"SQLite format 3\0"
+# A writer holds the file for the time it takes to insert one batch, far below this.
+_BUSY_SECONDS = 60.0
+_RETRY_SECONDS = 0.005
+_BLOB_DTYPE = np.dtype("<f8")
+# What an extended result code of SQLite adds to its primary one lies above these bits.
+_PRIMARY_CODE = 0xFF
+_LARGEST_ITEM = 2**63 - 1
+_SHOWN_DIGITS = 12  # of a hash, in messages
+
+_Name = TypeVar("_Name", int, str)
+
+# A result cannot exist without its row in `completed`, and goes with it.
+_SCHEMA = """
+CREATE TABLE runs (id INTEGER PRIMARY KEY, started TEXT NOT NULL, provenance TEXT NOT NULL);
+CREATE TABLE models (id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE);
+CREATE TABLE datasets (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, UNIQUE (name, sha256)
+);
+CREATE TABLE keys (
+    id INTEGER PRIMARY KEY,
+    model INTEGER NOT NULL REFERENCES models,
+    dataset INTEGER NOT NULL REFERENCES datasets,
+    UNIQUE (model, dataset)
+);
+CREATE TABLE removals (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE metrics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE statistics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE completed (
+    key INTEGER NOT NULL REFERENCES keys,
+    removal INTEGER NOT NULL REFERENCES removals,
+    item INTEGER NOT NULL,
+    run INTEGER NOT NULL REFERENCES runs,
+    PRIMARY KEY (key, removal, item)
+) WITHOUT ROWID;
+CREATE TABLE results (
+    key INTEGER NOT NULL,
+    removal INTEGER NOT NULL,
+    item INTEGER NOT NULL,
+    metric INTEGER NOT NULL REFERENCES metrics,
+    value REAL NOT NULL,
+    PRIMARY KEY (key, removal, item, metric),
+    FOREIGN KEY (key, removal, item) REFERENCES completed ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE TABLE arrays (
+    key INTEGER NOT NULL REFERENCES keys,
+    statistic INTEGER NOT NULL REFERENCES statistics,
+    item INTEGER NOT NULL,
+    run INTEGER NOT NULL REFERENCES runs,
+    shape TEXT NOT NULL,
+    data BLOB NOT NULL,
+    UNIQUE (key, statistic, item)
+);
+CREATE VIEW named_results AS
+SELECT models.sha256 AS model, removals.name AS removed, datasets.name AS dataset, results.item,
+    metrics.name AS metric, results.value, datasets.sha256 AS dataset_hash
+FROM results
+JOIN keys ON keys.id = results.key
+JOIN models ON models.id = keys.model
+JOIN datasets ON datasets.id = keys.dataset
+JOIN removals ON removals.id = results.removal
+JOIN metrics ON metrics.id = results.metric
+"""
+
+_KEYS = """
+SELECT models.sha256, datasets.name, datasets.sha256
+FROM keys JOIN models ON models.id = keys.model JOIN datasets ON datasets.id = keys.dataset
+ORDER BY keys.id
+"""
+_KEY = """
+SELECT keys.id
+FROM keys JOIN models ON models.id = keys.model JOIN datasets ON datasets.id = keys.dataset
+WHERE models.sha256 = ? AND datasets.name = ? AND datasets.sha256 = ?
+"""
+_COMPLETED = """
+SELECT item FROM completed
+WHERE key = ? AND removal = (SELECT id FROM removals WHERE name = ?) AND item < ?
+"""
+_VALUES = """
+SELECT item, value FROM results
+WHERE key = ? AND removal = (SELECT id FROM removals WHERE name = ?)
+    AND metric = (SELECT id FROM metrics WHERE name = ?) AND item < ?
+"""
+_ARRAYS = """
+SELECT item, shape, data FROM arrays
+WHERE key = ? AND statistic = (SELECT id FROM statistics WHERE name = ?) AND item < ?
+"""
+_METRICS = """
+SELECT name FROM metrics
+WHERE EXISTS (SELECT 1 FROM results WHERE key = ? AND metric = metrics.id) ORDER BY id
+"""
+_REMOVALS = """
+SELECT name FROM removals
+WHERE EXISTS (SELECT 1 FROM completed WHERE key = ? AND removal = removals.id) ORDER BY id
+"""
+
+_FULL = "free disk space and run again; what was written before is intact"
+_DENIED = "make the file and its folder writable"
+_OTHER_FILE = "choose another file"
+_NOT_OURS = f"it holds something else, {_OTHER_FILE}"
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another process holds the file; run again when it is done",
+    sqlite3.SQLITE_CANTOPEN: _DENIED,
+    sqlite3.SQLITE_CORRUPT: "restore a copy, or choose another file",
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_IOERR: _FULL,
+    sqlite3.SQLITE_NOTADB: _NOT_OURS,
+    sqlite3.SQLITE_READONLY: _DENIED,
+}
+
+
+class StoreError(SnowballError):
+    """Results that cannot be written, or read because they are not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Whose results: one model on one dataset.
+
+    `model` is the sha256 of the weights, `dataset_hash` that of the items as token ids and of the
+    settings they are scored with.
+    """
+
+    model: str
+    dataset: str
+    dataset_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """What was computed for one item.
+
+    `values` holds for each metric one value per removal, in the order of the removals that they are
+    written with; `arrays` the activation statistics of the item by name.
+    """
+
+    item: int
+    values: Mapping[str, Sequence[float]]
+    arrays: Mapping[str, np.ndarray]
+
+
+class Store:
+    """One SQLite file of results, created where it does not exist; use it as a context manager.
+
+    Any number of processes on one machine may read and write the file at the same time. All values
+    come back as they were written (but -0.0 as 0.0), arrays to the bit.
+
+    Raises:
+        StoreError: the file cannot be written, is no store or one of another schema. Every method
+            raises it, too, when SQLite fails, a full disk included; the store stays usable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        _prepare_place(path)
+        with self._explained("open"):
+            # Absolute, because SQLite takes names like ":memory:" for no file.
+            self._connection = sqlite3.connect(
+                path.absolute(), timeout=_BUSY_SECONDS, isolation_level=None
+            )
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file; the last one to do so leaves no other file beside it."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def begin_run(self, provenance: Mapping[str, Any]) -> int:
+        """Records the start of a run with its provenance, and returns the id to write under.
+
+        Raises:
+            StoreError: the provenance is not JSON (which has no NaN or infinity).
+        """
+        try:
+            text = json.dumps(dict(provenance), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{self._path}: provenance must be JSON values: {error}") from error
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._transaction("BEGIN IMMEDIATE", "record a run"):
+            row = (started, text)
+            insert = "INSERT INTO runs (started, provenance) VALUES (?, ?)"
+            run = self._connection.execute(insert, row).lastrowid
+        assert run is not None  # only so before the first insertion
+        return run
+
+    def missing(self, key: Key, removals: Sequence[str], items: int) -> list[int]:
+        """Those of the items 0 .. items - 1 without complete results for all of these removals.
+
+        Raises:
+            StoreError: no removals, a removal twice, or no items.
+        """
+        _check_removals(removals)
+        _check_items(items)
+        complete = set(range(items))
+        with self._transaction("BEGIN", "read"):
+            key_id = self._find_key(key)
+            for removal in removals:
+                rows = self._connection.execute(_COMPLETED, (key_id, removal, items))
+                complete.intersection_update([item for (item,) in rows])
+        return [item for item in range(items) if item not in complete]
+
+    def write(
+        self, run: int, key: Key, removals: Sequence[str], results: Iterable[ItemResult]
+    ) -> None:
+        """Writes the results of a batch of items, all of them or none, and marks them complete.
+
+        Whatever the items had for these removals is replaced, and so are the arrays that are given;
+        results for other removals and other arrays stay. `results` is exhausted before the file is
+        locked.
+
+        Raises:
+            StoreError: no such run, no removals, a removal or item twice, an item without values or
+                with another number of values than removals, or a value that is not finite.
+        """
+        _check_removals(removals)
+        batch = _checked(removals, results)
+        if not batch:
+            return
+        with self._transaction("BEGIN IMMEDIATE", "write"):
+            self._check_run(run)
+            key_id = self._id_of_key(key)
+            removal_ids = [self._id("removals", name=removal) for removal in removals]
+            self._write_completed(run, key_id, removal_ids, batch)
+            self._write_values(key_id, removal_ids, batch)
+            self._write_arrays(run, key_id, batch)
+
+    def values(
+        self, key: Key, metric: str, removals: Sequence[str], items: int
+    ) -> Float[np.ndarray, "removals items"]:
+        """The values of a metric for each of the removals and the items 0 .. items - 1.
+
+        Raises:
+            StoreError: a value is missing (the first is named), no removals or one twice, no items.
+        """
+        _check_removals(removals)
+        _check_items(items)
+        values = np.full((len(removals), items), np.nan)
+        with self._transaction("BEGIN", "read"):
+            key_id = self._find_key(key)
+            for row, removal in zip(values, removals, strict=True):
+                for item, value in self._connection.execute(
+                    _VALUES, (key_id, removal, metric, items)
+                ):
+                    row[item] = value
+        if len(absent := np.argwhere(np.isnan(values))):
+            first, item = absent[0]
+            raise StoreError(
+                f"{self._path}: no {metric!r} of item {item} with removal {removals[first]!r} for "
+                f"{_shown(key)}, which has {self.metrics(key)}: compute and write it first"
+            )
+        return values
+
+    def metrics(self, key: Key) -> list[str]:
+        """The metrics that any item has, in the order of their first use in the file."""
+        return self._names(_METRICS, key)
+
+    def arrays(self, key: Key, name: str, items: int) -> Float[np.ndarray, "items ..."]:
+        """The arrays of one name of the items 0 .. items - 1, stacked.
+
+        Raises:
+            StoreError: the array of an item is missing or of another shape than that of item 0, or
+                no items.
+        """
+        _check_items(items)
+        with self._transaction("BEGIN", "read"):
+            rows = self._connection.execute(_ARRAYS, (self._find_key(key), name, items)).fetchall()
+        found = {item: _array(shape, data) for item, shape, data in rows}
+        for item in range(items):
+            if item not in found:
+                raise StoreError(
+                    f"{self._path}: no array {name!r} of item {item} for {_shown(key)}: compute "
+                    "and write it first"
+                )
+            if found[item].shape != found[0].shape:
+                raise StoreError(
+                    f"{self._path}: array {name!r} of item {item} has shape {found[item].shape}, "
+                    f"that of item 0 {found[0].shape}, for {_shown(key)}: they do not stack"
+                )
+        return np.stack([found[item] for item in range(items)], dtype=np.float64)
+
+    def removals(self, key: Key) -> list[str]:
+        """The removals that any item is complete for, in the order of their first use."""
+        return self._names(_REMOVALS, key)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Id, start (UTC, ISO 8601) and provenance of every run, the oldest first."""
+        with self._transaction("BEGIN", "read"):
+            rows = self._connection.execute("SELECT id, started, provenance FROM runs ORDER BY id")
+            return [
+                {"id": run, "started": started, "provenance": json.loads(provenance)}
+                for run, started, provenance in rows
+            ]
+
+    def keys(self) -> list[Key]:
+        """Whose results the file holds, in the order of their first writing."""
+        with self._transaction("BEGIN", "read"):
+            return [Key(*row) for row in self._connection.execute(_KEYS)]
+
+    def _open(self) -> None:
+        with self._explained("open"):
+            self._connection.execute("PRAGMA foreign_keys = ON")
+        # Creating, too, is one transaction: of two processes at once, one creates and one finds.
+        with self._transaction("BEGIN IMMEDIATE", "open"):
+            if self._is_empty():
+                self._create()
+            self._check_header()
+        with self._explained("open"):
+            # Only once the file is known to be ours, because this changes it.
+            self._write_ahead()
+            # Every batch is on the disk when `write` returns: computing it took far longer than
+            # the flush that NORMAL would save.
+            self._connection.execute("PRAGMA synchronous = FULL")
+
+    def _write_ahead(self) -> None:
+        """Switches to the write-ahead log, which a new file does not have yet.
+
+        Of two processes that switch at once, SQLite refuses one without waiting.
+        """
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(_RETRY_SECONDS)
+
+    def _is_empty(self) -> bool:
+        """A new file, or one whose creation was interrupted."""
+        (entries,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return (entries, self._pragma("application_id"), self._pragma("user_version")) == (0, 0, 0)
+
+    def _create(self) -> None:
+        for statement in _SCHEMA.split(";"):
+            self._connection.execute(statement)
+        self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def _check_header(self) -> None:
+        if (application := self._pragma("application_id")) != _APPLICATION_ID:
+            raise StoreError(
+                f"{self._path}: an SQLite file of another program (application_id {application}): "
+                f"{_OTHER_FILE}"
+            )
+        if (version := self._pragma("user_version")) != _SCHEMA_VERSION:
+            raise StoreError(
+                f"{self._path}: schema {version}, this version of snowball reads schema "
+                f"{_SCHEMA_VERSION}: use the version that wrote it, or {_OTHER_FILE}"
+            )
+
+    def _pragma(self, name: str) -> int:
+        return self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+    @contextmanager
+    def _transaction(self, begin: str, task: str) -> Iterator[None]:
+        """Commits what happens inside, or nothing; a reader sees one state of the file.
+
+        A transaction that will write must begin as IMMEDIATE: SQLite cannot let one that has read
+        wait for another writer.
+        """
+        with self._explained(task):
+            try:
+                self._connection.execute(begin)
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # SQLite has already rolled back on some failures, such as a full disk.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _explained(self, task: str) -> Iterator[None]:
+        """Turns the errors of SQLite into ours."""
+        try:
+            yield
+        except UnicodeEncodeError as error:
+            raise StoreError(f"{self._path}: {error.object!r} is not valid text") from error
+        except sqlite3.Error as error:
+            remedy = _REMEDIES.get(_code(error))
+            reason = f"{error}: {remedy}" if remedy else str(error)
+            raise StoreError(f"{self._path}: cannot {task}: {reason}") from error
+
+    def _check_run(self, run: int) -> None:
+        if self._connection.execute("SELECT id FROM runs WHERE id = ?", (run,)).fetchone() is None:
+            raise StoreError(f"{self._path}: no run {run}: begin_run returns the id to write under")
+
+    def _find_key(self, key: Key) -> int | None:
+        names = (key.model, key.dataset, key.dataset_hash)
+        row = self._connection.execute(_KEY, names).fetchone()
+        return None if row is None else row[0]
+
+    def _names(self, query: str, key: Key) -> list[str]:
+        with self._transaction("BEGIN", "read"):
+            rows = self._connection.execute(query, (self._find_key(key),))
+            return [name for (name,) in rows]
+
+    def _id_of_key(self, key: Key) -> int:
+        model = self._id("models", sha256=key.model)
+        dataset = self._id("datasets", name=key.dataset, sha256=key.dataset_hash)
+        return self._id("keys", model=model, dataset=dataset)
+
+    def _id(self, table: str, **columns: object) -> int:
+        """The id of a row, which is inserted if it is new."""
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        values = tuple(columns.values())
+        self._connection.execute(
+            f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING", values
+        )
+        query = f"SELECT id FROM {table} WHERE ({names}) = ({marks})"
+        return self._connection.execute(query, values).fetchone()[0]
+
+    def _write_completed(
+        self, run: int, key: int, removals: Sequence[int], batch: Sequence[ItemResult]
+    ) -> None:
+        """Replaces the rows that mark the items complete; the old results go with the old rows."""
+        rows = [(key, removal, result.item) for removal in removals for result in batch]
+        self._connection.executemany(
+            "DELETE FROM completed WHERE (key, removal, item) = (?, ?, ?)", rows
+        )
+        self._connection.executemany(
+            "INSERT INTO completed (key, removal, item, run) VALUES (?, ?, ?, ?)",
+            ((*row, run) for row in rows),
+        )
+
+    def _write_values(self, key: int, removals: Sequence[int], batch: Sequence[ItemResult]) -> None:
+        names = dict.fromkeys(metric for result in batch for metric in result.values)
+        metrics = {name: self._id("metrics", name=name) for name in names}
+        self._connection.executemany(
+            "INSERT INTO results (key, removal, item, metric, value) VALUES (?, ?, ?, ?, ?)",
+            (
+                (key, removal, result.item, metrics[metric], values[place])
+                for place, removal in enumerate(removals)
+                for result in batch
+                for metric, values in result.values.items()
+            ),
+        )
+
+    def _write_arrays(self, run: int, key: int, batch: Sequence[ItemResult]) -> None:
+        names = dict.fromkeys(name for result in batch for name in result.arrays)
+        statistics = {name: self._id("statistics", name=name) for name in names}
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO arrays (key, statistic, item, run, shape, data) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (key, statistics[name], result.item, run, json.dumps(array.shape), array.tobytes())
+                for result in batch
+                for name, array in result.arrays.items()
+            ),
+        )
+
+
+def _prepare_place(path: Path) -> None:
+    try:
+        if path.exists() and not path.is_file():
+            raise StoreError(f"{path} is not a file: name a file to store the results in")
+        if path.exists():
+            _check_file(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = _DENIED if isinstance(error, PermissionError) else _OTHER_FILE
+        raise StoreError(f"{path}: cannot open: {error}: {remedy}") from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuses what SQLite would overwrite (a short text), or open only to read."""
+    if not os.access(path, os.W_OK):
+        raise StoreError(f"{path}: cannot open: the file is read-only: {_DENIED}")
+    with path.open("rb") as file:
+        start = file.read(len(_MAGIC))
+    if start not in (b"", _MAGIC):  # an empty file is one whose creation was interrupted
+        raise StoreError(f"{path}: not an SQLite file: {_NOT_OURS}")
+
+
+def _check_removals(removals: Sequence[str]) -> None:
+    if not removals:
+        raise StoreError("no removals: name at least one, such as 'intact'")
+    if (twice := _first_repeated(removals)) is not None:
+        raise StoreError(f"removal {twice!r} is named twice: name each once")
+
+
+def _check_items(items: int) -> None:
+    if items < 1:
+        raise StoreError(f"the number of items must be positive, not {items}")
+
+
+def _checked(removals: Sequence[str], results: Iterable[ItemResult]) -> list[ItemResult]:
+    """The results in types that SQLite takes: plain numbers and float64 arrays."""
+    batch = [
+        ItemResult(_item(result), _finite_values(result, removals), _finite_arrays(result))
+        for result in results
+    ]
+    if (twice := _first_repeated([result.item for result in batch])) is not None:
+        raise StoreError(f"item {twice} is in the batch twice: write each item once")
+    return batch
+
+
+def _item(result: ItemResult) -> int:
+    item = operator.index(result.item)
+    if not 0 <= item <= _LARGEST_ITEM:
+        raise StoreError(f"items are numbered from 0 to {_LARGEST_ITEM}, not {item}")
+    return item
+
+
+def _finite_values(result: ItemResult, removals: Sequence[str]) -> dict[str, list[float]]:
+    if not result.values:
+        raise StoreError(f"item {result.item} has no values: give it at least one metric")
+    finite = {}
+    for metric, values in result.values.items():
+        if len(values) != len(removals):
+            raise StoreError(
+                f"item {result.item}, metric {metric!r}: {len(values)} values for {len(removals)} "
+                "removals: give one value per removal"
+            )
+        finite[metric] = [float(value) for value in values]
+        for removal, value in zip(removals, finite[metric], strict=True):
+            if not math.isfinite(value):
+                raise StoreError(
+                    f"item {result.item}, removal {removal!r}, metric {metric!r} is {value}: only "
+                    "finite values are stored"
+                )
+    return finite
+
+
+def _finite_arrays(result: ItemResult) -> dict[str, np.ndarray]:
+    finite = {}
+    for name, given in result.arrays.items():
+        if not np.can_cast(given.dtype, _BLOB_DTYPE):
+            raise StoreError(
+                f"item {result.item}, array {name!r} is of dtype {given.dtype}, which float64 does "
+                "not hold: convert it first"
+            )
+        finite[name] = given.astype(_BLOB_DTYPE)
+        if len(bad := np.argwhere(~np.isfinite(finite[name]))):
+            place = tuple(bad[0].tolist())
+            raise StoreError(
+                f"item {result.item}, array {name!r} is {given[place]} at {place}: only finite "
+                "values are stored"
+            )
+    return finite
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code; errors of the Python module itself, as on a closed file, have 0."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & _PRIMARY_CODE
+
+
+def _array(shape: str, data: bytes) -> np.ndarray:
+    return np.frombuffer(data, _BLOB_DTYPE).reshape(json.loads(shape))
+
+
+def _first_repeated(names: Sequence[_Name]) -> _Name | None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _shown(key: Key) -> str:
+    return (
+        f"model {key.model[:_SHOWN_DIGITS]} on {key.dataset!r} ({key.dataset_hash[:_SHOWN_DIGITS]})"
+    )

@@ -1,0 +1,48 @@
+"""What every command of the terminal shares: two consoles, refusals, a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from snowball.errors import SnowballError
+
+out = Console()
+errors = Console(stderr=True)
+
+
+def say(line: str) -> None:
+    """Prints a line as it is: a path may hold brackets, and is not to be broken."""
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns the errors that users can mend into one clear line and exit status 2."""
+    try:
+        yield
+    except SnowballError as error:
+        errors.print(f"[red]refused:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises SnowballError if a path is there already."""
+    if folder.exists():
+        raise SnowballError(f"{folder} exists: choose another folder, or delete it first")
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left; call it with the amount just done."""
+    from rich.progress import Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+    with Progress(*columns, console=errors) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda amount: bar.advance(task, amount)
