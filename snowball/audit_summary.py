@@ -155,7 +155,7 @@ def _scores(
     numbers: DatasetNumbers, counts: Int[np.ndarray, "resamples items"]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Every proxy of layer importance, and its resamples: high means important."""
-    arrays, tokens = numbers.arrays, numbers.arrays["tokens"]
+    arrays, tokens = numbers.arrays, numbers.arrays["tokens"].astype(np.int64)
     last = ROLES.index("last")
     sums = {
         "cosine": (arrays["cosine"][:, _PROMPT].sum(1), tokens[:, _PROMPT].sum(1)),
@@ -166,7 +166,7 @@ def _scores(
     if numbers.layers:
         kl = numbers.values["kl"][list(numbers.layers)].T if "kl" in numbers.values else None
         if kl is not None:
-            sums["KL to intact"] = (kl, np.ones(len(kl)))
+            sums["KL to intact"] = (kl, np.ones(len(kl), dtype=np.int64))
     once = np.ones((1, counts.shape[1]), dtype=np.int64)
     scores = {n: statistics.resample_scores(s.T, t, once)[0] for n, (s, t) in sums.items()}
     resampled = {n: statistics.resample_scores(s.T, t, counts) for n, (s, t) in sums.items()}

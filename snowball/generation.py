@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -163,7 +163,7 @@ class _Run:
 
     def _share_cache(self, layer: int, silent: Silent, slots: Sequence[int]) -> None:
         """Gives each removal that passes the layer so a copy of the cache of its slot."""
-        cached = self._cache(silent).layers[layer]
+        cached: Any = self._cache(silent).layers[layer]
         if Part.ATTENTION in silent:  # which alone would have filled it
             return
         places = [

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from os.path import commonprefix
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -102,8 +101,8 @@ class LayerStack:
         self.layers, runs = _find_layers(model, self.depth)
         if any(run.kwargs.get(name) is not None for run in runs for name in _BIASES):
             raise LayerStackError(
-                f"{type(model).__name__}: its attention is biased by ALiBi, which the engine cannot "
-                "give to several removals at once"
+                f"{type(model).__name__}: its attention is biased by ALiBi, which the engine "
+                "cannot give to several removals at once"
             )
         self._tuple_lengths = {
             run.module: len(run.output) if isinstance(run.output, tuple) else 0 for run in runs
@@ -244,7 +243,9 @@ class LayerStack:
 
     def unembedding_parameters(self) -> int:
         """Parameters of the unembedding, each of which costs 2 operations a token read."""
-        return sum(p.numel() for p in self.model.get_output_embeddings().parameters())
+        unembedding = self.model.get_output_embeddings()
+        assert unembedding is not None, "a causal language model has one"
+        return sum(p.numel() for p in unembedding.parameters())
 
 
 @contextmanager
@@ -331,8 +332,9 @@ def _takes_stream(run: _Run) -> bool:
 
 def _own_name(module: nn.Module, owner: nn.Module) -> str:
     """Class name without the name of the model, which may hold "moe" itself, in lower case."""
-    name = type(module).__name__
-    return name.removeprefix(commonprefix([name, type(owner).__name__])).lower()
+    name, other = type(module).__name__, type(owner).__name__
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+    return name[len(list(common)) :].lower()
 
 
 def _first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

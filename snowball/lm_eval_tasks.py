@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -28,9 +28,11 @@ from snowball.tasks import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.task import Task as LMEvalTask
     from transformers import PreTrainedTokenizerBase
+
+# Objects of lm-eval, whose own annotations do not hold what its code relies on.
+LMEvalTask: TypeAlias = Any
+Instance: TypeAlias = Any
 
 # What lm-eval's own evaluator draws few-shot examples with.
 _FEWSHOT_SEED = 1234
@@ -137,7 +139,9 @@ def _scored(
         )
     chance = tuple(1 / len(requests) if len(requests) > 1 else 0.0 for requests in documents)
     wanted = tuple(
-        _wanted(lambda *answers, i=index: score(i, *answers)[correctness], len(requests))
+        _wanted(
+            lambda *answers, i=index, metric=correctness: score(i, *answers)[metric], len(requests)
+        )
         for index, requests in enumerate(documents)
     )
     return ScoredTask(

@@ -147,31 +147,39 @@ def divergence(
     return distance / _norm(intact)
 
 
+# Where a logit moves by no more than this, `p e^t` is exact enough in float64 although p underflows.
+_FARTHEST_LOGIT = 300.0
+
+
 def kl_divergence(
-    intact: Float[Tensor, "*tokens vocabulary"], other: Float[Tensor, "*tokens vocabulary"]
-) -> Float[Tensor, "*tokens"]:
+    intact: Float[Tensor, "*#tokens vocabulary"], other: Float[Tensor, "*#tokens vocabulary"]
+) -> Float[Tensor, "*#tokens"]:
     """KL divergence of another next-token distribution from the intact one, in nats, from logits.
 
-    With p = softmax(intact), t = other - intact and its mean c = sum p t,
+    With p = softmax(intact), t = other - intact less its mean over p,
 
-        KL(p || q) = sum p log(p / q) = log sum p e^(t - c)
-                   = log(1 + sum p (e^(t - c) - 1 - (t - c))),
+        KL(p || q) = sum p log(p / q) = log sum p e^t = log(1 + sum p (e^t - 1 - t)),
 
     whose terms are all >= 0, so that a small value does not cancel to nothing. Where a logit moves
-    by more than 1 the first sum is taken as it stands. Sums in float64.
+    by more than `_FARTHEST_LOGIT` the first sum is taken as it stands. In float64; the leading
+    dimensions broadcast.
 
     Raises:
         UndefinedScoreError: a logit is NaN or infinite.
     """
     _size("row of intact logits", intact, zero_allowed=True)
     _size("row of logits", other, zero_allowed=True)
+    intact = intact.double()
     p = torch.softmax(intact, dim=-1)
-    change = other - intact
-    mean = (p * change).sum(-1, keepdim=True, dtype=torch.float64)
-    change = change - mean.to(change.dtype)
-    small = (p * (torch.expm1(change.clamp(max=1)) - change)).sum(-1, dtype=torch.float64)
-    large = torch.logsumexp((torch.log_softmax(intact, dim=-1) + change).double(), dim=-1)
-    return torch.where(change.amax(-1) <= 1, torch.log1p(small.clamp(min=0)), large)
+    change = other.double() - intact
+    change -= torch.linalg.vecdot(p, change).unsqueeze(-1)
+    terms = change.clamp(max=_FARTHEST_LOGIT).expm1_().sub_(change)
+    divergence = torch.log1p(torch.linalg.vecdot(p, terms))
+    far = change.amax(-1) > _FARTHEST_LOGIT
+    if far.any():
+        log_p = torch.log_softmax(intact, dim=-1).expand_as(change)
+        divergence[far] = torch.logsumexp(log_p[far] + change[far], dim=-1)
+    return divergence
 
 
 @dataclass(frozen=True, slots=True)

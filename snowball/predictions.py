@@ -106,7 +106,6 @@ class Predictions:
         self.misses[slots].index_add_(1, continuation, (chosen < most[:, read]).long())
         averaged = reads.in_kl[first_read : first_read + count].nonzero()[:, 0]
         if len(averaged):
-            reference = intact[averaged].expand(len(logits), -1, -1)
             self.kl[slots, first_read + averaged] = metrics.kl_divergence(
-                reference, logits[:, averaged]
+                intact[averaged], logits[:, averaged]
             )

@@ -1,0 +1,377 @@
+"""Tables of an audit, for terminal and page, and the same numbers as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# What `snowball audit` writes as audit.json: the summary of `summarise`, and what was run.
+AuditDocument = Mapping[str, Any]
+
+# The score that the tables judge first.
+COSINE = "cosine"
+
+# Datasets side by side, so that a table fits into 100 columns.
+_DATASETS_BY_LAYER = 2
+_DATASETS_BY_QUANTITY = 3
+
+# So that a heading is not cut within a word of ours.
+_NARROWEST = 10
+
+_UNDEFINED = "undefined"
+_NOT_MEASURED = "not measured"
+_INAPPLICABLE = "–"
+
+
+_RANK_NOTE = (
+    " wrong rank, off by ranks: share of the layers whose ranks by cosine score and by relevance "
+    "differ so; tied layers share their ranks. at random: expected if the scores were shuffled. "
+    "noise ceiling: the same share, of relevance on one half of the items against the other half. "
+    "Resampling adds noise to ranks, so that intervals of shares lie high and need not hold the "
+    "value."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table as text. Its first column is a label, the others are numbers."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def tables(document: AuditDocument) -> list[Table]:
+    """Everything for the terminal: by layer, by dataset, by score; none wider than 100 columns."""
+    groups = list(_groups(document["datasets"], _DATASETS_BY_LAYER))
+    sheets = [layer_sheet(document, group) for group in groups]
+    groups = list(_groups(document["datasets"], _DATASETS_BY_QUANTITY))
+    sheets += [dataset_sheet(document, group) for group in groups]
+    return [_rich(sheet) for sheet in (*sheets, proxy_sheet(document))]
+
+
+def layer_sheet(document: AuditDocument, datasets: Sequence[Mapping[str, Any]]) -> Sheet:
+    """One row per layer; the cosine score and its rank are those of all datasets."""
+    scores = mean_cosine_scores(document)
+    columns = {
+        "layer": [str(layer) for layer in range(len(scores))],
+        "cosine\nscore": [score_text(score) for score in scores],
+        "rank": [str(rank) for rank in ranks(scores)],
+    }
+    for dataset in datasets:
+        for heading, cells in _columns_by_layer(document, dataset).items():
+            columns[f"{dataset['name']}\n{heading}"] = cells
+    return Sheet(
+        title="Layers",
+        headings=tuple(columns),
+        rows=tuple(zip(*columns.values(), strict=True)),
+        note=f"cosine score: 1 - cos(layer input, layer output), mean over all datasets; rank 1: "
+        f"the least. relevance: 1 - max(accuracy without the layer - chance, 0) / (accuracy intact "
+        f"- chance). [ ]: {confidence(document)} interval.",
+    )
+
+
+def dataset_sheet(document: AuditDocument, datasets: Sequence[Mapping[str, Any]]) -> Sheet:
+    """One row per quantity, one column per dataset; quantities that no dataset has are left out."""
+    columns = [_quantities(document, dataset) for dataset in datasets]
+    labels = list(dict.fromkeys(label for column in columns for label in column))
+    rows = [(label, *(column.get(label, _INAPPLICABLE) for column in columns)) for label in labels]
+    note = f"[ ]: {confidence(document)} interval; {_INAPPLICABLE}: does not apply."
+    if not all(is_text(dataset) for dataset in datasets):
+        note += " chance: accuracy of a random guesser."
+    if any(has_relevance(dataset) for dataset in datasets):
+        note += _RANK_NOTE
+    return Sheet(
+        title="Datasets",
+        headings=("", *(dataset["name"] for dataset in datasets)),
+        rows=tuple(rows),
+        note=note,
+    )
+
+
+def proxy_sheet(document: AuditDocument) -> Sheet:
+    """One row per score, the best Spearman correlation first; undefined ones last."""
+    names = [dataset["name"] for dataset in above_chance(document)]
+    rows = [
+        (name, *(interval_text(correlations[kind]["coefficient"]) for kind in _COEFFICIENTS))
+        for name, correlations in pooled_by_spearman(document)
+    ]
+    note = (
+        f"over the layers of {listed(names)}, standardised within each; "
+        f"[ ]: {confidence(document)} interval."
+        if rows
+        else "none: relevance was measured on no dataset on which the model is above chance."
+    )
+    return Sheet(
+        title="Correlation of each score with relevance",
+        headings=("score", *(f"{kind.title()}" for kind in _COEFFICIENTS)),
+        rows=tuple(rows),
+        note=note,
+    )
+
+
+_COEFFICIENTS = ("spearman", "pearson", "kendall")
+
+
+def _groups(
+    datasets: Sequence[Mapping[str, Any]], size: int
+) -> Iterator[tuple[Mapping[str, Any], ...]]:
+    for start in range(0, len(datasets), size):
+        yield tuple(datasets[start : start + size])
+
+
+def _columns_by_layer(document: AuditDocument, dataset: Mapping[str, Any]) -> dict[str, list[str]]:
+    layers = range(document["model"]["layers"])
+    if is_text(dataset):
+        without = [dataset["perplexity"]["by_removal"].get(str(layer)) for layer in layers]
+        return {"perplexity\nwithout it": [_measured(one, digits=1) for one in without]}
+    without = [dataset["accuracy"].get(str(layer)) for layer in layers]
+    return {
+        "accuracy\nwithout it": [
+            _NOT_MEASURED if one is None else number_text(one["value"]) for one in without
+        ],
+        "relevance" + _doubt(document, dataset): relevance_texts(dataset, len(layers)),
+    }
+
+
+def _measured(found: Mapping[str, Any] | None, digits: int = 2) -> str:
+    return _NOT_MEASURED if found is None else interval_text(found, digits)
+
+
+def _doubt(document: AuditDocument, dataset: Mapping[str, Any]) -> str:
+    """A warning where relevance is defined, but may be luck."""
+    doubtful = has_relevance(dataset) and not is_above_chance(document, dataset)
+    return f"\n(not above\nchance, {p_text(dataset['above_chance_p'])})" if doubtful else ""
+
+
+def relevance_texts(dataset: Mapping[str, Any], layers: int) -> list[str]:
+    """Relevance of every layer with its interval, or why there is none."""
+    if has_relevance(dataset):
+        return [interval_text(one) for one in dataset["relevance"]["layers"]]
+    return [_no_relevance(dataset)] * layers
+
+
+def _no_relevance(dataset: Mapping[str, Any]) -> str:
+    return _UNDEFINED if layers_were_removed(dataset) else _NOT_MEASURED
+
+
+def _quantities(document: AuditDocument, dataset: Mapping[str, Any]) -> dict[str, str]:
+    found = {"items": f"{dataset['items']:,}"}
+    if is_text(dataset):
+        perplexity = dataset["perplexity"]["by_removal"]["intact"]
+        return {**found, "perplexity, intact model": interval_text(perplexity, 1)}
+    return found | {
+        "counted as right by": str(dataset["metric"]),
+        "accuracy, intact model": interval_text(dataset["accuracy"]["intact"]),
+        "chance": number_text(dataset["chance"]),
+        "above chance?": above_chance_text(document, dataset),
+        **(
+            _judgement(dataset) if has_relevance(dataset) else {"relevance": _no_relevance(dataset)}
+        ),
+    }
+
+
+def _judgement(dataset: Mapping[str, Any]) -> dict[str, str]:
+    proxy = dataset["proxies"][COSINE]
+    shares = proxy["misjudgement_intervals"]
+    major = dataset["major_distance"]
+    spearman = proxy["correlations"]["spearman"]["coefficient"]
+    found = {"Spearman, cosine and relevance": interval_text(spearman)}
+    for label, distance, share in (
+        ("wrong rank", 1, shares["wrong"]),
+        (f"off by ≥ {major} ranks", major, shares["major"]),
+    ):
+        ceiling = dataset["noise_ceiling"]["misjudgement"][distance - 1]
+        found[label] = interval_text(share)
+        found[f"{label}, at random"] = number_text(proxy["chance_misjudgement"][distance - 1])
+        found[f"{label}, noise ceiling"] = number_text(ceiling)
+    return found
+
+
+def _rich(sheet: Sheet) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    # As text: a dataset's name is no markup.
+    table = Table(title=Text(sheet.title), caption=Text(sheet.note), box=SIMPLE_HEAD)
+    for index, heading in enumerate(sheet.headings):
+        justify = "right" if index else "left"
+        widest = max((len(row[index]) for row in sheet.rows), default=0)
+        widest = max(widest, _NARROWEST)
+        table.add_column(Text(heading), justify=justify, overflow="fold", max_width=widest)
+    for row in sheet.rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+# --- CSV --------------------------------------------------------------------------------------
+
+
+def layer_csv(document: AuditDocument) -> str:
+    """One row per dataset and layer; what is undefined, or was not measured, is empty."""
+    layers = range(document["model"]["layers"])
+    return _csv(_layer_row(d, layer) for d in document["datasets"] for layer in layers)
+
+
+def removal_csv(document: AuditDocument) -> str:
+    """One row per dataset and removal: the mean of every metric over the items."""
+    return _csv(_removal_row(d, name) for d in document["datasets"] for name in _removals(d))
+
+
+def _layer_row(dataset: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    row = {"dataset": dataset["name"], "layer": layer}
+    row |= {f"score: {name}": values[layer] for name, values in dataset["scores"].items()}
+    row |= _interval_cells("accuracy_without", dataset.get("accuracy", {}).get(str(layer)))
+    if has_relevance(dataset):
+        row |= _interval_cells("relevance", dataset["relevance"]["layers"][layer])
+    if layers_were_removed(dataset):
+        row["mcnemar_p"] = dataset["mcnemar"]["against_intact"][layer]
+    if is_text(dataset):
+        found = dataset["perplexity"]["by_removal"].get(str(layer))
+        row |= _interval_cells("perplexity_without", found)
+    if dataset["curves"] is not None:
+        row["amplification"] = dataset["curves"]["amplification"][layer]
+    return row
+
+
+def _removals(dataset: Mapping[str, Any]) -> Iterable[str]:
+    return next(iter(dataset["means"].values()))
+
+
+def _removal_row(dataset: Mapping[str, Any], removal: str) -> dict[str, Any]:
+    row = {"dataset": dataset["name"], "removal": removal}
+    row |= {f"mean: {metric}": means[removal] for metric, means in dataset["means"].items()}
+    row |= _interval_cells("accuracy", dataset.get("accuracy", {}).get(removal))
+    if is_text(dataset):
+        row |= _interval_cells("perplexity", dataset["perplexity"]["by_removal"][removal])
+    return row
+
+
+def _interval_cells(name: str, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+
+
+def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows under all of their names; None is written as nothing."""
+    rows = list(rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+# --- what a document holds --------------------------------------------------------------------
+
+
+def is_text(dataset: Mapping[str, Any]) -> bool:
+    """Whether the dataset is running text, on which no answer is right or wrong."""
+    return dataset["kind"] == "running text"
+
+
+def layers_were_removed(dataset: Mapping[str, Any]) -> bool:
+    """Whether accuracy without every single layer was measured."""
+    return "mcnemar" in dataset
+
+
+def has_relevance(dataset: Mapping[str, Any]) -> bool:
+    """Whether relevance was measured and is defined."""
+    return dataset.get("relevance") is not None
+
+
+def is_above_chance(document: AuditDocument, dataset: Mapping[str, Any]) -> bool:
+    """Whether the intact model is significantly above chance; False for running text."""
+    return not is_text(dataset) and dataset["above_chance_p"] < document["significance"]
+
+
+def above_chance(document: AuditDocument) -> list[Mapping[str, Any]]:
+    """The datasets with relevance on which the intact model is significantly above chance."""
+    datasets = document["datasets"]
+    return [d for d in datasets if has_relevance(d) and is_above_chance(document, d)]
+
+
+def mean_cosine_scores(document: AuditDocument) -> list[float]:
+    """Cosine score of each layer, mean over datasets."""
+    scores = [dataset["scores"][COSINE] for dataset in document["datasets"]]
+    return [math.fsum(values) / len(values) for values in zip(*scores, strict=True)]
+
+
+def ranks(values: Sequence[float]) -> list[int]:
+    """Rank 1 is the least; equal values share the lower rank."""
+    ordered = sorted(values)
+    return [1 + ordered.index(value) for value in values]
+
+
+def pooled_by_spearman(document: AuditDocument) -> list[tuple[str, Mapping[str, Any]]]:
+    """Scores and their pooled correlations, the largest Spearman first, undefined ones last."""
+
+    def order(entry: tuple[str, Mapping[str, Any]]) -> float:
+        value = entry[1]["spearman"]["coefficient"]["value"]
+        return math.inf if value is None else -value
+
+    found = [(name, entry["correlations"]) for name, entry in document["pooled"].items()]
+    return sorted(found, key=order)
+
+
+# --- numbers as text --------------------------------------------------------------------------
+
+
+def number_text(value: float | None, digits: int = 2) -> str:
+    """Fixed digits, never "-0.00"; what has no value is called undefined."""
+    if value is None or not math.isfinite(value):
+        return _UNDEFINED
+    return f"{round(value, digits) + 0.0:,.{digits}f}"
+
+
+def score_text(value: float) -> str:
+    """Four significant digits, for values of any size."""
+    return f"{value:.4g}"
+
+
+def interval_text(found: Mapping[str, Any], digits: int = 2) -> str:
+    """A value and its interval: "0.12 [0.05, 0.20]"."""
+    value = number_text(found["value"], digits)
+    if found["value"] is None:
+        return value
+    if found["low"] is None or found["high"] is None:
+        return f"{value} [undefined]"
+    return f"{value} [{number_text(found['low'], digits)}, {number_text(found['high'], digits)}]"
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value with its sign of equality: "p = 0.012", "p < 0.001"."""
+    if p_value is None or not math.isfinite(p_value):
+        return "p undefined"
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def above_chance_text(document: AuditDocument, dataset: Mapping[str, Any]) -> str:
+    """Whether the intact model is above chance, by the test; "yes (p < 0.001)"."""
+    answer = "yes" if is_above_chance(document, dataset) else "no"
+    return f"{answer} ({p_text(dataset['above_chance_p'])})"
+
+
+def confidence(document: AuditDocument) -> str:
+    """Coverage of the intervals: "95 %"."""
+    return f"{100 * document['confidence']:g} %"
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
