@@ -236,8 +236,7 @@ def _heat_scores(figure: Figure, axes: Axes, datasets: Sequence[Mapping[str, Any
     axes.set_title("Cosine score: what the proxy says", fontsize=10)
     image = axes.imshow(scores, aspect="auto", cmap="cividis", norm=_log_or_linear(scores))
     axes.set_yticks(range(len(datasets)), [_name(dataset) for dataset in datasets], fontsize=8)
-    least, largest = image.get_clim()
-    assert least is not None and largest is not None, "given to the norm"
+    least, largest = _ends(scores)
     # Low as the bar is, a locator would crowd it.
     ticks = (np.geomspace if least > 0 else np.linspace)(least, largest, 3)
     bar = figure.colorbar(image, ax=axes, label="cosine score")
@@ -403,10 +402,16 @@ def _log_or_linear(values: Float[np.ndarray, "rows columns"]) -> Normalize:
     """Logarithmic over the positive values; linear where there is at most one of them."""
     from matplotlib.colors import LogNorm, Normalize
 
+    least, largest = _ends(values)
+    return LogNorm(least, largest, clip=True) if least > 0 else Normalize(0, largest)
+
+
+def _ends(values: Float[np.ndarray, "rows columns"]) -> tuple[float, float]:
+    """Least and largest positive value; 0 and at least 1 where there is at most one of them."""
     positive = values[values > 0]
     if positive.size and positive.min() < positive.max():
-        return LogNorm(positive.min(), positive.max(), clip=True)
-    return Normalize(0, max(values.max(), 1.0))
+        return float(positive.min()), float(positive.max())
+    return 0.0, max(float(values.max()), 1.0)
 
 
 def _diverging() -> Colormap:

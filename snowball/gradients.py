@@ -66,7 +66,8 @@ def _loss(stack: LayerStack, item: Item, right: int) -> Float[Tensor, ""]:
     ids = torch.tensor([[*item.context, *tokens]], device=stack.device)
     logits = stack.model(input_ids=ids, use_cache=False).logits[0]
     first = len(item.context) + skipped
-    return nn.functional.cross_entropy(logits[first - 1 : -1].float(), ids[0, first:])
+    precise = logits[first - 1 : -1].to(torch.promote_types(logits.dtype, torch.float32))
+    return nn.functional.cross_entropy(precise, ids[0, first:])
 
 
 def _inner_product(after: Tensor, before: Tensor, item: Item, layer: int) -> float:

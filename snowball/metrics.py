@@ -147,7 +147,7 @@ def divergence(
     return distance / _norm(intact)
 
 
-# Where a logit moves by no more than this, `p e^t` is exact enough in float64 although p underflows.
+# Where no logit moves by more, what `p e^t` loses in float64 by underflow of p is nothing.
 _FARTHEST_LOGIT = 300.0
 
 
