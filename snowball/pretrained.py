@@ -53,8 +53,6 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# Names by which configs state the longest input.
-_CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions")
 # Entries of a config that no logit depends on (the dtype is hashed with every tensor).
 _BOOKKEEPING = {
     "_model_name_or_path",
@@ -134,13 +132,6 @@ def load_pretrained(
     except RuntimeError as error:  # out of memory, most likely
         raise PretrainedError(f"{name}: cannot move to {device}: {_reason(error)}") from error
     return Pretrained(model, tokenizer, name, sha256, location.source)
-
-
-def find_context_length(config: PreTrainedConfig) -> int | None:
-    """The longest input that a config allows, of its text part; None if it states none."""
-    text = config.get_text_config(decoder=True)
-    lengths = (getattr(text, key, None) for key in _CONTEXT_LENGTHS)
-    return next((length for length in lengths if isinstance(length, int)), None)
 
 
 def check_device(device: str) -> None:

@@ -20,7 +20,6 @@ from snowball.pretrained import (
     Pretrained,
     PretrainedError,
     check_device,
-    find_context_length,
     load_pretrained,
 )
 from snowball.tokenizer import byte_tokenizer
@@ -188,19 +187,6 @@ def test_the_fingerprint_sees_weights_config_and_dtype(folder: Path, tmp_path: P
     edit_json(copies[1] / "config.json", rms_norm_eps=1e-3)
     found |= {load_pretrained(str(copy)).sha256 for copy in copies}
     assert len(found) == 4
-
-
-def test_context_length() -> None:
-    from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
-    from transformers.models.gemma3 import Gemma3Config, Gemma3TextConfig
-    from transformers.models.siglip import SiglipVisionConfig
-
-    assert find_context_length(LlamaConfig(max_position_embeddings=77)) == 77
-    assert find_context_length(GPT2Config(n_positions=78)) == 78
-    text = Gemma3TextConfig(max_position_embeddings=79)
-    nested = Gemma3Config(text_config=text, vision_config=SiglipVisionConfig())
-    assert find_context_length(nested) == 79
-    assert find_context_length(PreTrainedConfig()) is None
 
 
 # Arguments
