@@ -51,6 +51,13 @@ def audit(
             "counterexample folder: its own dataset."
         ),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What counts as right in the tasks that have this metric, such as acc_norm; "
+            "default acc or exact_match."
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Keep only the first rows of each task.", min=1)
     ] = None,
@@ -89,6 +96,7 @@ def audit(
         with console.status(f"loading {model}"):
             loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
             tasks = _read_tasks(loaded, task or [], limit, lm_eval_tasks)
+            tasks = tasks if metric is None else _judged_by(metric, tasks)
         with console.status("checking the engine against true deletion"):
             prepared = Audit(loaded, tasks, _removals(loaded, remove or []), token_budget)
         _describe(prepared)
@@ -137,6 +145,22 @@ def _read_task(loaded: Pretrained, name: str, limit: int | None, include: Path |
     if not Path(name).exists() and ":" in name:
         path, _, split = name.rpartition(":")
     return read_task(path, loaded.tokenizer, split=split, limit=limit)
+
+
+def _judged_by(metric: str, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks, judged by the metric where they have it."""
+    from dataclasses import replace
+
+    from snowball.tasks import correctness_metrics
+
+    known = [correctness_metrics(task) for task in tasks]
+    if not any(metric in names for names in known):
+        listed = ", ".join(dict.fromkeys(name for names in known for name in names)) or "none"
+        raise SnowballError(f"no task has the metric {metric!r}; theirs: {listed}")
+    return [
+        replace(task, correctness=metric) if metric in names else task
+        for task, names in zip(tasks, known, strict=True)
+    ]
 
 
 def _own_task(loaded: Pretrained, limit: int | None) -> Task:
@@ -192,15 +216,18 @@ def _describe(prepared: Audit) -> None:
 def _measure(prepared: Audit, store: Store) -> list[TaylorScores | None]:
     from snowball.card import provenance
     from snowball.cost import matmul_rate
+    from snowball.tasks import GenerationTask
 
     cost = prepared.cost(store)
     engine = prepared.engine
     rate = matmul_rate(engine.stack, engine.token_budget)
     minutes = cost.operations / rate / _USUAL_SHARE / 60
+    generates = any(isinstance(task, GenerationTask) for task in prepared.tasks)
+    more = ", and more for generation" if generates else ""
     say(
         f"{len(prepared.removals)} models on {cost.tokens:,} tokens: {cost.operations:.2e} "
         f"operations; this machine multiplies at {rate / 1e9:.0f} billion a second, so about "
-        f"{minutes:.1f} min (and more for generation)."
+        f"{minutes:.1f} min{more}."
     )
     run = store.begin_run(provenance())
     with progress_bar("measuring", cost.tokens) as advance:

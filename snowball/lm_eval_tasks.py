@@ -14,6 +14,7 @@ import numpy as np
 
 from snowball.packing import TokenIds
 from snowball.tasks import (
+    CORRECTNESS,
     Encoder,
     GenerationTask,
     ScoredTask,
@@ -36,8 +37,6 @@ Instance: TypeAlias = Any
 
 # What lm-eval's own evaluator draws few-shot examples with.
 _FEWSHOT_SEED = 1234
-# Metrics that are 1 for a right answer and 0 for a wrong one, the first that a task has counts.
-_CORRECTNESS = ("acc", "exact_match")
 
 
 def read_lm_eval_task(
@@ -132,7 +131,7 @@ def _scored(
         return _numbers(name, found)
 
     metrics = score(0, np.zeros((1, len(documents[0]))), np.zeros((1, len(documents[0])), bool))
-    correctness = next((metric for metric in _CORRECTNESS if metric in metrics), None)
+    correctness = next((metric for metric in CORRECTNESS if metric in metrics), None)
     if correctness is None:
         raise TaskError(
             f"lm-eval task {name!r} has the metrics {sorted(metrics)}, none of accuracy"

@@ -34,6 +34,9 @@ NEW_TOKENS = 256
 # An answer ends where the prompt format begins the next question.
 UNTIL = ("Question:", "\n\n")
 
+# How the names of metrics begin that are 1 for a right answer and 0 for a wrong one.
+CORRECTNESS = ("acc", "exact_match")
+
 Values = Mapping[str, Float[np.ndarray, " removals"]]
 Score = Callable[
     [int, Float[np.ndarray, "removals continuations"], Bool[np.ndarray, "removals continuations"]],
@@ -181,6 +184,16 @@ def task_of_dataset(name: str, dataset: Dataset) -> ScoredTask:
         items.append(Item(example.source, context, tuple((*choice, *end) for choice in choices)))
     lengths = [[len(tokens) for tokens in item.continuations] for item in items]
     return multiple_choice_task(name, items, labels, lengths)
+
+
+def correctness_metrics(task: Task) -> list[str]:
+    """The metrics of a task that are 1 for a right answer and 0 for a wrong one."""
+    if isinstance(task, GenerationTask):
+        found = task.score(0, [""])
+    else:
+        nothing = np.zeros((1, len(task.items[0].continuations)))
+        found = task.score(0, nothing, nothing > 0)
+    return [metric for metric in found if metric.startswith(CORRECTNESS)]
 
 
 def multiple_choice_task(

@@ -18,6 +18,7 @@ from snowball.tasks import (
     GenerationTask,
     ScoredTask,
     TaskError,
+    correctness_metrics,
     exact_match,
     item_of_pairs,
     multiple_choice_task,
@@ -257,3 +258,19 @@ def test_a_tokenizer_without_bos_and_eos_is_refused() -> None:
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(TaskError, match="neither BOS nor EOS"):
         Encoder(tokenizer)
+
+
+# --- metrics ----------------------------------------------------------------------------------
+
+
+def test_the_metrics_that_tell_right_from_wrong(tmp_path: Path) -> None:
+    rows = {
+        "choice": {"context": "a", "choices": [" b", " c"], "label": 0},
+        "open": {"prompt": "a", "answer": "b"},
+        "text": {"text": "a b c"},
+    }
+    found = {}
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+        found[name] = correctness_metrics(read_task(tmp_path / f"{name}.jsonl", TOKENIZER))
+    assert found == {"choice": ["acc", "acc_norm"], "open": ["exact_match"], "text": []}
