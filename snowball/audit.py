@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from snowball.ablation import AblationEngine, ItemAblation
 from snowball.cost import Cost, engine_cost
 from snowball.deletion import SelfCheckError, check_against_deletion
 from snowball.generation import generate
 from snowball.gradients import TaylorScores, taylor_scores
 from snowball.packing import Item
-from snowball.removal import INTACT, Removal, removal_name
+from snowball.removal import INTACT, Removal, plan_removals, removal_name
 from snowball.store import ItemResult, Key, Store
 from snowball.tasks import GenerationTask, ScoredTask, Task
 
@@ -24,7 +26,13 @@ if TYPE_CHECKING:
 _CHECKED_ITEMS = 2
 _CHECKED_TOKENS = 32
 # Items of a task from which Taylor scores are taken: calibration sets of 10 are the custom.
-TAYLOR_ITEMS = 64
+TAYLOR_ITEMS = 16
+# A forward and a backward pass cost three forward passes.
+_PASSES_OF_A_GRADIENT = 3
+
+_INTACT = removal_name(INTACT)
+# As the store names the fields of `TaylorScores`.
+_TAYLOR = ("parameters", "function")
 
 # Called with the number of tokens just done.
 Progress = Callable[[int], None]
@@ -79,6 +87,13 @@ class Audit:
         items = [item for task in self.tasks for item in self._waiting(task, store)[1]]
         return engine_cost(self.engine.stack, self.engine.plan, items)
 
+    def gradient_operations(self, store: Store) -> float:
+        """Operations of the Taylor scores that are not yet in the store."""
+        tasks = [task for task in self.tasks if self._lacks_taylor(task, store)]
+        items = [item for task in tasks for item in _items(task)[:TAYLOR_ITEMS]]
+        intact = plan_removals([INTACT], self.engine.stack.depth)
+        return _PASSES_OF_A_GRADIENT * engine_cost(self.engine.stack, intact, items).operations
+
     def run(self, task: Task, store: Store, run: int, progress: Progress) -> None:
         """Measures the items of a task that the store lacks, batch by batch.
 
@@ -95,12 +110,42 @@ class Audit:
             store.write(run, self.key(task), self.names(), found)
             progress(sum(_tokens(items[one.item]) for one in batch))
 
-    def taylor(self, task: Task) -> TaylorScores | None:
-        """Taylor scores on the first items of a task; None where no answer is known as tokens."""
+    def measure_taylor(self, task: Task, store: Store, run: int) -> None:
+        """Takes Taylor scores from the first items, unless the store has them.
+
+        Raises:
+            GradientError: a gradient is NaN or infinite.
+            StoreError: the store cannot be written.
+        """
+        if not self._lacks_taylor(task, store):
+            return
+        assert isinstance(task, ScoredTask)
+        items = task.items[:TAYLOR_ITEMS]
+        found = taylor_scores(self.engine.stack, items, task.wanted[: len(items)])
+        arrays = {name: np.array(getattr(found, name)) for name in _TAYLOR}
+        result = ItemResult(0, {"items": [float(len(items))]}, arrays)
+        store.write(run, self._taylor_key(task), [_INTACT], [result])
+
+    def taylor(self, task: Task, store: Store) -> TaylorScores | None:
+        """Taylor scores from the store; None where no right answer is known as tokens.
+
+        Raises:
+            StoreError: they have not been measured.
+        """
         if not isinstance(task, ScoredTask):
             return None
-        items = task.items[:TAYLOR_ITEMS]
-        return taylor_scores(self.engine.stack, items, task.wanted[: len(items)])
+        key = self._taylor_key(task)
+        items = int(store.values(key, "items", [_INTACT], 1)[0, 0])
+        scores = (tuple(store.arrays(key, name, 1)[0].tolist()) for name in _TAYLOR)
+        return TaylorScores(items, *scores)
+
+    def _taylor_key(self, task: Task) -> Key:
+        return Key(self.pretrained.sha256, f"{task.name}: first {TAYLOR_ITEMS}", task.sha256)
+
+    def _lacks_taylor(self, task: Task, store: Store) -> bool:
+        """Whether Taylor scores of the task are still to be measured."""
+        known = isinstance(task, ScoredTask)
+        return known and bool(store.missing(self._taylor_key(task), [_INTACT], 1))
 
     def _waiting(self, task: Task, store: Store) -> tuple[list[int], list[Item]]:
         items = _items(task)

@@ -16,7 +16,6 @@ from snowball.terminal import progress_bar, refusals, say
 
 if TYPE_CHECKING:
     from snowball.audit import Audit
-    from snowball.gradients import TaylorScores
     from snowball.pretrained import Pretrained
     from snowball.removal import Removal
     from snowball.store import Store
@@ -102,8 +101,8 @@ def audit(
         _describe(prepared)
         out.mkdir(parents=True, exist_ok=True)
         with Store(out / STORE) as store:
-            taylor = _measure(prepared, store)
-            document = _document(prepared, store, taylor, seed, device, dtype)
+            _measure(prepared, store)
+            document = _document(prepared, store, seed, device, dtype)
         document["seconds"] = time.monotonic() - started
         _write(out, document)
 
@@ -213,7 +212,7 @@ def _describe(prepared: Audit) -> None:
         say(f"Answer choices do not share the row of their question: {check.reason}")
 
 
-def _measure(prepared: Audit, store: Store) -> list[TaylorScores | None]:
+def _measure(prepared: Audit, store: Store) -> None:
     from snowball.card import provenance
     from snowball.cost import matmul_rate
     from snowball.tasks import GenerationTask
@@ -221,11 +220,12 @@ def _measure(prepared: Audit, store: Store) -> list[TaylorScores | None]:
     cost = prepared.cost(store)
     engine = prepared.engine
     rate = matmul_rate(engine.stack, engine.token_budget)
-    minutes = cost.operations / rate / _USUAL_SHARE / 60
+    operations = cost.operations + prepared.gradient_operations(store)
+    minutes = operations / rate / _USUAL_SHARE / 60
     generates = any(isinstance(task, GenerationTask) for task in prepared.tasks)
     more = ", and more for generation" if generates else ""
     say(
-        f"{len(prepared.removals)} models on {cost.tokens:,} tokens: {cost.operations:.2e} "
+        f"{len(prepared.removals)} models on {cost.tokens:,} tokens: {operations:.2e} "
         f"operations; this machine multiplies at {rate / 1e9:.0f} billion a second, so about "
         f"{minutes:.1f} min{more}."
     )
@@ -233,14 +233,15 @@ def _measure(prepared: Audit, store: Store) -> list[TaylorScores | None]:
     with progress_bar("measuring", cost.tokens) as advance:
         for task in prepared.tasks:
             prepared.run(task, store, run, advance)
-    with console.status("gradients"):
-        return [prepared.taylor(task) for task in prepared.tasks]
+    with progress_bar("gradients", len(prepared.tasks)) as advance:
+        for task in prepared.tasks:
+            prepared.measure_taylor(task, store, run)
+            advance(1)
 
 
 def _document(
     prepared: Audit,
     store: Store,
-    taylor: Sequence[TaylorScores | None],
     seed: int,
     device: str,
     dtype: str,
@@ -254,8 +255,8 @@ def _document(
     depth = prepared.engine.stack.depth
     names = prepared.names()
     numbers = [
-        dataset_numbers(store, prepared.key(task), task, names, depth, one)
-        for task, one in zip(prepared.tasks, taylor, strict=True)
+        dataset_numbers(store, prepared.key(task), task, names, depth, prepared.taylor(task, store))
+        for task in prepared.tasks
     ]
     loaded = prepared.pretrained
     with console.status("statistics"):
