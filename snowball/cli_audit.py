@@ -92,6 +92,8 @@ def audit(
         from snowball.store import Store
 
         started = time.monotonic()
+        if out.exists() and not out.is_dir():
+            raise SnowballError(f"{out} is a file: choose another folder")
         with console.status(f"loading {model}"):
             loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
             tasks = _read_tasks(loaded, task or [], limit, lm_eval_tasks)
@@ -99,7 +101,7 @@ def audit(
         with console.status("checking the engine against true deletion"):
             prepared = Audit(loaded, tasks, _removals(loaded, remove or []), token_budget)
         _describe(prepared)
-        out.mkdir(parents=True, exist_ok=True)
+        _make_folder(out)
         with Store(out / STORE) as store:
             _measure(prepared, store)
             document = _document(prepared, store, seed, device, dtype)
@@ -277,6 +279,13 @@ def _document(
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **summary,
     }
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SnowballError(f"cannot make the folder {out}: {error}") from error
 
 
 def _write(out: Path, document: dict[str, Any]) -> None:
