@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 from snowball.layer_stack import LayerStack
-from snowball.packing import Item, pack_row
+from snowball.packing import Item, Row, pack_row
 from snowball.removal import Plan
 
 _REPETITIONS = 7
@@ -37,7 +37,7 @@ def engine_cost(stack: LayerStack, plan: Plan, items: Sequence[Item]) -> Cost:
     """The cost of all removals of a plan on items whose continuations share rows."""
     rows = [pack_row(index, item) for index, item in enumerate(items)]
     tokens = sum(map(len, rows))
-    reads = sum(len({target.position for target in row.targets}) for row in rows)
+    reads = sum(len(_positions_read(row, item)) for row, item in zip(rows, items, strict=True))
     per_layer = 2 * stack.layer_parameters() / stack.depth
     return Cost(
         tokens=tokens,
@@ -45,6 +45,12 @@ def engine_cost(stack: LayerStack, plan: Plan, items: Sequence[Item]) -> Cost:
         layer_operations=per_layer * plan.layer_runs * tokens,
         unembedding_operations=2.0 * stack.unembedding_parameters() * len(plan.removals) * reads,
     )
+
+
+def _positions_read(row: Row, item: Item) -> set[int]:
+    """Where tokens are predicted, and, but in running text, where the KL is taken."""
+    scored = {target.position for target in row.targets}
+    return scored if item.running_text else scored | {row.context_length - 1}
 
 
 def one_by_one_cost(stack: LayerStack, items: Sequence[Item]) -> Cost:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -56,14 +56,15 @@ def read_lm_eval_task(
             in a way that removals cannot be compared on.
     """
     task = _load(name, include)
-    with _quiet():
-        task.set_fewshot_seed(_FEWSHOT_SEED)
-        task.build_all_requests(limit=limit, rank=0, world_size=1)
+    try:
+        with _quiet():
+            task.set_fewshot_seed(_FEWSHOT_SEED)
+            task.build_all_requests(limit=limit, rank=0, world_size=1)
+    except Exception as error:  # what it raises depends on the task and its documents
+        raise TaskError(f"lm-eval cannot ask the task {name!r}: {error}") from error
     documents: dict[int, list[Instance]] = {}
     for instance in task.instances:
         documents.setdefault(int(instance.doc_id or 0), []).append(instance)
-    if not documents:
-        raise TaskError(f"lm-eval task {name!r} has no documents")
     kinds = {instance.request_type for instance in task.instances}
     encoder = Encoder(tokenizer)
     build = {
@@ -82,7 +83,9 @@ def _load(name: str, include: Path | None) -> LMEvalTask:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise TaskError("lm-eval tasks need the extra: pip install -e '.[lm-eval]'") from error
+        raise TaskError(
+            f"the lm-eval task {name!r} needs an extra: pip install -e '.[lm-eval]'"
+        ) from error
     try:
         with _quiet():
             manager = TaskManager(include_path=None if include is None else str(include))
@@ -130,12 +133,20 @@ def _scored(
         ]
         return _numbers(name, found)
 
-    metrics = score(0, np.zeros((1, len(documents[0]))), np.zeros((1, len(documents[0])), bool))
-    correctness = next((metric for metric in CORRECTNESS if metric in metrics), None)
+    undecided = [
+        score(index, np.zeros((1, len(requests))), np.zeros((1, len(requests)), dtype=bool))
+        for index, requests in enumerate(documents)
+    ]
+    metrics = undecided[0]
+    # Plain accuracy, if the task has it; some have only accuracy by length.
+    names = [*CORRECTNESS, *(metric for metric in metrics if metric.startswith(CORRECTNESS))]
+    correctness = next((metric for metric in names if metric in metrics), None)
     if correctness is None:
         raise TaskError(
             f"lm-eval task {name!r} has the metrics {sorted(metrics)}, none of accuracy"
         )
+    if any(one[correctness][0] not in (0, 1) for one in undecided):
+        raise TaskError(f"lm-eval task {name!r}: its {correctness} is a share, not right or wrong")
     chance = tuple(1 / len(requests) if len(requests) > 1 else 0.0 for requests in documents)
     wanted = tuple(
         _wanted(
@@ -173,7 +184,7 @@ def _generation(
     name: str, task: LMEvalTask, documents: Sequence[Sequence[Instance]], encoder: Encoder
 ) -> GenerationTask:
     settings = documents[0][0].args[1]
-    if settings.get("do_sample"):
+    if _samples(settings):
         raise TaskError(f"lm-eval task {name!r} samples its answers; removals need greedy ones")
     until = settings.get("until") or []
     prompts: list[TokenIds] = [encoder(requests[0].args[0]) for requests in documents]
@@ -191,7 +202,7 @@ def _generation(
         prompts=tuple(prompts),
         sources=tuple(_source(name, requests) for requests in documents),
         until=(until,) if isinstance(until, str) else tuple(until),
-        new_tokens=int(settings.get("max_gen_toks", _LM_EVAL_NEW_TOKENS)),
+        new_tokens=_new_tokens(settings),
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         eos=frozenset() if encoder.eos is None else frozenset({encoder.eos}),
         score=score,
@@ -200,8 +211,21 @@ def _generation(
     )
 
 
-# What lm-eval's own `hf` model generates where a task does not say.
+# What lm-eval's own `hf` model generates where a task does not say, and how a task may say it.
 _LM_EVAL_NEW_TOKENS = 256
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+def _new_tokens(settings: Mapping[str, Any]) -> int:
+    given = [settings[name] for name in _LIMITS if settings.get(name) is not None]
+    return int(given[0]) if given else _LM_EVAL_NEW_TOKENS
+
+
+def _samples(settings: Mapping[str, Any]) -> bool:
+    """Whether answers are drawn: as the task says, or where it only gives a temperature."""
+    if (chosen := settings.get("do_sample")) is not None:
+        return bool(chosen)
+    return float(settings.get("temperature") or 0) > 0
 
 
 def _judge(task: LMEvalTask, instance: Instance, text: str) -> dict[str, Any]:

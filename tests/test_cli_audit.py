@@ -27,19 +27,6 @@ from tests.tiny_models import DEPTH, loglikelihoods_of, shorter_llama, tiny_mode
 
 BOS = 256
 THINGS = "Sky Grass Snow Coal Blood Sun Sea Ice Moss Sand Rust Tar".split()
-    "Sky",
-    "Grass",
-    "Snow",
-    "Coal",
-    "Blood",
-    "Sun",
-    "Sea",
-    "Ice",
-    "Moss",
-    "Sand",
-    "Rust",
-    "Tar",
-)
 QUESTIONS = [f"{thing} is" for thing in THINGS]
 # Of one length but one, for a sum over fewer tokens is nearly always larger.
 CHOICES = [" blue", " grey", " pink", " orange"]
