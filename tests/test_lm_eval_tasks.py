@@ -81,24 +81,33 @@ def endings() -> list[dict[str, str]]:
     """Words to complete a text with, some of which a model finds the likeliest."""
     found = []
     for index in range(9):
-        prompt = f"text {index} ends with"
         model = (models().intact, models().shorter, None)[index % 3]
-        # A prompt ends before its space, which models() never finds likely: it is the prompt's.
+        # A space at the end of a prompt goes to the word, which then is not the likeliest.
+        prompt = f"text {index} ends with" + (" " if model is None else "")
         word = WORDS[index % 8] if model is None else greedy_text(model, prompt, 1 + index % 2)
         found.append({"prompt": prompt, "word": word})
     return found
+
+
+def question(index: int) -> str:
+    return f"Question {index}: {WORDS[index % 8]}?"
+
+
+@cache
+def stops() -> tuple[str, ...]:
+    """Where answers end: the first is two tokens of the answer to the first question."""
+    return greedy_text(models().intact, question(0), NEW_TOKENS)[5:7], "zz", "\n"
 
 
 def open_questions() -> list[dict[str, str]]:
     """Questions whose answer the intact model gives, or the shorter one, or neither."""
     found = []
     for index in range(9):
-        question = f"Question {index}: {WORDS[index % 8]}?"
         model = (models().intact, models().shorter, None)[index % 3]
-        answer = "none" if model is None else greedy_text(model, question, NEW_TOKENS)
-        for stop in ("ab", "e", "\n"):
+        answer = "none" if model is None else greedy_text(model, question(index), NEW_TOKENS)
+        for stop in stops():
             answer = answer.partition(stop)[0]
-        found.append({"question": question, "answer": answer})
+        found.append({"question": question(index), "answer": answer})
     return found
 
 
@@ -128,7 +137,7 @@ OPEN = """
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
-generation_kwargs: {until: [ab, e, "\\n"], max_gen_toks: 8, do_sample: false}
+generation_kwargs: {until: STOPS, max_gen_toks: 8, do_sample: false}
 metric_list: [{metric: exact_match}]
 """
 FEWSHOT = f"{CHOICE}training_split: train\nfewshot_split: train\nnum_fewshot: 2\n"
@@ -205,6 +214,7 @@ def write_tasks(folder: Path) -> None:
         "two_kinds": ("open", f"{OPEN}class: !function own.TwoKinds\n"),
     }
     for task, (data, form) in forms.items():
+        form = form.replace("STOPS", json.dumps(stops()))
         files = {"test": f"{folder}/{data}.jsonl", "train": f"{folder}/train.jsonl"}
         files = {split: path for split, path in files.items() if split == "test" or "train" in form}
         options = json.dumps({"data_files": files, "cache_dir": f"{folder}/cache"})
@@ -342,6 +352,9 @@ def test_generated_answers_are_judged_as_by_lm_eval(folder: Path, tmp_path: Path
     for row, model in enumerate(models()):
         theirs = samples(folder, "open", model)
         assert matches[row].tolist() == [one["exact_match"] for one in theirs]
+    # The first answer is right, and was cut.
+    assert matches[0, 0] == 1
+    assert 0 < len(open_questions()[0]["answer"]) <= NEW_TOKENS - 3
     assert 0 < matches[0].sum() < matches.shape[1]
     assert (matches[0] > matches[1]).any()
     assert (matches[0] < matches[1]).any()
@@ -359,7 +372,8 @@ def test_prompts_and_continuations_are_those_of_lm_eval(folder: Path, name: str)
         for tokens, (context, continuation) in zip(item.continuations, pairs, strict=True):
             assert item.context[0] == BOS
             assert text_of(item.context[1:] + tokens) == context + continuation
-            assert text_of(tokens) == continuation
+            spaces = context[len(context.rstrip()) :]
+            assert text_of(tokens) == spaces + continuation
 
 
 def test_few_shot_prompts_hold_two_solved_questions(folder: Path) -> None:
@@ -379,7 +393,7 @@ def test_prompts_to_answer_are_the_texts_of_the_documents(folder: Path) -> None:
     task = read(folder, "open")
     assert isinstance(task, GenerationTask)
     assert task.prompts == tuple((BOS, *row["question"].encode()) for row in open_questions())
-    assert task.until == ("ab", "e", "\n")
+    assert task.until == stops()
     assert (task.new_tokens, task.eos, task.correctness) == (NEW_TOKENS, {EOS}, "exact_match")
 
 
