@@ -93,7 +93,7 @@ class AblationEngine:
             ActivationError: a state is zero, NaN or infinite.
         """
         for item in items:
-            self._check_length(item)
+            self.check_length(item)
         waiting = [self._rows(index, item) for index, item in enumerate(items)]
         while waiting:
             rows = group_bundles(waiting, self.token_budget)[0]
@@ -106,18 +106,19 @@ class AblationEngine:
             waiting = [bundle for bundle in waiting if bundle[0].item not in done]
             yield results
 
-    def _rows(self, index: int, item: Item) -> list[Row]:
-        window = self.stack.attention_window
-        fits = window is None or item.longest <= window
-        return [pack_row(index, item)] if self.packed and fits else plain_rows(index, item)
-
-    def _check_length(self, item: Item) -> None:
+    def check_length(self, item: Item) -> None:
+        """Raises AblationError if an item is longer than the model's context."""
         limit = self.stack.context_length
         if limit is not None and item.longest > limit:
             raise AblationError(
                 f"{item.source}: {item.longest} tokens, but the model reads at most {limit}; leave "
                 "the item out or shorten its context"
             )
+
+    def _rows(self, index: int, item: Item) -> list[Row]:
+        window = self.stack.attention_window
+        fits = window is None or item.longest <= window
+        return [pack_row(index, item)] if self.packed and fits else plain_rows(index, item)
 
     def _halve_budget(self, error: Exception, items: Sequence[Item], rows: Sequence[Row]) -> None:
         if not _out_of_memory(error):

@@ -11,7 +11,8 @@ import numpy as np
 from snowball.ablation import AblationEngine, ItemAblation
 from snowball.cost import Cost, engine_cost
 from snowball.deletion import SelfCheckError, check_against_deletion
-from snowball.generation import generate
+from snowball.errors import SnowballError
+from snowball.generation import check_lengths, generate
 from snowball.gradients import TaylorScores, taylor_scores
 from snowball.packing import Item
 from snowball.removal import INTACT, Removal, plan_removals, removal_name
@@ -34,8 +35,16 @@ _INTACT = removal_name(INTACT)
 # As the store names the fields of `TaylorScores`.
 _TAYLOR = ("parameters", "function")
 
+# Fewer layers have no correlation that could be anything but 1 or -1, fewer items no two halves.
+_FEWEST_LAYERS = 3
+_FEWEST_ITEMS = 2
+
 # Called with the number of tokens just done.
 Progress = Callable[[int], None]
+
+
+class AuditError(SnowballError):
+    """A model or a task too small for the statistics of an audit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,10 @@ class Audit:
     """One model, the removals to measure, and the store to which results go.
 
     Raises:
+        AuditError: fewer than three layers, or a task of one item.
         SelfCheckError: the engine disagrees with true deletion on the given tasks, even with a row
             for each continuation.
+        AblationError: an item is longer than the model's context.
         LayerStackError, RemovalError: the model's layers cannot be found, or it lacks a removal.
     """
 
@@ -70,9 +81,12 @@ class Audit:
     ) -> None:
         self.pretrained = pretrained
         self.tasks = tuple(tasks)
+        self._check_sizes()
         self.removals = (INTACT, *(removal for removal in removals if removal != INTACT))
         self.self_check = self._check(token_budget)
         self.engine = self._engine(self.removals, token_budget, packed=self.self_check.packed)
+        for task in self.tasks:
+            self._check_lengths(task)
 
     def key(self, task: Task) -> Key:
         """Under which the store keeps the results of a task."""
@@ -98,7 +112,7 @@ class Audit:
         """Measures the items of a task that the store lacks, batch by batch.
 
         Raises:
-            AblationError, ActivationError: an item is too long, or a value is NaN or infinite.
+            AblationError, ActivationError: a value is NaN or infinite.
             StoreError: the store cannot be written.
         """
         indices, items = self._waiting(task, store)
@@ -147,6 +161,20 @@ class Audit:
         known = isinstance(task, ScoredTask)
         return known and bool(store.missing(self._taylor_key(task), [_INTACT], 1))
 
+    def _check_sizes(self) -> None:
+        depth = self.pretrained.model.config.get_text_config().num_hidden_layers
+        if depth < _FEWEST_LAYERS:
+            raise AuditError(
+                f"{self.pretrained.name} has {depth} layers; a correlation over layers needs at "
+                f"least {_FEWEST_LAYERS}"
+            )
+        for task in self.tasks:
+            if len(task.sources) < _FEWEST_ITEMS and task.correctness is not None:
+                raise AuditError(
+                    f"task {task.name} has {len(task.sources)} item; intervals and the noise "
+                    f"ceiling need at least {_FEWEST_ITEMS}"
+                )
+
     def _waiting(self, task: Task, store: Store) -> tuple[list[int], list[Item]]:
         items = _items(task)
         indices = store.missing(self.key(task), self.names(), len(items))
@@ -188,6 +216,13 @@ class Audit:
         model = self.pretrained.model
         return AblationEngine(model, removals, token_budget=token_budget, packed=packed)
 
+    def _check_lengths(self, task: Task) -> None:
+        """Refuses now what would end the audit only after hours on the tasks before."""
+        for item in _items(task):
+            self.engine.check_length(item)
+        if isinstance(task, GenerationTask):
+            check_lengths(self.engine, task.prompts, task.sources, task.new_tokens)
+
     def _check(self, token_budget: int | None) -> SelfCheck:
         """Compares a few items and removals with true deletion; without sharing if that fails."""
         first = [item for task in self.tasks for item in _items(task)[:_CHECKED_ITEMS]]
@@ -219,11 +254,11 @@ def _some(removals: Sequence[Removal]) -> list[Removal]:
 
 
 def _items(task: Task) -> tuple[Item, ...]:
-    """The items; of generation the prompts, read up to their last token."""
+    """The items; of generation the prompts, with a token to predict that stands for the answer."""
     if isinstance(task, ScoredTask):
         return task.items
     return tuple(
-        Item(source, prompt[:-1] or prompt, (prompt[-1:],))
+        Item(source, prompt, (prompt[-1:],))
         for prompt, source in zip(task.prompts, task.sources, strict=True)
     )
 

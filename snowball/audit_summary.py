@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from snowball import statistics
 from snowball.activations import ROLES
+from snowball.errors import SnowballError
 from snowball.gradients import TaylorScores
 from snowball.store import Key, Store
 from snowball.tasks import Task
@@ -24,6 +25,10 @@ SPLITS = 200
 SIGNIFICANCE = 0.05
 
 _PROMPT = [role != "answer" for role in ROLES]
+
+
+class SummaryError(SnowballError):
+    """A number of the summary has no finite value."""
 
 
 @dataclass(frozen=True)
@@ -283,8 +288,10 @@ def _perplexity(one: _Judged) -> dict[str, Any]:
     numbers = one.numbers
     loglikelihoods, tokens = numbers.values["loglikelihood"], numbers.values["tokens"][0]
     totals = one.counts @ tokens
-    resampled = np.exp(-(one.counts @ loglikelihoods.T) / totals[:, None]).T
-    value = np.exp(-loglikelihoods.sum(1) / tokens.sum())
+    with np.errstate(over="ignore"):
+        resampled = np.exp(-(one.counts @ loglikelihoods.T) / totals[:, None]).T
+        value = np.exp(-loglikelihoods.sum(1) / tokens.sum())
+    _check_perplexity(numbers, np.maximum(value, resampled.max(1)))
     tail = 100 * (1 - statistics.CONFIDENCE) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail], axis=1)
     return {
@@ -294,6 +301,15 @@ def _perplexity(one: _Judged) -> dict[str, Any]:
         },
         "change": value[list(numbers.layers)] - value[0],
     }
+
+
+def _check_perplexity(numbers: DatasetNumbers, value: Float[np.ndarray, " removals"]) -> None:
+    for removal, one in zip(numbers.removals, value, strict=True):
+        if not np.isfinite(one):
+            raise SummaryError(
+                f"task {numbers.name}, removal {removal}: the perplexity overflows float64; this "
+                "text has no meaning for the model, leave the task out"
+            )
 
 
 def _pooled(judged: Sequence[_Judged]) -> dict[str, Any]:

@@ -46,6 +46,15 @@ def generate(
     Raises:
         AblationError: a prompt and its answer would exceed the model's context.
     """
+    check_lengths(engine, prompts, sources, new_tokens)
+    for batch in _batches(engine, prompts):
+        yield _generate_batch(engine, batch, [prompts[i] for i in batch], new_tokens, finished)
+
+
+def check_lengths(
+    engine: AblationEngine, prompts: Sequence[TokenIds], sources: Sequence[str], new_tokens: int
+) -> None:
+    """Raises AblationError if a prompt and its answer would exceed the model's context."""
     limit = engine.stack.context_length
     for prompt, source in zip(prompts, sources, strict=True):
         if limit is not None and len(prompt) + new_tokens > limit:
@@ -53,8 +62,6 @@ def generate(
                 f"{source}: {len(prompt)} tokens and {new_tokens} new ones, but the model reads at "
                 f"most {limit}; leave the item out or generate fewer"
             )
-    for batch in _batches(engine, prompts):
-        yield _generate_batch(engine, batch, [prompts[i] for i in batch], new_tokens, finished)
 
 
 def _batches(engine: AblationEngine, prompts: Sequence[TokenIds]) -> list[list[int]]:

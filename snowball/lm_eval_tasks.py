@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -81,15 +82,14 @@ def read_lm_eval_task(
 
 def _load(name: str, include: Path | None) -> LMEvalTask:
     try:
-        from lm_eval.tasks import TaskManager
+        import lm_eval  # noqa: F401
     except ImportError as error:
         raise TaskError(
             f"the lm-eval task {name!r} needs an extra: pip install -e '.[lm-eval]'"
         ) from error
     try:
         with _quiet():
-            manager = TaskManager(include_path=None if include is None else str(include))
-            found = manager.load([name])["tasks"]
+            found = _task_manager(include).load([name])["tasks"]
     except Exception as error:  # what it raises depends on the task, its data set and the network
         raise TaskError(f"lm-eval cannot load the task {name!r}: {error}") from error
     if len(found) != 1:
@@ -97,6 +97,14 @@ def _load(name: str, include: Path | None) -> LMEvalTask:
             f"{name!r} is a group of {len(found)} lm-eval tasks; name one: {', '.join(found)}"
         )
     return next(iter(found.values()))
+
+
+@cache
+def _task_manager(include: Path | None) -> Any:
+    """The index of all tasks, which takes lm-eval seconds to build."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=None if include is None else str(include))
 
 
 @contextmanager

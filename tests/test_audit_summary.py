@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from snowball.activations import ROLES
-from snowball.audit_summary import DatasetNumbers, summarise
+from snowball.audit_summary import DatasetNumbers, SummaryError, summarise
 from snowball.gradients import TaylorScores
 from snowball.store import Key
 
@@ -289,6 +289,12 @@ def test_perplexity_is_over_all_tokens() -> None:
     assert "accuracy" not in found
     for one in found["perplexity"]["by_removal"].values():
         assert one["low"] <= one["value"] <= one["high"]
+
+
+def test_a_perplexity_beyond_float64_is_named() -> None:
+    numbers = running_text([[-5.0], [-800.0], [-5.0], [-5.0], [-5.0]], [1.0])
+    with pytest.raises(SummaryError, match="task text, removal 0: the perplexity overflows"):
+        summarise([numbers], resamples=RESAMPLES)
 
 
 def test_the_perplexity_of_one_window_has_no_spread() -> None:

@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from snowball.ablation import AblationEngine, ItemAblation
 from snowball.layer_stack import LayerStack
 from snowball.packing import Item
+from snowball.store import Store
+from snowball.tasks import TaskError
 from snowball.tokenizer import byte_tokenizer
 from tests.test_cli import Done, plain, snowball
 from tests.tiny_models import DEPTH, loglikelihoods_of, shorter_llama, tiny_model
@@ -78,7 +80,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     byte_tokenizer().save_pretrained(folder / "model")
     write(folder / "choice.jsonl", choice_rows(model))
     write(folder / "text.jsonl", [{"text": text} for text in TEXTS])
-    write(folder / "open.jsonl", [{"prompt": "2+2=", "answer": "#### 4"}])
+    write(folder / "open.jsonl", [{"prompt": f"2+{n}=", "answer": f"#### {2 + n}"} for n in (2, 3)])
     return folder
 
 
@@ -286,7 +288,7 @@ def wait_for_results(store: Path, process: subprocess.Popen) -> None:
 def test_a_killed_audit_goes_on_where_it_was(inputs: Path, tmp_path: Path) -> None:
     rows = choice_rows(llama())
     count = len(rows)
-    many = [{**rows[i % count], "context": f"{i}. {QUESTIONS[i % count]}"} for i in range(150)]
+    many = [{**rows[i % count], "context": f"{i}. {QUESTIONS[i % count]}"} for i in range(90)]
     task = write(tmp_path / "many.jsonl", many)
     # One item to a batch, each of which is committed.
     words = ["audit", inputs / "model", "--task", task, "--token-budget", 16]
@@ -349,9 +351,11 @@ def test_an_engine_that_is_wrong_in_shared_rows_gives_each_choice_its_own(
 
 
 def refusal(done: Done) -> str:
+    """The one line that says why nothing was measured."""
     assert done.status == 2, (done.status, done.out)
-    assert "Traceback" not in done.errors
-    return " ".join(plain(done.errors).split())
+    (line,) = plain(done.errors).splitlines()
+    assert line.startswith("refused: ")
+    return line
 
 
 def pickle_only(folder: Path) -> None:
@@ -406,11 +410,10 @@ def test_a_hostile_checkpoint_is_refused(
     ("lines", "reason"),
     [
         ("", "no rows"),
-        ('{"text": "a"}\n{', "task.jsonl:2"),
+        ('{"text": "a"}\n{', "task.jsonl:2: malformed JSON"),
+        ('{"text": "a"}\n\n{"context": "b", "choices": []}', "task.jsonl:3: a row of multiple"),
         ('{"context": "a", "choices": ["b", "c"], "label": 2}', "task.jsonl:1: label"),
         ('{"question": "a"}', "task.jsonl:1: the fields 'question' are no task"),
-        (json.dumps({"context": "a" * 400, "choices": ["b", "c"], "label": 0}), "task.jsonl:1"),
-        ('{"prompt": "' + "a" * 399 + '", "answer": "b"}', "task.jsonl:1"),
     ],
 )
 def test_a_task_that_cannot_be_measured_is_refused(
@@ -420,19 +423,65 @@ def test_a_task_that_cannot_be_measured_is_refused(
     path.write_text(lines)
     words = ("--task", path, "--out", tmp_path / "run")
     assert reason in refusal(snowball("audit", inputs / "model", *words))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"context": "a" * 400, "choices": ["b", "c"], "label": 0},
+        {"text": "a" * 450},
+        {"prompt": "a" * 200, "answer": "b"},
+    ],
+)
+def test_an_item_longer_than_the_context_is_refused_before_any_task_is_measured(
+    row: dict[str, Any], inputs: Path, tmp_path: Path
+) -> None:
+    short = {key: "a" if isinstance(value, str) else value for key, value in row.items()}
+    short = {**short, "text": "ab"} if "text" in row else short
+    path = write(tmp_path / "task.jsonl", [short, short, short, row])
+    words = ("--task", inputs / "choice.jsonl", "--task", path, "--out", tmp_path / "run")
+    message = refusal(snowball("audit", inputs / "model", *words))
+    assert "task.jsonl:4: " in message
+    assert "the model reads at most 400" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["choice", "open"])
+def test_a_task_of_one_item_is_refused(name: str, inputs: Path, tmp_path: Path) -> None:
+    message = refusal(audit(inputs, tmp_path / "run", "--limit", 1, tasks=(name,)))
+    assert f"{name} has 1 item; " in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("task", ["choice", "text"])
+def test_too_few_layers_to_rank_are_refused(
+    layers: int, task: str, inputs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    model = llama()
+    del model.model.layers[layers:]
+    model.config.num_hidden_layers = layers
+    model.save_pretrained(tmp_path / "model")
+    words = ("--task", inputs / f"{task}.jsonl", "--out", tmp_path / "run")
+    message = refusal(snowball("audit", tmp_path / "model", *words))
+    assert f"{tmp_path / 'model'} has {layers} layers; " in message
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--remove", "9"], "9"),
-        (["--remove", "heads"], "heads"),
-        (["--remove", "blocks:0"], "block"),
+        (["--remove", "9"], "the removal 9 needs layer 9, but the model has layers 0..3"),
+        (["--remove", "0+4.mlp"], "the removal 0+4.mlp needs layer 4, but the model has"),
+        (["--remove", "heads"], "'heads' is no removal"),
+        (["--remove", "blocks:0"], "blocks of 0 layers: the length must lie in 1..4"),
+        (["--remove", "blocks:5"], "blocks of 5 layers: the length must lie in 1..4"),
         (["--device", "tpu"], "tpu"),
         (["--device", "cuda:77"], "cuda:77"),
         (["--metric", "f1"], "no task has the metric 'f1'; theirs: acc, acc_norm"),
         (["--task", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--task", "lm-eval:"], "lm-eval"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(
@@ -442,28 +491,114 @@ def test_an_option_that_cannot_be_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_task_of_lm_eval_is_read_by_name(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(name: str, tokenizer: object, *, limit: int | None, include: Path | None) -> None:
+        raise TaskError(f"asked for {name}, {limit} rows, {include}")
+
+    monkeypatch.setattr("snowball.lm_eval_tasks.read_lm_eval_task", read)
+    options = ("--task", "lm-eval:arc_easy", "--limit", 3, "--lm-eval-tasks", tmp_path)
+    message = refusal(audit(inputs, tmp_path / "run", *options))
+    assert f"asked for arc_easy, 3 rows, {tmp_path}" in message
+
+
 def test_a_split_without_rows_is_refused(inputs: Path, tmp_path: Path) -> None:
     words = ("--task", f"{inputs / 'choice.jsonl'}:train", "--out", tmp_path / "run")
-    assert "train" in refusal(snowball("audit", inputs / "model", *words))
+    message = refusal(snowball("audit", inputs / "model", *words))
+    assert "no row has \"split\" = 'train'" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_is_measured_alone(inputs: Path, tmp_path: Path) -> None:
+    rows = [{**row, "split": "ab"[i % 3 == 0]} for i, row in enumerate(choice_rows(llama()))]
+    path = write(tmp_path / "task.jsonl", rows)
+    words = ("--task", f"{path}:b", "--out", tmp_path / "run")
+    done = snowball("audit", inputs / "model", *words)
+    assert done.status == 0, done.errors
+    assert document_of(tmp_path / "run")["datasets"][0]["items"] == 4
+
+
+def test_one_question_has_no_interval(inputs: Path, tmp_path: Path) -> None:
+    assert "task choice has 1 item" in refusal(audit(inputs, tmp_path / "run", "--limit", 1))
+
+
+def test_a_model_of_two_layers_has_no_correlation(inputs: Path, tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=300, num_hidden_layers=2)
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    words = ("--task", inputs / "choice.jsonl", "--out", tmp_path / "run")
+    assert "has 2 layers" in refusal(snowball("audit", tmp_path / "model", *words))
 
 
 def test_two_tasks_of_one_name_are_refused(inputs: Path, tmp_path: Path) -> None:
     done = audit(inputs, tmp_path / "run", tasks=("choice", "choice"))
     assert "two tasks are called 'choice'" in refusal(done)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_ordinary_checkpoint_needs_a_task(inputs: Path, tmp_path: Path) -> None:
     assert "--task" in refusal(audit(inputs, tmp_path / "run", tasks=()))
+    assert not (tmp_path / "run").exists()
 
 
-def test_another_file_in_the_place_of_the_store_is_left_alone(inputs: Path, tmp_path: Path) -> None:
+def notes(path: Path) -> None:
+    path.write_text("my notes, which are not a database, and long enough to be read as one" * 20)
+
+
+def another_database(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+
+
+def corrupt_store(path: Path) -> None:
+    Store(path).close()
+    start = path.read_bytes()[:100]
+    path.write_bytes(start.ljust(path.stat().st_size, b"\xff"))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (notes, "not an SQLite file"),
+        (another_database, "an SQLite file of another program"),
+        (corrupt_store, "malformed"),
+    ],
+)
+def test_another_file_in_the_place_of_the_store_is_left_alone(
+    make: Callable[[Path], None], reason: str, inputs: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "run" / "results.sqlite"
     store.parent.mkdir()
-    store.write_text("my notes, which are not a database, and long enough to be read as one" * 20)
+    make(store)
     before = store.read_bytes()
-    assert "results.sqlite" in refusal(audit(inputs, tmp_path / "run"))
+    message = refusal(audit(inputs, tmp_path / "run"))
+    assert str(store) in message
+    assert reason in message
     assert store.read_bytes() == before
     assert [path.name for path in store.parent.iterdir()] == ["results.sqlite"]
+
+
+def test_a_folder_in_the_place_of_the_store_is_refused(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "results.sqlite").mkdir(parents=True)
+    message = refusal(audit(inputs, tmp_path / "run"))
+    assert "results.sqlite is not a file" in message
+
+
+def test_a_store_that_is_read_only_is_refused(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    Store(tmp_path / "run" / "results.sqlite").close()
+    right = os.access
+
+    def access(path: Any, mode: int, **options: Any) -> bool:
+        """The rights of a file do not bind root, as whom tests may run."""
+        return Path(path).name != "results.sqlite" and right(path, mode, **options)
+
+    monkeypatch.setattr(os, "access", access)
+    assert "make the file and its folder writable" in refusal(audit(inputs, tmp_path / "run"))
 
 
 def test_a_file_in_the_place_of_the_run_folder_is_refused(inputs: Path, tmp_path: Path) -> None:

@@ -465,19 +465,16 @@ def test_a_limit_of_no_documents_is_refused(folder: Path) -> None:
         read(folder, "choice", limit=0)
 
 
-def test_data_that_is_missing_is_refused(folder: Path) -> None:
+def test_data_that_is_missing_is_refused(folder: Path, tmp_path: Path) -> None:
     text = (folder / "choice.yaml").read_text().replace("choice.jsonl", "gone.jsonl")
-    (folder / "gone.yaml").write_text(text.replace("task: choice", "task: gone"))
-    try:
-        with pytest.raises(TaskError, match=r"^lm-eval cannot load the task 'gone': .*gone.jsonl"):
-            read(folder, "gone")
-    finally:
-        (folder / "gone.yaml").unlink()
+    (tmp_path / "gone.yaml").write_text(text.replace("task: choice", "task: gone"))
+    with pytest.raises(TaskError, match=r"^lm-eval cannot load the task 'gone': .*gone.jsonl"):
+        read(tmp_path, "gone")
 
 
 def test_without_lm_eval_its_tasks_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(TaskError, match=r"'choice' needs .* pip install -e '\.\[lm-eval\]'$"):
         read(folder, "choice")
