@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def main() -> None:
         "largest_difference_nats": max(one["largest_difference_nats"] for one in rounds),
         "peak_resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "rounds": rounds,
-        "provenance": provenance(),
+        "provenance": {**provenance(), "command": " ".join(["python", *sys.argv])},
     }
     if arguments.against == "lm-eval":
         result["lm_eval"] = _lm_eval(loaded, removals, task, arguments)
