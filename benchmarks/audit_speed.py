@@ -89,7 +89,7 @@ def _round(
     theirs = _obvious_loop(loaded, removals, items, rows)
     _synchronise(loaded)
     loop_seconds = time.perf_counter() - start
-    needed = engine_cost(engine.stack, engine.plan, items)
+    needed = engine_cost(engine, engine.plan, items)
     differences = [
         (mine.loglikelihoods - their).abs().max() for mine, their in zip(ours, theirs, strict=True)
     ]

@@ -94,7 +94,7 @@ class AblationEngine:
         """
         for item in items:
             self.check_length(item)
-        waiting = [self._rows(index, item) for index, item in enumerate(items)]
+        waiting = [self.rows(index, item) for index, item in enumerate(items)]
         while waiting:
             rows = group_bundles(waiting, self.token_budget)[0]
             try:
@@ -115,7 +115,8 @@ class AblationEngine:
                 "the item out or shorten its context"
             )
 
-    def _rows(self, index: int, item: Item) -> list[Row]:
+    def rows(self, index: int, item: Item) -> list[Row]:
+        """The rows in which an item is run: one, or one per continuation."""
         window = self.stack.attention_window
         fits = window is None or item.longest <= window
         return [pack_row(index, item)] if self.packed and fits else plain_rows(index, item)

@@ -99,14 +99,14 @@ class Audit:
     def cost(self, store: Store) -> Cost:
         """The cost of what is not yet in the store (of generation, the prompts only)."""
         items = [item for task in self.tasks for item in self._waiting(task, store)[1]]
-        return engine_cost(self.engine.stack, self.engine.plan, items)
+        return engine_cost(self.engine, self.engine.plan, items)
 
     def gradient_operations(self, store: Store) -> float:
         """Operations of the Taylor scores that are not yet in the store."""
         tasks = [task for task in self.tasks if self._lacks_taylor(task, store)]
         items = [item for task in tasks for item in _items(task)[:TAYLOR_ITEMS]]
         intact = plan_removals([INTACT], self.engine.stack.depth)
-        return _PASSES_OF_A_GRADIENT * engine_cost(self.engine.stack, intact, items).operations
+        return _PASSES_OF_A_GRADIENT * engine_cost(self.engine, intact, items).operations
 
     def run(self, task: Task, store: Store, run: int, progress: Progress) -> None:
         """Measures the items of a task that the store lacks, batch by batch.

@@ -9,8 +9,9 @@ from statistics import median
 
 import torch
 
+from snowball.ablation import AblationEngine
 from snowball.layer_stack import LayerStack
-from snowball.packing import Item, Row, pack_row
+from snowball.packing import Item, Row
 from snowball.removal import Plan
 
 _REPETITIONS = 7
@@ -33,11 +34,12 @@ class Cost:
         return self.layer_operations + self.unembedding_operations
 
 
-def engine_cost(stack: LayerStack, plan: Plan, items: Sequence[Item]) -> Cost:
-    """The cost of all removals of a plan on items whose continuations share rows."""
-    rows = [pack_row(index, item) for index, item in enumerate(items)]
-    tokens = sum(map(len, rows))
-    reads = sum(len(_positions_read(row, item)) for row, item in zip(rows, items, strict=True))
+def engine_cost(engine: AblationEngine, plan: Plan, items: Sequence[Item]) -> Cost:
+    """The cost of all removals of a plan on items, in the rows in which the engine runs them."""
+    stack = engine.stack
+    bundles = [engine.rows(index, item) for index, item in enumerate(items)]
+    tokens = sum(len(row) for rows in bundles for row in rows)
+    reads = sum(_reads(rows, item) for rows, item in zip(bundles, items, strict=True))
     per_layer = 2 * stack.layer_parameters() / stack.depth
     return Cost(
         tokens=tokens,
@@ -47,10 +49,10 @@ def engine_cost(stack: LayerStack, plan: Plan, items: Sequence[Item]) -> Cost:
     )
 
 
-def _positions_read(row: Row, item: Item) -> set[int]:
-    """Where tokens are predicted, and, but in running text, where the KL is taken."""
-    scored = {target.position for target in row.targets}
-    return scored if item.running_text else scored | {row.context_length - 1}
+def _reads(rows: Sequence[Row], item: Item) -> int:
+    """Positions where tokens are predicted, and, but in running text, where the KL is taken."""
+    read = {(index, target.position) for index, row in enumerate(rows) for target in row.targets}
+    return len(read if item.running_text else read | {(0, rows[0].context_length - 1)})
 
 
 def one_by_one_cost(stack: LayerStack, items: Sequence[Item]) -> Cost:

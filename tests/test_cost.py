@@ -44,7 +44,7 @@ def engine_of(removals: Sequence[Removal] = REMOVALS, budget: int = 2048) -> Abl
 
 def cost_of(items: Sequence[Item], engine: AblationEngine | None = None) -> Cost:
     engine = engine or engine_of()
-    return engine_cost(engine.stack, engine.plan, items)
+    return engine_cost(engine, engine.plan, items)
 
 
 def counted(run: Callable[[], object]) -> int:
@@ -68,10 +68,19 @@ ENDING = Item("only an ending scored", (1, 13, 14), ((15, 40), (16, 17, 40)), (1
 
 @pytest.mark.parametrize("item", [*ITEMS, ENDING], ids=lambda item: item.source)
 def test_a_single_item_costs_what_is_executed(item: Item) -> None:
-    cost = cost_of([item])
+    check_single(item, engine_of())
+
+
+def test_an_item_with_a_row_per_continuation_costs_what_is_executed() -> None:
+    item = Item("of one length", (1, 13, 14), ((15, 40, 8), (16, 17, 40), (15, 17, 3)), (0, 0, 0))
+    check_single(item, AblationEngine(llama(), REMOVALS, packed=False))
+
+
+def check_single(item: Item, engine: AblationEngine) -> None:
+    cost = cost_of([item], engine)
     runs = DEPTH * (DEPTH + 1) // 2
     norms = LAYER_NORMS * runs * cost.tokens
-    assert cost.operations - norms == executed([item], engine_of())
+    assert cost.operations - norms == executed([item], engine)
     assert cost.layer_operations - norms == LAYER_MATRICES * runs * cost.tokens
 
 
@@ -181,7 +190,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_what_is_stored_costs_nothing_more(audit: Audit, store: Store) -> None:
     (task,) = audit.tasks
     whole = audit.cost(store)
-    assert whole == engine_cost(audit.engine.stack, audit.engine.plan, task.items)  # type: ignore[union-attr]
+    assert whole == engine_cost(audit.engine, audit.engine.plan, task.items)  # type: ignore[union-attr]
     audit.run(task, store, store.begin_run({}), lambda tokens: None)
     assert audit.cost(store) == Cost(0, 0, 0.0, 0.0)
 
