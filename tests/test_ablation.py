@@ -331,7 +331,7 @@ def test_only_items_within_the_window_share_rows(name: str) -> None:
     engine = AblationEngine(model_of(name), [INTACT])
     assert engine.stack.attention_window == WINDOW
     for item in ITEMS:
-        rows = engine._rows(0, item)
+        rows = engine.rows(0, item)
         assert len(rows) == (1 if item.longest <= WINDOW else len(item.continuations))
     assert {WINDOW, WINDOW + 1} < {item.longest for item in ITEMS}
 
