@@ -182,6 +182,8 @@ def _lm_eval(
             "metric_list": [{"metric": "acc"}],
         }
         manager = TaskManager(include_defaults=False)
+        # A layer that moved up keeps its index, by which a cache of keys and values is addressed.
+        loaded.model.config.get_text_config().use_cache = False
         start = time.perf_counter()
         accuracies = []
         for removal in removals:
