@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,17 @@ class Rejection(Exception):
     def __init__(self, claim: str, message: str) -> None:
         super().__init__(f"{claim}: {message}")
         self.claim = claim
+
+
+class Undecided(Exception):
+    """A comparison that the present precision leaves open."""
+
+
+class Enclosure(NamedTuple):
+    """Exact ends of an interval that certainly holds a real number."""
+
+    low: Fraction
+    high: Fraction
 
 
 def sha256_of(path: Path) -> str:

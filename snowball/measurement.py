@@ -121,7 +121,9 @@ def measure(
     advance = progress or (lambda _: None)
     scores, tokens = _measure_scores(decoder, dataset, lambda share: advance(share // 4))
     curves = _measure_curves(decoder, dataset, set(follow), lambda share: advance(share // 4))
-    intact, *without = _measure_answers(decoder, dataset, lambda share: advance(share // 2))
+    intact, *without = _measure_answers(
+        decoder, dataset, lambda share: advance(share // 2), range(-1, decoder.num_layers)
+    )
     return Measurements(
         tokens=tokens,
         examples=len(dataset.examples),
@@ -136,6 +138,19 @@ def measure(
         ),
         curves=curves,
     )
+
+
+@torch.inference_mode()
+def measure_layer(
+    decoder: Decoder, dataset: Dataset, layer: int, progress: Progress | None = None
+) -> tuple[tuple[LayerProxies, ...], Answers, Answers]:
+    """The scores of all layers, and the answers with all layers and without one: as `measure`."""
+    advance = progress or (lambda _: None)
+    scores, _ = _measure_scores(decoder, dataset, lambda share: advance(share // 2))
+    intact, without = _measure_answers(
+        decoder, dataset, lambda share: advance(share // 2), (-1, layer)
+    )
+    return scores, intact, without
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,14 +299,16 @@ class _Path:
     sequence: tuple[int, ...]
 
 
-def _measure_answers(decoder: Decoder, dataset: Dataset, progress: Progress) -> list[Answers]:
-    """Answers of the intact decoder, then without layer 0, 1, .., L-1."""
+def _measure_answers(
+    decoder: Decoder, dataset: Dataset, progress: Progress, removed: Sequence[int]
+) -> list[Answers]:
+    """Answers of the decoder without each of the given layers; -1 for the intact one."""
     paths = [
         _path(dataset, index, answer)
         for index, example in enumerate(dataset.examples)
         for answer in _answers_of(example)
     ]
-    variants = decoder.num_layers + 1
+    variants = len(removed)
     emitted = torch.zeros(variants, len(paths), dtype=torch.bool)
     likelihood = torch.zeros(variants, len(paths), dtype=torch.float64)
     least = torch.zeros(variants, len(paths), dtype=torch.float64)
@@ -302,8 +319,8 @@ def _measure_answers(decoder: Decoder, dataset: Dataset, progress: Progress) -> 
         for start in range(0, len(batch.rows), step):
             rows = slice(start, start + step)
             states = _states_until_last(decoder, batch.ids[rows])
-            for variant in range(variants):
-                logits = _logits_without(decoder, states, variant - 1, reads.at[rows])
+            for variant, layer in enumerate(removed):
+                logits = _logits_without(decoder, states, layer, reads.at[rows])
                 one = reads.part(rows).judge(logits)
                 where = torch.tensor(batch.rows[rows])
                 emitted[variant, where], likelihood[variant, where], least[variant, where] = one
