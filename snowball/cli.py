@@ -1,6 +1,6 @@
-"""The command line: `snowball demo`, `build`, `check`, `show`, `audit` and `report`.
+"""The command line: `demo`, `build`, `check`, `certify`, `verify`, `show`, `audit` and `report`.
 
-Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused.
+Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused, 3 out of resources.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snowball import cli_audit
+from snowball import cli_audit, cli_certificate
 from snowball.terminal import out as console
 from snowball.terminal import progress_bar, refusals, refuse_existing, say
 
@@ -34,6 +34,8 @@ app = typer.Typer(
 
 app.command()(cli_audit.audit)
 app.command()(cli_audit.report)
+app.command()(cli_certificate.certify)
+app.command()(cli_certificate.verify)
 
 
 class DType(StrEnum):
@@ -67,10 +69,10 @@ def demo(
     dtype: Precision = DType.float32,
     seed: Seed = 0,
 ) -> None:
-    """Build a counterexample for 198 country capitals, verify it, and write checkpoint and report.
+    """Build a counterexample for 198 country capitals, measure it, certify it, and write all that.
 
-    The run folder holds checkpoint/ (a Hugging Face Llama model), report.json, layers.csv,
-    scores.png (score against relevance) and snowball.png (divergence by depth).
+    The run folder holds checkpoint/ (a Hugging Face Llama model), certificate.json, report.json,
+    layers.csv, scores.png (score against relevance) and snowball.png (divergence by depth).
     """
     with refusals():
         from snowball.card import load_counterexample
@@ -82,8 +84,9 @@ def demo(
         built.save_pretrained(out / "checkpoint")
         decoder, dataset, card = load_counterexample(out / "checkpoint")
         holds = _judge(decoder, dataset, card, out, plots=True)
+        certified = _certify(out)
         say(f"Written to {out} in {time.monotonic() - started:.0f} s.")
-    raise typer.Exit(0 if holds else 1)
+    raise typer.Exit(certified if holds else 1)
 
 
 @app.command()
@@ -255,6 +258,17 @@ def _judge(
         plot_scores(rows, card.target, run / "scores.png")
         plot_snowball(found.curves, card.target, run / "snowball.png")
     return all(one.holds for one in judged)
+
+
+def _certify(run: Path) -> int:
+    """Certifies the model of a run folder, prints the claims, and returns the exit status."""
+    certificate, verdict = cli_certificate.prove(run / "checkpoint")
+    if certificate is None:
+        say(verdict.line)
+    else:
+        certificate.write(run / "certificate.json")
+        cli_certificate.show(certificate, [verdict])
+    return verdict.status
 
 
 def _context(card: Card, dataset: Dataset) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A Llama checkpoint and its dataset as exact numbers, read for a certificate with numpy alone.
+"""A Llama checkpoint as exact numbers, read for a certificate with numpy alone.
 
 Every weight is the dyadic rational that the file holds: BF16, F32 and F64 are all exact in float64.
 Nothing here shares code with the decoder, whose claims are to be certified.
@@ -6,8 +6,6 @@ Nothing here shares code with the decoder, whose claims are to be certified.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,90 +13,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from snowball.errors import SnowballError
+from snowball.certainty import Rejection
+from snowball.strict_files import MalformedError, bytes_of, strict_json
 
-CONFIG, WEIGHTS, DATASET = "config.json", "model.safetensors", "dataset.jsonl"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _CHUNK_BYTES = 1 << 24
 _LARGEST_HEADER = 100_000_000
 
 Doubles = NDArray[np.float64]
-TokenIds = tuple[int, ...]
-
-
-class MalformedError(SnowballError):
-    """A file that is not what its format says."""
-
-
-class Rejection(Exception):
-    """A claim that is certainly false, or a model outside what a certificate can speak of.
-
-    `claim` names it: structure, existence, artifact, runtime, files or dataset.
-    """
-
-    def __init__(self, claim: str, message: str) -> None:
-        super().__init__(f"{claim}: {message}")
-        self.claim = claim
-
-
-class Undecided(Exception):
-    """A comparison that the present precision leaves open."""
-
-
-class Enclosure(NamedTuple):
-    """Exact ends of an interval that certainly holds a real number."""
-
-    low: Fraction
-    high: Fraction
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MalformedError(f"cannot read {path}: {error.strerror}") from None
-
-
-def strict_json(text: str | bytes, where: str, *, floats: bool = False) -> Any:
-    """Parses JSON without duplicate keys, NaN and infinity; without floats unless allowed.
-
-    Raises:
-        MalformedError: anything else.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} stands twice")
-        return entries
-
-    def refuse(number: str) -> Any:
-        raise ValueError(f"{number:.40} is not an integer; other numbers are decimal strings")
-
-    def finite(number: str) -> float:
-        if not math.isfinite(value := float(number)):
-            raise ValueError(f"{number:.40} is too large")
-        return value
-
-    try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8")
-        return json.loads(
-            text,
-            object_pairs_hook=unique,
-            parse_float=finite if floats else refuse,
-            parse_constant=refuse,
-        )
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError among them
-        raise MalformedError(f"{where}: malformed: {error}") from None
 
 
 # Config
@@ -166,12 +93,12 @@ def read_config(folder: Path) -> Config:
         MalformedError: a key is unknown, missing or of another type, or its value not understood.
     """
     path = folder / CONFIG
-    entries = strict_json(_bytes_of(path), str(path), floats=True)
+    entries = strict_json(bytes_of(path), str(path), floats=True)
     if not isinstance(entries, dict):
         raise MalformedError(f"{path}: must be a JSON object")
     for key, value in entries.items():
         if key in _FIXED:
-            if not any(value == v and type(value) is not bool or value is v for v in _FIXED[key]):
+            if not any((value == v and type(value) is not bool) or value is v for v in _FIXED[key]):
                 raise MalformedError(f"{path}: {key}={value!r} is not understood")
         elif key not in _READ and key not in _IGNORED:
             raise MalformedError(f"{path}: unknown key {key!r}, which might change the computation")
@@ -367,7 +294,9 @@ def read_model(folder: Path) -> ExactModel:
     config = read_config(folder)
     tensors = _Tensors(folder / WEIGHTS, config)
     layers = tuple(
-        Layer(**{name: tensors.take(f"model.layers.{i}.{key}.weight") for name, key in _LAYER.items()})
+        Layer(
+            **{name: tensors.take(f"model.layers.{i}.{key}.weight") for name, key in _LAYER.items()}
+        )
         for i in range(config.layers)
     )
     embedding = tensors.take("model.embed_tokens.weight")
@@ -557,111 +486,3 @@ def _shapes(config: Config) -> dict[str, Any]:
     shapes["model.embed_tokens.weight"] = shapes["lm_head.weight"] = (config.vocabulary, width)
     shapes["model.norm.weight"] = (width,)
     return shapes
-
-
-# Dataset
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Token ids of one example; no BOS, no EOS."""
-
-    prompt: TokenIds
-    label: TokenIds
-    distractor: TokenIds
-    choices: tuple[TokenIds, ...]
-
-
-@dataclass(frozen=True)
-class TokenData:
-    """A dataset as token ids, and what a right answer to it is."""
-
-    rows: tuple[Row, ...]
-    eos: int
-
-    @property
-    def multiple_choice(self) -> bool:
-        return bool(self.rows[0].choices)
-
-    @cached_property
-    def ends_with_eos(self) -> bool:
-        return any(len(row.label) > 1 or len(row.distractor) > 1 for row in self.rows)
-
-    def wanted(self, answer: TokenIds) -> TokenIds:
-        """What the model has to emit for an answer."""
-        return (*answer, self.eos) if self.ends_with_eos else answer
-
-    @property
-    def longest(self) -> int:
-        """Length of the longest wanted sequence."""
-        return max(len(self.wanted(a)) for row in self.rows for a in (row.label, row.distractor))
-
-
-def read_data(path: Path, folder: Path, config: Config) -> TokenData:
-    """Reads a dataset as token ids.
-
-    Raises:
-        MalformedError: a line is no row of token ids.
-        Rejection: ids out of range, BOS or EOS inside, equal or empty answers.
-    """
-    rows = []
-    for number, line in enumerate(_bytes_of(path).splitlines(), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            row = _row(strict_json(line, where), where, folder)
-            _check_row(row, where, config)
-            rows.append(row)
-    if not rows:
-        raise MalformedError(f"{path}: no rows")
-    if len({bool(row.choices) for row in rows}) > 1:
-        raise MalformedError(f"{path}: some rows have choices, some have none")
-    return TokenData(tuple(rows), config.eos)
-
-
-def _row(entry: Any, where: str, folder: Path) -> Row:
-    if not isinstance(entry, dict):
-        raise MalformedError(f"{where}: a row must be an object")
-    if any(isinstance(entry.get(key), str) for key in ("prompt", "context", "label")):
-        raise MalformedError(
-            f"{where}: text, but a certificate is about token ids; they stand in "
-            f"{folder / DATASET}"
-        )
-    if set(entry) - {"choices"} != {"prompt", "label", "distractor"}:
-        raise MalformedError(f"{where}: keys {sorted(entry)}, not prompt, label and distractor")
-    choices = entry.get("choices", [])
-    if not isinstance(choices, list) or ("choices" in entry and not choices):
-        raise MalformedError(f"{where}: choices must be a non-empty list")
-    return Row(
-        _ids(entry["prompt"], where),
-        _ids(entry["label"], where),
-        _ids(entry["distractor"], where),
-        tuple(_ids(choice, where) for choice in choices),
-    )
-
-
-def _ids(value: Any, where: str) -> TokenIds:
-    if not isinstance(value, list) or any(type(token) is not int for token in value):
-        raise MalformedError(f"{where}: token ids must be a list of integers, not {value!r:.60}")
-    return tuple(value)
-
-
-def _check_row(row: Row, where: str, config: Config) -> None:
-    answers = (row.label, row.distractor, *row.choices)
-    for ids in (row.prompt, *answers):
-        if any(not 0 <= token < config.vocabulary for token in ids):
-            raise Rejection("dataset", f"{where}: ids outside 0..{config.vocabulary - 1}")
-        if config.bos in ids or config.eos in ids:
-            raise Rejection("dataset", f"{where}: BOS or EOS inside")
-    if not all(answers):
-        raise Rejection("dataset", f"{where}: an empty answer")
-    if row.label == row.distractor:
-        raise Rejection("dataset", f"{where}: the label is the distractor")
-    if row.choices and (row.choices.count(row.label) != 1 or row.distractor not in row.choices):
-        raise Rejection("dataset", f"{where}: label and distractor must be among the choices, once")
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MalformedError(f"cannot read {path}: {error.strerror}") from None

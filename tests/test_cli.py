@@ -151,6 +151,7 @@ def test_demo_holds_and_says_so(demo: tuple[Path, Done]) -> None:
 def test_demo_writes_checkpoint_report_and_pictures(demo: tuple[Path, Done]) -> None:
     run, _ = demo
     assert sorted(os.listdir(run)) == [
+        "certificate.json",
         "checkpoint",
         "layers.csv",
         "report.json",
