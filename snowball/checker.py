@@ -183,9 +183,9 @@ def frequencies(theta: Fraction, half: int, p: int) -> list[Ball]:
     return powers
 
 
-def hull(balls: Iterable[Ball]) -> Ball:
-    lows, highs = zip(*(ball.ends() for ball in (found := list(balls))), strict=True)
-    return Ball.between(min(lows), max(highs), found[0].p)
+def hull(balls: Sequence[Ball]) -> Ball:
+    ends = [ball.ends() for ball in balls]
+    return Ball.between(min(a for a, _ in ends), max(b for _, b in ends), balls[0].p)
 
 
 Stream = dict[int, Ball]  # by coordinate; others are zero
