@@ -2,7 +2,7 @@
 
     python -I checker.py CERTIFICATE DIR DATA
 
-Prints one line; exit status 0 PASS, 1 REJECT (claim, value, bound), 2 MALFORMED, 3 OUT OF RESOURCES.
+Prints one line. Exit status: 0 PASS, 1 REJECT (claim, value, bound), 2 MALFORMED, 3 OUT OF RESOURCES.
 Weights are the exact dyadic numbers of the file, the model is a function of real numbers, and every
 real number is enclosed in a `Ball` of integers. Only certain comparisons count; where balls are too
 wide the precision doubles, up to `ATTEMPTS` attempts.
@@ -23,16 +23,15 @@ import re
 import stat
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache, reduce
-from operator import add, mul
+from itertools import pairwise
+from operator import add
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 ATTEMPTS = 6
-VERDICTS = ["PASS", "REJECT", "MALFORMED", "OUT OF RESOURCES"]
 PASS, REJECT, MALFORMED, RESOURCES = range(4)
 # Limits: bytes of a JSON text, of the weights, of a read, of the nonzero rows; sizes of the model;
 # tokens of all sequences together.
@@ -67,19 +66,18 @@ class Ball:
 
     @classmethod
     def of(cls, number: Fraction | float, p: int) -> Ball:
-        """A rational, or what a double is exactly: `2^p n/d` rounded down."""
+        """A rational n/d, or what a double is exactly: `2^p n/d` rounded down, unless an integer."""
         n, d = number.as_integer_ratio()
-        return cls((n << p) // d, 1, p)
+        m, rest = divmod(n << p, d)
+        return cls(m, 1 if rest else 0, p)
 
     def ends(self) -> tuple[int, int]:
         return self.m - self.r, self.m + self.r
 
     def at(self, p: int) -> Ball:
         """At another precision: exact if it grows, else both parts are rounded."""
-        lost = self.p - p
-        if lost <= 0:
-            return Ball(self.m << -lost, self.r << -lost, p)
-        return Ball(self.m >> lost, (self.r >> lost) + 2, p)
+        more, less = max(0, p - self.p), max(0, self.p - p)
+        return Ball(self.m << more >> less, (self.r << more >> less) + (2 if less else 0), p)
 
     def widened(self, by: int) -> Ball:
         return Ball(self.m, self.r + by, self.p)
@@ -97,20 +95,15 @@ class Ball:
         spread = abs(self.m) * other.r + abs(other.m) * self.r + self.r * other.r
         return Ball(self.m * other.m >> self.p, (spread >> self.p) + 2, self.p)
 
-    def times(self, weight: float) -> Ball:
-        """Times n/d, what a double is exactly; both parts are rounded."""
-        n, d = weight.as_integer_ratio()
-        return Ball(self.m * n // d, self.r * abs(n) // d + 2, self.p)
-
     def inverse(self) -> Ball:
-        """1/x of x > 0 decreases: its values at the ends, rounded outward."""
+        """1/x for x > 0 decreases: its values at the ends, rounded outward."""
         low, high = self.ends()
         if low <= 0:
             raise Undecided("a divisor is not certainly positive")
         return Ball.between((1 << 2 * self.p) // high, (1 << 2 * self.p) // low + 1, self.p)
 
     def sqrt(self) -> Ball:
-        """The root of x > 0 increases, and `isqrt(n) <= sqrt(n) < isqrt(n) + 1` for n = 2^p ends."""
+        """The root of x > 0 increases; `isqrt(n) <= sqrt(n) < isqrt(n) + 1` for n = 2^p low, high."""
         low, high = self.ends()
         if low <= 0:
             raise Undecided("a square is not certainly positive")
@@ -125,7 +118,7 @@ class Ball:
             raise Undecided("an exponent is not certainly small")
         power = Ball(0, 1, self.p)
         if self.m >= -self.p << self.p:
-            terms, k, q = _taylor(self.m, self.p)
+            terms, k, q = taylor(self.m, self.p)
             power = Ball(sum(terms), 2 * len(terms) + 1, q)
             for _ in range(k):
                 power = power * power
@@ -143,16 +136,15 @@ class Ball:
 
         Taylor sums at m/2^k, then k times `cos 2y = 1 - 2 sin^2 y` and `sin 2y = 2 sin y cos y`.
         """
-        terms, k, q = _taylor(self.m, self.p)
-        error, one = 2 * len(terms) + 1, Ball.of(1, q)
-        cos = Ball(sum(terms[0::4]) - sum(terms[2::4]), error, q)
-        sin = Ball(sum(terms[1::4]) - sum(terms[3::4]), error, q)
+        terms, k, q = taylor(self.m, self.p)
+        cos, sin = (sum(terms[i::4]) - sum(terms[i + 2 :: 4]) for i in (0, 1))
+        x, y = (Ball(value, 2 * len(terms) + 1, q) for value in (cos, sin))
         for _ in range(k):
-            cos, sin = one - sin * (sin + sin), sin * (cos + cos)
-        return cos.at(self.p).widened(self.r), sin.at(self.p).widened(self.r)
+            x, y = Ball.of(1, q) - y * (y + y), y * (x + x)
+        return x.at(self.p).widened(self.r), y.at(self.p).widened(self.r)
 
 
-def _taylor(m: int, p: int) -> tuple[list[int], int, int]:
+def taylor(m: int, p: int) -> tuple[list[int], int, int]:
     """Integers within 2 of `2^q y^j/j!` for j <= n, where `y = m/2^(p + k)`, |y| <= 2^-8; k; q.
 
     Errors: e_0 = 0 and `e_j <= |y| e_(j-1)/j + 1 <= 2` (dividing by 2^q, then by j, rounds down
@@ -167,10 +159,11 @@ def _taylor(m: int, p: int) -> tuple[list[int], int, int]:
 
 
 def frequencies(theta: Fraction, half: int, p: int) -> list[Ball]:
-    """`theta^(-m/half)` for m < half: powers of a root y, the largest integer with
+    """`theta^(-m/half)` for m < half, as powers of the first.
 
-    `y^half <= N = floor(2^(p half)/theta)`. So `y <= 2^p theta^(-1/half) < y + 1`, because the integer
-    `(y + 1)^half > N` exceeds what N was rounded from. Bisection keeps low^half <= N < high^half.
+    That is a root: with y the largest integer such that `y^half <= N = floor(2^(p half)/theta)`,
+    `y <= 2^p theta^(-1/half) < y + 1`, because `(y + 1)^half` is an integer above N. Bisection
+    keeps `low^half <= N < high^half`.
     """
     number = (theta.denominator << p * half) // theta.numerator
     low, high = 0, 1 << number.bit_length() // half + 1
@@ -183,24 +176,11 @@ def frequencies(theta: Fraction, half: int, p: int) -> list[Ball]:
     return powers
 
 
-def hull(balls: Sequence[Ball]) -> Ball:
-    ends = [ball.ends() for ball in balls]
-    return Ball.between(min(a for a, _ in ends), max(b for _, b in ends), balls[0].p)
-
-
-Stream = dict[int, Ball]  # by coordinate; others are zero
-Exact = tuple[int, list[tuple[int, int]]]  # e and (column, n): weights n/2^e
-
-
-def dot(row: Exact, x: Stream, p: int) -> Ball:
-    """`sum n/2^e x_c`: exact, then both parts are rounded."""
-    terms = [(n, x[c]) for c, n in row[1] if c in x]
-    r = sum(abs(n) * b.r for n, b in terms)
-    return Ball(sum(n * b.m for n, b in terms) >> row[0], (r >> row[0]) + 2, p)
+Stream = dict[int, Ball]  # by coordinate, others are zero; also a row of a matrix
 
 
 def inner(x: Stream, y: Stream, p: int) -> Ball:
-    """`sum x_c y_c`, as the product of balls, but rounded once."""
+    """`sum x_c y_c`: products of balls, exact, but for one rounding at the end."""
     pairs = [(a, y[c]) for c, a in x.items() if c in y]
     r = sum(abs(a.m) * b.r + abs(b.m) * a.r + a.r * b.r for a, b in pairs)
     return Ball(sum(a.m * b.m for a, b in pairs) >> p, (r >> p) + 2, p)
@@ -210,69 +190,47 @@ def plus(x: Stream, y: Stream) -> Stream:
     return {**x, **{c: x[c] + b if c in x else b for c, b in y.items()}}
 
 
-def cosine_score(square: Ball, product: Ball, after: Ball) -> Ball:
-    """`1 - (|x|^2 + x.w) / (|x| |x + w|)`, from |x|^2, x.w and |x + w|^2."""
-    cosine = (square + product) * (square * after).inverse().sqrt()
-    return Ball.of(1, square.p) - cosine
-
-
-# Many products at once (Kronecker substitution)
-
-
-def pack(values: Iterable[int], width: int) -> int:
-    """`sum v_i B^i` with B = 2^(8 width) and |v_i| < B/2, by way of the digits v_i + B/2."""
-    digits = [(v + (1 << 8 * width - 1)).to_bytes(width, "little") for v in values]
-    return int.from_bytes(b"".join(digits), "little") - _halves(len(digits), width)
-
-
-def unpack(packed: int, width: int, count: int) -> list[int]:
-    """The v_i: `v_i + B/2` are the digits of `sum v_i B^i + sum B/2 B^i`, and digits are unique.
-
-    Integer combinations of packed integers are packed combinations, while |v_i| < B/2 holds.
-    """
-    digits = (packed + _halves(count, width)).to_bytes(width * count, "little")
-    cuts, half = range(0, width * count, width), 1 << 8 * width - 1
-    return [int.from_bytes(digits[i : i + width], "little") - half for i in cuts]
-
-
-@lru_cache(maxsize=16)
-def _halves(count: int, width: int) -> int:
-    return int.from_bytes((bytes(width - 1) + b"\x80") * count, "little")
-
-
 class Packed:
-    """Rows of a matrix, to be multiplied by streams with one integer product per column."""
+    """A matrix that multiplies streams by one integer product per column (Kronecker substitution).
 
-    def __init__(self, rows: Sequence[dict[int, float]], bits: int, size: int) -> None:
-        """Weights g are `2^scale g` rounded to less than 2^bits, streams are to less than 2^size."""
-        self.columns = sorted({c for row in rows for c in row})
-        top = max((abs(v) for row in rows for v in row.values()), default=1.0)
-        self.count, self.size, self.scale = len(rows), size, bits - math.frexp(top)[1]
-        self.width = (bits + size + len(self.columns).bit_length() + 1) // 8 + 1
-        self.packed, self.largest = [], []
-        for c in self.columns:
-            # ldexp is exact, or yields less than 1; int() errs by less than 1.
-            weights = [int(math.ldexp(row.get(c, 0.0), self.scale)) for row in rows]
-            self.packed.append(pack(weights, self.width))
-            self.largest.append(max(map(abs, weights)))
-        exact = (math.ldexp(v, self.scale).is_integer() for row in rows for v in row.values())
-        self.slack = 0 if all(exact) else 1
+    A column v_0, v_1, .. is the integer `sum v_i B^i`. Combinations of such integers are those of
+    the columns, and while |v_i| < B/2 the digits of `sum v_i B^i + sum B/2 B^i` are `v_i + B/2`.
+    """
 
-    def product(self, x: Stream, p: int) -> tuple[list[int], int, int]:
-        """Integers f_i, e, t with `|2^t sum_c g_ic x_c - f_i| <= e`.
+    def __init__(self, rows: Sequence[Stream], bits: int, size: int) -> None:
+        """For streams whose middles are less than 2^size in units of 2^-bits, to which they round."""
+        zero, columns = Ball(0, 0, 0), sorted({c for row in rows for c in row})
+        matrix = [[row.get(c, zero) for row in rows] for c in columns]
+        sizes = [max(abs(b.m) for b in column) for column in matrix]
+        errors = [max(b.r for b in column) for column in matrix]
+        self.bits, self.size, self.count = bits, size, len(rows)
+        self.width = (sum(sizes).bit_length() + size + 1) // 8 + 1  # sum(sizes) 2^size < B/2
+        self.half = 1 << 8 * self.width - 1
+        self.halves = self._integer([0] * self.count)
+        packed = [self._integer([b.m for b in column]) - self.halves for column in matrix]
+        self.columns = dict(zip(columns, zip(packed, sizes, errors, strict=True), strict=True))
 
-        With `2^scale g = n + d`, |d| <= slack, and `2^(p-s) x_c = k_c + z`, |z| <= z_c, the error of
-        `f = sum n k` is `sum (n + d) z + d k`, at most `sum (largest + slack) z_c + slack |k_c|`. As
-        |n| < 2^bits and |k| <= 2^size, `|f| < columns 2^(bits + size) < 2^(8 width - 1)`.
+    def _integer(self, values: Sequence[int]) -> int:
+        digits = [(v + self.half).to_bytes(self.width, "little") for v in values]
+        return int.from_bytes(b"".join(digits), "little")
+
+    def product(self, x: Stream) -> tuple[list[int], int]:
+        """`sum_c n_ic k_c` for the middles n of row i and k of x, and what those may err by.
+
+        With radii d and z it is `sum n z + d (k + z)` at most, for the largest n, d of a column.
         """
-        balls = [x.get(c, Ball(0, 0, p)) for c in self.columns]
-        s = max(0, max((abs(b.m).bit_length() for b in balls), default=0) - self.size)
-        k = [b.m >> s for b in balls]
-        e = sum(
-            (n + self.slack) * ((b.r >> s) + 2) for n, b in zip(self.largest, balls, strict=True)
-        )
-        found = unpack(sum(map(mul, self.packed, k)), self.width, self.count)
-        return found, e + self.slack * sum(map(abs, k)), self.scale + p - s
+        total, error = self.halves, 0
+        for c, ball in x.items():
+            if c in self.columns:
+                packed, most, d = self.columns[c]
+                k = ball.at(self.bits)
+                if abs(k.m) >> self.size:
+                    raise Undecided("a number is too large")
+                total += packed * k.m
+                error += most * k.r + d * (abs(k.m) + k.r)
+        digits, w = total.to_bytes(self.width * self.count, "little"), self.width
+        cuts = range(0, len(digits), w)
+        return [int.from_bytes(digits[i : i + w], "little") - self.half for i in cuts], error
 
 
 # Files
@@ -301,11 +259,11 @@ def parse(text: bytes, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return dict(pairs) if len(dict(pairs)) == len(pairs) else refuse("a key twice")
 
-    def refuse(what: str) -> Any:
-        raise ValueError(f"{what:.30} is refused")
-
     def integer(digits: str) -> int:
         return int(digits) if len(digits) <= 20 else refuse(digits)
+
+    def refuse(what: str) -> Any:
+        raise ValueError(f"{what:.30} is refused")
 
     hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_constant": refuse}
     try:
@@ -332,63 +290,43 @@ def conform(value: Any, kind: Any, where: str) -> Any:
         decimal = re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?(?:e(-?[0-9]+))?", value)
         if decimal and abs(int(decimal[1] or 0)) <= 400:
             return Fraction(value)
-    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
-    if kind is str and isinstance(value, str) or kind is int and type(value) is int and value >= 0:
+    if kind in (int, str) and type(value) is kind and (kind is str or value >= 0):
         return value
     wanted = getattr(kind, "__name__", [*kind] if isinstance(kind, dict) else kind)
-    raise Verdict(MALFORMED, f"{where} must be {wanted}, not {value!r:.60}")
+    raise Verdict(MALFORMED, f"{where} must be {wanted!s:.200}, not {value!r:.60}")
 
 
 HASH = re.compile("[0-9a-f]{64}")
 BOUNDS = {"low": Fraction, "high": Fraction}
+PROBABILITIES = {"probability_with": Fraction, "probability_without": Fraction}
 # What torch may be stated to have erred by: relative for scores, absolute for probabilities.
 ERRORS = {
     "float64": (Fraction("1e-12"), Fraction("1e-3")),
     "float32": (Fraction("1e-5"), Fraction("1e-3")),
     "bfloat16": (Fraction("5e-2"), Fraction("2e-2")),
 }
-PROBABILITIES = {"probability_with": Fraction, "probability_without": Fraction}
 RUNTIME = {
-    "dtype": tuple(ERRORS),
-    "torch": str,
-    "scores": [BOUNDS],
-    **PROBABILITIES,
-    "score_error": Fraction,
-    "probability_error": Fraction,
+    **{"dtype": tuple(ERRORS), "torch": str, "scores": [BOUNDS], **PROBABILITIES},
+    **{"score_error": Fraction, "probability_error": Fraction},
 }
 CERTIFICATE = {
-    "format": (1,),
-    "theorem": ("thm:snowball",),
+    **{"format": (1,), "theorem": ("thm:snowball",), "target": int, "layers": int, "examples": int},
     "files": {"config.json": HASH, "model.safetensors": HASH, "dataset": HASH},
-    "epsilon": Fraction,
-    "target": int,
-    "layers": int,
-    "examples": int,
     "existence": {"row": int, "column": int, **BOUNDS},
-    "scores": [BOUNDS],
-    "deviation": Fraction,
-    "margin_with": Fraction,
-    "margin_without": Fraction,
-    **PROBABILITIES,
-    "runtime": [RUNTIME],
+    **dict.fromkeys(["epsilon", "deviation", "margin_with", "margin_without"], Fraction),
+    **{"scores": [BOUNDS], **PROBABILITIES, "runtime": [RUNTIME]},
 }
-SIZES = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-    "num_key_value_heads head_dim"
-).split()
+SIZES = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"]
+SIZES += ["num_attention_heads", "num_key_value_heads"]
 CONFIG = {
     **dict.fromkeys([*SIZES, "max_position_embeddings", "bos_token_id", "eos_token_id"], int),
-    "architectures": (["LlamaForCausalLM"],),
-    "model_type": ("llama",),
-    "hidden_act": ("silu",),
-    "rms_norm_eps": float,
-    "rope_theta": float,
+    **{"architectures": (["LlamaForCausalLM"],), "model_type": ("llama",), "hidden_act": ("silu",)},
+    **{"rms_norm_eps": float, "rope_theta": float, "attention_dropout": (0, 0.0)},
     "rope_parameters": {"rope_type": ("default",), "rope_theta": float},
-    "attention_dropout": (0, 0.0),
-    "use_cache": (True, False),
     **dict.fromkeys(["attention_bias", "mlp_bias", "tie_word_embeddings"], (False,)),
-    **dict.fromkeys(["dtype", "torch_dtype"], tuple(ERRORS)),
+    **{"dtype": tuple(ERRORS), "torch_dtype": tuple(ERRORS), "use_cache": (False, True)},
 }
 TENSOR = {"dtype": str, "shape": [int], "data_offsets": [int]}
 DTYPES = {"BF16": ("bfloat16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
@@ -398,26 +336,21 @@ def read_certificate(path: str) -> SimpleNamespace:
     claims = SimpleNamespace(**conform(parse(read_text(path), path), CERTIFICATE, path))
     if not 0 < len({one["dtype"] for one in claims.runtime}) == len(claims.runtime):
         raise Verdict(MALFORMED, f"{path}: runtime must have entries, of different dtypes")
-    for scores in (claims.scores, *(one["scores"] for one in claims.runtime)):
-        if len(scores) != claims.layers:
-            raise Verdict(MALFORMED, f"{path}: {len(scores)} scores for {claims.layers} layers")
+    if any(len(one["scores"]) != claims.layers for one in (vars(claims), *claims.runtime)):
+        raise Verdict(MALFORMED, f"{path}: not as many scores as layers")
     return claims
 
 
 def read_config(text: bytes, where: str) -> SimpleNamespace:
     c = SimpleNamespace(**conform(parse(text, where), CONFIG, where))
-    sizes, special = [getattr(c, key) for key in SIZES], {c.bos_token_id, c.eos_token_id}
-    if (
-        min(sizes) < 1
-        or c.num_attention_heads % c.num_key_value_heads
-        or c.head_dim % 2
-        or len(special) < 2
-        or max(special) >= c.vocab_size
-        or c.rms_norm_eps < 0
-        or c.rope_theta <= 0
-        or c.rope_theta != c.rope_parameters["rope_theta"]
-        or c.dtype != c.torch_dtype
-    ):
+    sizes = [getattr(c, key) for key in SIZES]
+    impossible = [
+        min(sizes) < 1 or c.num_attention_heads % c.num_key_value_heads or c.head_dim % 2,
+        c.bos_token_id == c.eos_token_id or max(c.bos_token_id, c.eos_token_id) >= c.vocab_size,
+        c.rms_norm_eps < 0 or c.rope_theta <= 0 or c.dtype != c.torch_dtype,
+        c.rope_theta != c.rope_parameters["rope_theta"],
+    ]
+    if any(impossible):
         raise Verdict(MALFORMED, f"{where}: sizes, ids or constants contradict each other")
     if max(*sizes, c.num_attention_heads * c.head_dim) > SIZE:
         raise Verdict(RESOURCES, f"{where}: a size exceeds {SIZE}")
@@ -432,53 +365,44 @@ class Matrix:
         self.row_bytes = shape[-1] * self.item
         self.rows: dict[int, bytes] = {}
 
+    def decode(self, raw: bytes) -> tuple[float, ...]:
+        """Numbers of one of three formats, each contained in the doubles."""
+        if self.item == 2:  # the upper half of F32
+            raw = b"".join(b"\0\0" + raw[i : i + 2] for i in range(0, len(raw), 2))
+        size = max(4, self.item)
+        return struct.unpack(f"<{len(raw) // size}{'fd'[size // 8]}", raw)
+
     def row(self, index: int) -> dict[int, float]:
-        return {c: v for c, v in enumerate(decode(self.rows.get(index, b""), self.dtype)) if v}
+        return {c: v for c, v in enumerate(self.decode(self.rows.get(index, b""))) if v}
 
-    @lru_cache(maxsize=256)
-    def exact(self, index: int) -> Exact:
-        ratios = {c: v.as_integer_ratio() for c, v in self.row(index).items()}
-        e = max((d.bit_length() - 1 for _, d in ratios.values()), default=0)
-        return e, [(c, (n << e) // d) for c, (n, d) in ratios.items()]
-
-    def column(self, index: int) -> list[tuple[int, float]]:
+    def column(self, index: int) -> dict[int, float]:
         cut = slice(index * self.item, (index + 1) * self.item)
-        return [(r, v) for r, raw in self.rows.items() if (v := decode(raw[cut], self.dtype)[0])]
+        return {r: v for r, raw in self.rows.items() if (v := self.decode(raw[cut])[0])}
 
     def used_columns(self) -> set[int]:
         return {c for index in self.rows for c in self.row(index)}
 
 
-def decode(raw: bytes, dtype: str) -> tuple[float, ...]:
-    """Numbers of one of three formats, each contained in the doubles."""
-    if dtype == "BF16":  # the upper half of F32
-        upper = bytearray(2 * len(raw))
-        upper[2::4], upper[3::4] = raw[0::2], raw[1::2]
-        raw = bytes(upper)
-    size, code = (8, "d") if dtype == "F64" else (4, "f")
-    return struct.unpack(f"<{len(raw) // size}{code}", raw)
-
-
-ATTENTION, MLP = "input_layernorm", "post_attention_layernorm"
-QUERY, KEY, VALUE, OUTPUT = (f"self_attn.{name}_proj" for name in "qkvo")
-GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
-Layer = dict[str, Matrix]
-Place = tuple[int, int, int]  # layer, row and column of a down weight
+@lru_cache(maxsize=256)
+def balls(matrix: Matrix, row: int, p: int) -> Stream:
+    return {c: Ball.of(v, p) for c, v in matrix.row(row).items()}
 
 
 def tensor_shapes(c: SimpleNamespace) -> dict[str, list[int]]:
     width, units, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
     keys, vocabulary = [c.num_key_value_heads * c.head_dim, width], [c.vocab_size, width]
-    layer = {ATTENTION: [width], QUERY: [heads, width], KEY: keys, VALUE: keys, MLP: [width]}
-    layer |= {
-        OUTPUT: [width, heads],
-        GATE: [units, width],
-        UP: [units, width],
-        DOWN: [width, units],
-    }
     shapes = {"model.embed_tokens": vocabulary, "model.norm": [width], "lm_head": vocabulary}
-    for index in range(c.num_hidden_layers):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    for layer in (f"model.layers.{index}." for index in range(c.num_hidden_layers)):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[layer + name] = [width]
+        for name, shape in (("q", [heads, width]), ("k", keys), ("v", keys), ("o", [width, heads])):
+            shapes[f"{layer}self_attn.{name}_proj"] = shape
+        for name, shape in (
+            ("gate", [units, width]),
+            ("up", [units, width]),
+            ("down", [width, units]),
+        ):
+            shapes[f"{layer}mlp.{name}_proj"] = shape
     return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
@@ -493,20 +417,18 @@ def read_weights(path: str, config: SimpleNamespace) -> tuple[dict[str, Matrix],
         digest, held = hashlib.sha256(prefix + text), 0
         tensors = layout(parse(text, path), total - 8 - length, path, config)
         for name, matrix in tensors.items():
-            step, zeros = max(1, CHUNK // matrix.row_bytes), bytes(matrix.row_bytes)
+            size, step = matrix.row_bytes, max(1, CHUNK // matrix.row_bytes)
             for first in range(0, matrix.height, step):
-                chunk = file.read(min(step, matrix.height - first) * matrix.row_bytes)
+                chunk = file.read(min(step, matrix.height - first) * size)
                 digest.update(chunk)
-                if chunk == bytes(len(chunk)):
-                    continue
-                for i in range(len(chunk) // matrix.row_bytes):
-                    row = chunk[i * matrix.row_bytes : (i + 1) * matrix.row_bytes]
-                    values = () if row == zeros else decode(row, matrix.dtype)
+                for i in range(0, 0 if chunk == bytes(len(chunk)) else len(chunk), size):
+                    row = chunk[i : i + size]
+                    values = () if row == bytes(size) else matrix.decode(row)
                     if not all(map(math.isfinite, values)):
                         raise Verdict(MALFORMED, f"{path}: {name} holds NaN or infinity")
                     if any(values):  # else zeros, some of them negative
-                        matrix.rows[first + i] = row
-                        held += len(row) + 128
+                        matrix.rows[first + i // size] = row
+                        held += size + 128
                 if held > HELD:
                     raise Verdict(RESOURCES, f"{path}: nonzero rows exceed {HELD} bytes")
         return tensors, digest.hexdigest()
@@ -516,13 +438,12 @@ def layout(header: Any, size: int, path: str, config: SimpleNamespace) -> dict[s
     """Matrices yet to be filled, in the order of their bytes, which must cover the data exactly."""
     if not isinstance(header, dict) or len(header) > 9 * config.num_hidden_layers + 4:
         raise Verdict(MALFORMED, f"{path}: the header is not that of the tensors of config.json")
-    metadata = header.pop("__metadata__", {})
-    shapes = tensor_shapes(config)
+    metadata, shapes = header.pop("__metadata__", {}), tensor_shapes(config)
     found = conform(header, dict.fromkeys(shapes, TENSOR), path)
     end, matrices = 0, {}
     for name, entry in sorted(found.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["shape"] != shapes[name] or DTYPES.get(entry["dtype"], "?")[0] != config.dtype:
-            raise Verdict(MALFORMED, f"{path}: shape or dtype of {name} is not that of config.json")
+            raise Verdict(MALFORMED, f"{path}: {name} is not what config.json says")
         matrices[name] = Matrix(shapes[name], entry["dtype"])
         start, end = end, end + matrices[name].height * matrices[name].row_bytes
         if entry["data_offsets"] != [start, end]:
@@ -532,39 +453,37 @@ def layout(header: Any, size: int, path: str, config: SimpleNamespace) -> dict[s
     return matrices
 
 
-def read_data(text: bytes, where: str, config: SimpleNamespace) -> list[dict[str, Any]]:
-    """Rows of token ids; `wanted` and `instead` are what has to follow a prompt, and its end.
+def read_data(text: bytes, where: str, config: SimpleNamespace) -> list[SimpleNamespace]:
+    """Rows of token ids, with what is wanted after a prompt, and instead without the target.
 
-    EOS ends every answer if some label or distractor has more than one token.
+    These are label and distractor, ended by EOS if one of them has more than one token anywhere.
     """
-    rows = []
+    kind: dict[str, Any] = {"prompt": [int], "label": [int], "distractor": [int]}
+    rows, special = [], {config.bos_token_id, config.eos_token_id}
     for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            rows.append(_row(parse(line, f"{where}:{number}"), f"{where}:{number}", config))
-    if not rows or len({bool(row["choices"]) for row in rows}) > 1:
+        if not line.strip():
+            continue
+        place = f"{where}:{number}"
+        entry = parse(line, place)
+        more = {"choices": [[int]]} if isinstance(entry, dict) and "choices" in entry else {}
+        row = SimpleNamespace(**{"choices": [], **conform(entry, {**kind, **more}, place)})
+        answers = [row.label, row.distractor, *row.choices]
+        ids = {token for tokens in (row.prompt, *answers) for token in tokens}
+        if ids & special or max(ids, default=0) >= config.vocab_size:
+            raise Verdict(REJECT, f"dataset: {place}: BOS, EOS or an id outside the vocabulary")
+        if not all(answers) or row.label == row.distractor:
+            raise Verdict(REJECT, f"dataset: {place}: an empty answer, or two equal ones")
+        if more and (row.choices.count(row.label) != 1 or row.distractor not in row.choices):
+            raise Verdict(REJECT, f"dataset: {place}: the choices lack an answer, or repeat it")
+        rows.append(row)
+    if len({bool(row.choices) for row in rows}) != 1:
         raise Verdict(MALFORMED, f"{where}: no rows, or choices in some rows only")
-    several = any(len(answer) > 1 for row in rows for answer in (row["label"], row["distractor"]))
+    ends = any(len(answer) > 1 for row in rows for answer in (row.label, row.distractor))
     for row in rows:
-        for key, answer in (("wanted", "label"), ("instead", "distractor")):
-            row[key] = row[answer] + [config.eos_token_id] * several
+        row.wanted, row.instead = (
+            (*answer, *[config.eos_token_id] * ends) for answer in (row.label, row.distractor)
+        )
     return rows
-
-
-def _row(entry: Any, where: str, config: SimpleNamespace) -> dict[str, Any]:
-    kinds: dict[str, Any] = {"prompt": [int], "label": [int], "distractor": [int]}
-    if isinstance(entry, dict) and "choices" in entry:
-        kinds["choices"] = [[int]]
-    row = {"choices": [], **conform(entry, kinds, where)}
-    answers = [row["label"], row["distractor"], *row["choices"]]
-    known = set(range(config.vocab_size)) - {config.bos_token_id, config.eos_token_id}
-    if any(not known.issuperset(ids) for ids in (row["prompt"], *answers)):
-        raise Verdict(REJECT, f"dataset: {where}: BOS, EOS, or an id outside the vocabulary")
-    if not all(answers) or row["label"] == row["distractor"]:
-        raise Verdict(REJECT, f"dataset: {where}: an empty answer, or the label is the distractor")
-    once = row["choices"].count(row["label"]) == 1 and row["distractor"] in row["choices"]
-    if row["choices"] and not once:
-        raise Verdict(REJECT, f"dataset: {where}: label and distractor must be choices, once")
-    return row
 
 
 # Structure, and the layers before the last
@@ -579,33 +498,32 @@ class Model:
     def __init__(self, config: SimpleNamespace, tensors: dict[str, Matrix]) -> None:
         self.config, self.embedding = config, tensors["model.embed_tokens.weight"]
         self.norm, self.unembedding = tensors["model.norm.weight"], tensors["lm_head.weight"]
-        self.layers: list[Layer] = [{} for _ in range(config.num_hidden_layers)]
-        for index, layer in enumerate(self.layers):
-            for name in (ATTENTION, QUERY, KEY, VALUE, OUTPUT, MLP, GATE, UP, DOWN):
-                layer[name] = tensors[f"model.layers.{index}.{name}.weight"]
+        self.layers = [SimpleNamespace() for _ in range(config.num_hidden_layers)]
+        for name, tensor in tensors.items():
+            if (parts := name.split("."))[1] == "layers":
+                setattr(self.layers[int(parts[2])], parts[-2], tensor)
         self.touched: set[int] = set()
-        for index, layer in enumerate(self.layers[:-1]):
-            if layer[OUTPUT].rows and layer[VALUE].rows:
+        for index, layer in enumerate(self.layers):
+            # The other hidden units add exactly nothing.
+            layer.active = sorted(layer.down_proj.used_columns().intersection(layer.up_proj.rows))
+            if index == config.num_hidden_layers - 1:
+                break
+            if layer.o_proj.rows and layer.v_proj.rows:
                 raise Verdict(REJECT, f"structure: layer {index} attends, but only the last may")
-            self.touched.update(layer[DOWN].rows)
-            for unit in active_units(layer):
-                self.touched.update(layer[GATE].row(unit), layer[UP].row(unit))
-        for name in (QUERY, KEY):
-            if other := self.layers[-1][name].used_columns() - self.touched:
-                raise Verdict(REJECT, f"structure: {name} of the last layer reads {min(other)}")
+            self.touched.update(layer.down_proj.rows)
+            for unit in layer.active:
+                self.touched.update(layer.gate_proj.row(unit), layer.up_proj.row(unit))
+        for matrix in (self.layers[-1].q_proj, self.layers[-1].k_proj):
+            if other := matrix.used_columns() - self.touched:
+                raise Verdict(REJECT, f"structure: the last layer attends by {min(other)}")
         for token in range(config.vocab_size):
-            e, row = self.embedding.exact(token)
-            common = {c: Fraction(n, 1 << e) for c, n in row if c in self.touched}
-            rest = Fraction(sum(n * n for c, n in row if c not in self.touched), 1 << 2 * e)
+            row = {c: Fraction(v) for c, v in self.embedding.row(token).items()}
+            common = {c: row.pop(c, Fraction(0)) for c in self.touched}
+            rest = sum((v * v for v in row.values()), Fraction(0))
             if token == 0:
                 self.common, self.rest = common, rest
             if (common, rest) != (self.common, self.rest):
-                raise Verdict(REJECT, f"structure: tokens 0 and {token} differ to the layers")
-
-
-def active_units(layer: Layer) -> list[int]:
-    """Hidden units with a nonzero up row and down column; the others add exactly nothing."""
-    return sorted(layer[DOWN].used_columns().intersection(layer[UP].rows))
+                raise Verdict(REJECT, f"structure: the layers tell token {token} from token 0")
 
 
 def inverse_rms(square: Ball, config: SimpleNamespace) -> Ball:
@@ -617,62 +535,65 @@ def inverse_rms(square: Ball, config: SimpleNamespace) -> Ball:
 def scaled(x: Stream, norm: Matrix) -> Stream:
     """The stream times the weights of an RMSNorm."""
     weights = norm.row(0)
-    return {c: b if weights[c] == 1 else b.times(weights[c]) for c, b in x.items() if c in weights}
+    return {c: b * Ball.of(weights[c], b.p) for c, b in x.items() if c in weights}
 
 
-def hidden(layer: Layer, unit: int, normed: Stream, inverse: Ball) -> Ball:
+def hidden(layer: SimpleNamespace, unit: int, normed: Stream, inverse: Ball) -> Ball:
     """`silu(gate) up` of a hidden unit; `normed` lacks the factor `inverse`, 1/rms."""
-    gate, up = (inverse * dot(layer[n].exact(unit), normed, inverse.p) for n in (GATE, UP))
+    rows = (balls(matrix, unit, inverse.p) for matrix in (layer.gate_proj, layer.up_proj))
+    gate, up = (inverse * inner(row, normed, inverse.p) for row in rows)
     return gate * gate.sigmoid() * up
+
+
+def cosine_score(square: Ball, product: Ball, after: Ball) -> Ball:
+    """`1 - (|x|^2 + x.w) / (|x| |x + w|)`, from |x|^2, x.w and |x + w|^2."""
+    cosine = (square + product) * (square * after).inverse().sqrt()
+    return Ball.of(1, square.p) - cosine
+
+
+Place = tuple[int, int, int]  # layer, row and column of a down weight
 
 
 class Passage:
     """What the layers before the last do to every token: their scores, and the stream after them.
 
-    The down weight at `place` (layer, row, unit) may be another, or one layer removed.
+    The weight at a place may be another, or one layer removed.
     """
 
     def __init__(
-        self,
-        model: Model,
-        p: int,
-        place: Place | None = None,
-        weight: Any = None,
-        removed: int = -1,
+        self, model: Model, p: int, place: Place | None, weight: Ball, removed: int = -1
     ) -> None:
-        self.stream = {c: Ball.of(model.common.get(c, 0), p) for c in model.touched}
         self.scores: dict[int, Ball] = {}
-        rest = Ball.of(model.rest, p)
-        self.square = inner(self.stream, self.stream, p) + rest
+        self.stream = {c: Ball.of(value, p) for c, value in model.common.items()}
+        self.square = inner(self.stream, self.stream, p) + Ball.of(model.rest, p)
         for index, layer in enumerate(model.layers[:-1]):
             if index == removed:
                 continue
-            inverse, normed = (
-                inverse_rms(self.square, model.config),
-                scaled(self.stream, layer[MLP]),
-            )
+            inverse = inverse_rms(self.square, model.config)
+            normed = scaled(self.stream, layer.post_attention_layernorm)
             update: Stream = {}
-            for unit in active_units(layer):
+            for unit in layer.active:
                 value = hidden(layer, unit, normed, inverse)
-                for row, entry in layer[DOWN].column(unit):
-                    varied = (index, row, unit) == place
-                    update = plus(update, {row: value * weight if varied else value.times(entry)})
+                for row, entry in layer.down_proj.column(unit).items():
+                    factor = weight if (index, row, unit) == place else Ball.of(entry, p)
+                    update = plus(update, {row: value * factor})
             product, self.stream = inner(self.stream, update, p), plus(self.stream, update)
-            after = inner(self.stream, self.stream, p) + rest
+            after = inner(self.stream, self.stream, p) + Ball.of(model.rest, p)
             self.scores[index] = cosine_score(self.square, product, after)
             self.square = after
 
-    def at(self, p: int) -> tuple[Stream, Ball]:
-        return {c: b.at(p) for c, b in self.stream.items()}, self.square.at(p)
+
+def hull(parts: Sequence[Ball]) -> Ball:
+    ends = [ball.ends() for ball in parts]
+    return Ball.between(min(a for a, _ in ends), max(b for _, b in ends), parts[0].p)
 
 
-def passage_over(model: Model, p: int, place: Place, ends: Sequence[Fraction], n: int) -> Passage:
+def passage_over(
+    model: Model, p: int, place: Place, low: Fraction, high: Fraction, n: int
+) -> Passage:
     """The hull of the passages of all weights between two, cut into n parts."""
-    cuts = [ends[0] + (ends[1] - ends[0]) * Fraction(i, n) for i in range(n + 1)]
-    weights = [
-        hull([Ball.of(a, p), Ball.of(b, p)]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)
-    ]
-    found, *others = [Passage(model, p, place, weight) for weight in weights]
+    cuts = [Ball.of(low + (high - low) * Fraction(i, n), p) for i in range(n + 1)]
+    found, *others = [Passage(model, p, place, hull(ends)) for ends in pairwise(cuts)]
     for one in others:
         found.scores = {i: hull([b, one.scores[i]]) for i, b in found.scores.items()}
         found.stream = {c: hull([b, one.stream[c]]) for c, b in found.stream.items()}
@@ -682,11 +603,10 @@ def passage_over(model: Model, p: int, place: Place, ends: Sequence[Fraction], n
 
 # The last layer
 
-
 Sequences = list[tuple[tuple[int, ...], set[int]]]
 
 
-def sequences(rows: Iterable[dict[str, Any]], bos: int, answer: str, every: bool) -> Sequences:
+def sequences(rows: Sequence[Any], bos: int, answer: str, every: bool) -> Sequences:
     """Prefixes of BOS, prompt and answer with the tokens that must follow, short prefixes first.
 
     Those that end before a token of the answer, or every one; each once.
@@ -694,43 +614,17 @@ def sequences(rows: Iterable[dict[str, Any]], bos: int, answer: str, every: bool
     found: dict[tuple[int, ...], set[int]] = {}
     held = 0
     for row in rows:
-        start, tokens = len(row["prompt"]) + 1, (bos, *row["prompt"], *row[answer])
+        start, tokens = len(row.prompt) + 1, (bos, *row.prompt, *getattr(row, answer))
         for end in range(1 if every else start, len(tokens)):
             held += end
             if held > TOKENS:
                 raise Verdict(RESOURCES, f"sequences have more than {TOKENS} tokens")
-            found.setdefault(tokens[:end], set()).update(
-                tokens[end : end + 1] if end >= start else ()
-            )
+            found.setdefault(tokens[:end], set()).update(tokens[max(end, start) : end + 1])
     return sorted(found.items(), key=lambda item: len(item[0]))
 
 
-class Values:
-    """What one key head carries of each token, all coordinates in one integer."""
-
-    def __init__(self, vectors: dict[int, list[Ball]], length: int, p: int) -> None:
-        balls = [ball for vector in vectors.values() for ball in vector]
-        self.largest, self.radius = max(abs(b.m) for b in balls), max(b.r for b in balls)
-        self.p, self.count, self.limit = p, len(balls) // len(vectors), length << p + 2
-        self.width = (self.limit.bit_length() + self.largest.bit_length() + 1) // 8 + 1
-        self.packed = {t: pack([b.m for b in one], self.width) for t, one in vectors.items()}
-
-    def mixed(self, weights: Sequence[Ball], tokens: Sequence[int]) -> list[Ball]:
-        """`sum_D w_D v_D`, for weights and tokens by distance.
-
-        With middles W, V and radii w, v: `|sum (W + w')(V + v') - W V| <= sum |W| v + w (|V| + v)`,
-        and `|sum W V| <= limit largest < 2^(8 width - 1)`.
-        """
-        size, spread = sum(abs(w.m) for w in weights), sum(w.r for w in weights)
-        if size > self.limit:
-            raise Undecided("attention is too wide")
-        error = (size * self.radius + spread * (self.largest + self.radius) >> self.p) + 2
-        total = sum(w.m * self.packed[t] for w, t in zip(weights, tokens, strict=True))
-        return [Ball(m >> self.p, error, self.p) for m in unpack(total, self.width, self.count)]
-
-
 class Reader:
-    """The last layer and the unembedding, after a passage, for sequences of some tokens.
+    """The last layer and the unembedding, after a passage.
 
     Gates of most hidden units are only bounded, and a unit whose gate is certainly below `-silent`
     adds little. Units whose gate reads touched coordinates only are `steady`: always evaluated.
@@ -740,28 +634,26 @@ class Reader:
         self.model, self.p, self.layer, c = model, 96 << attempt, model.layers[-1], model.config
         self.square = passage.square.at(self.p)
         touched = {i: b.at(self.p) for i, b in passage.stream.items()}
-        inverse, embedding = inverse_rms(self.square, c), model.embedding
-        self.entering, normed = {}, {}
-        for token in {token for tokens, _ in found for token in tokens}:
-            own = {i: Ball.of(v, self.p) for i, v in embedding.row(token).items()}
-            self.entering[token] = {**own, **touched}
-            normed[token] = scaled(self.entering[token], self.layer[ATTENTION])
+        norm, inverse = self.layer.input_layernorm, inverse_rms(self.square, c)
+        tokens = sorted({token for sequence, _ in found for token in sequence})
+        self.entering = {t: {**balls(model.embedding, t, self.p), **touched} for t in tokens}
+        normed = {t: scaled(x, norm) for t, x in self.entering.items()}
         self.values = []
         for head in range(c.num_key_value_heads):
-            rows = [self.layer[VALUE].exact(i) for i in _block(head, c.head_dim)]
-            vectors = {t: [inverse * dot(r, x, self.p) for r in rows] for t, x in normed.items()}
-            self.values.append(Values(vectors, len(found[-1][0]), self.p))
+            rows = [balls(self.layer.v_proj, i, self.p) for i in block(head, c.head_dim)]
+            read = [{t: inverse * inner(r, x, self.p) for t, x in normed.items()} for r in rows]
+            self.values.append(Packed(read, self.p, self.p + 4))
         self.scale = inverse * inverse * Ball.of(c.head_dim, self.p).sqrt().inverse()
-        self.scores = self._scores(scaled(touched, self.layer[ATTENTION]), len(found[-1][0]))
+        self.scores = self._scores(scaled(touched, norm), len(found[-1][0]))
         self.powers: list[tuple[int, list[Ball]]] = [(0, []) for _ in self.scores]
+        self.output = [(r, balls(self.layer.o_proj, r, self.p)) for r in self.layer.o_proj.rows]
         self._prepare_units(attempt)
-        self.output = [(r, self.layer[OUTPUT].exact(r)) for r in self.layer[OUTPUT].rows]
         self.tokens = sorted(model.unembedding.rows)
-        logits = [model.unembedding.row(t) for t in self.tokens]
-        self.unembedding = Packed(logits, 64 << attempt, 64 << attempt)
+        logits = [balls(model.unembedding, t, self.p) for t in self.tokens]
+        self.unembedding = Packed(logits, self.p, 2 * self.p)
 
     def _scores(self, normed: Stream, length: int) -> list[list[Ball]]:
-        """`scores[head][D] sqrt(head_dim) rms^2`.
+        """`scores[head][D] sqrt(head_dim) rms^2` at distance D.
 
         RoPE turns planes (m, m + half) of query and key by position times frequency f_m, so that
         their product is `sum_m Re(q_m conj(k_m) e^(i f_m D))` with q and k read as complex numbers.
@@ -771,24 +663,22 @@ class Reader:
         angles = frequencies(Fraction(c.rope_theta), half, p)
         turns = [[Ball(f.m * d, f.r * d, p).cos_sin() for f in angles] for d in range(length)]
         for head in range(c.num_attention_heads):
-            q = [dot(self.layer[QUERY].exact(i), normed, p) for i in _block(head, c.head_dim)]
-            k = [
-                dot(self.layer[KEY].exact(i), normed, p) for i in _block(head // group, c.head_dim)
-            ]
-            pairs = [(q[m], q[m + half], k[m], k[m + half]) for m in range(half)]
-            planes = [(a * x + b * y, b * x - a * y) for a, b, x, y in pairs]
+            places = [(self.layer.q_proj, head), (self.layer.k_proj, head // group)]
+            rows = [[balls(matrix, i, p) for i in block(at, c.head_dim)] for matrix, at in places]
+            q, k = ([inner(row, normed, p) for row in some] for some in rows)
+            parts = [(q[m], q[m + half], k[m], k[m + half]) for m in range(half)]
+            planes = [(a * x + b * y, b * x - a * y) for a, b, x, y in parts]
             found.append([])
             for turn in turns:
-                parts = [a * x - b * y for (a, b), (x, y) in zip(planes, turn, strict=True)]
-                found[-1].append(reduce(add, parts))
+                pairs = zip(planes, turn, strict=True)
+                found[-1].append(reduce(add, (a * x - b * y for (a, b), (x, y) in pairs)))
         return found
 
     def _weights(self, head: int, length: int) -> list[Ball]:
-        """By distance: `exp(score - top)` over their sum, where top seems to be the largest score."""
+        """By distance: `exp(score - top)` over their sum, where top is about the largest score."""
         scores, (top, powers) = self.scores[head], self.powers[head]
         best = max(range(length), key=lambda d: scores[d].m)
-        if best != top:
-            powers = []
+        powers = powers if best == top else []
         for d in range(len(powers), length):
             powers.append((self.scale * (scores[d] - scores[best])).exp())
         self.powers[head] = best, powers
@@ -796,20 +686,23 @@ class Reader:
         return [power * inverse for power in powers]
 
     def _prepare_units(self, attempt: int) -> None:
-        gate, up, active = self.layer[GATE], self.layer[UP], active_units(self.layer)
-        self.steady = [u for u in active if gate.row(u).keys() <= self.model.touched]
-        screened = sorted(set(active).difference(self.steady))
-        self.silent, self.parts = 10 << attempt, []
+        gate, up, down = self.layer.gate_proj, self.layer.up_proj, self.layer.down_proj
+        self.silent, q, self.parts = 10 << attempt, 8 << attempt, []
+        reads = {unit: gate.row(unit).keys() for unit in self.layer.active}
+        self.steady = [unit for unit in reads if reads[unit] <= self.model.touched]
+        screened = sorted(reads.keys() - set(self.steady))
         for i in range(0, len(screened), 512):
             units = screened[i : i + 512]
-            rows = [gate.row(u) for u in units]
-            self.parts.append((units, Packed(rows, 16, 30 << attempt)))
+            rows = [{c: Ball.of(v, q) for c, v in gate.row(unit).items()} for unit in units]
+            self.parts.append((units, Packed(rows, 24 << attempt, 32 << attempt)))
+        self.unit = q + (24 << attempt)
         kinds: dict[bytes, int] = {}  # one unit stands for all with its up row
-        self.like = {u: kinds.setdefault(up.rows[u], u) for u in screened}
-        self.down: dict[int, float] = {}  # the largest weights of screened units
-        for row in self.layer[DOWN].rows:
-            weights = self.layer[DOWN].row(row)
-            self.down[row] = max((abs(weights.get(u, 0.0)) for u in screened), default=0.0)
+        self.like = {unit: kinds.setdefault(up.rows[unit], unit) for unit in screened}
+        self.down = {}  # the largest weights of screened units
+        for row in down.rows:
+            weights = down.row(row)
+            largest = max((abs(weights.get(unit, 0.0)) for unit in screened), default=0.0)
+            self.down[row] = Ball.of(largest, self.p)
 
     def read(self, found: Sequences) -> Iterator[tuple[Ball, list[Ball]]]:
         """The score of the layer at the end of each sequence, and the margins of what must follow."""
@@ -820,9 +713,13 @@ class Reader:
                 patterns = [self._weights(h, len(tokens)) for h in range(c.num_attention_heads)]
             context: list[Ball] = []
             for head, weights in enumerate(patterns):
-                context += self.values[head // group].mixed(weights, tokens[::-1])
-            by_column, x = dict(enumerate(context)), self.entering[tokens[-1]]
-            attended = {r: dot(row, by_column, p) for r, row in self.output}
+                by_token: Stream = {}
+                for token, weight in zip(tokens[::-1], weights, strict=True):
+                    by_token[token] = by_token[token] + weight if token in by_token else weight
+                sums, error = self.values[head // group].product(by_token)
+                context += [Ball(f, error, 2 * p).at(p) for f in sums]
+            mixed, x = dict(enumerate(context)), self.entering[tokens[-1]]
+            attended = {r: inner(row, mixed, p) for r, row in self.output}
             update = plus(attended, self._mlp(plus(x, attended)))
             y = plus(x, update)
             square = inner(y, y, p)
@@ -831,14 +728,13 @@ class Reader:
 
     def _mlp(self, x: Stream) -> Stream:
         inverse = inverse_rms(inner(x, x, self.p), self.model.config)
-        normed = scaled(x, self.layer[MLP])
+        normed = scaled(x, self.layer.post_attention_layernorm)
         loud, size = self._screen(normed, inverse)
-        bound = Ball(0, size, self.p)  # what all other units together multiply down weights by
-        update = {row: bound.times(weight) for row, weight in self.down.items()}
+        update = {row: Ball(0, size, self.p) * largest for row, largest in self.down.items()}
         for unit in (*self.steady, *loud):
             value = hidden(self.layer, unit, normed, inverse)
-            for row, weight in self.layer[DOWN].column(unit):
-                update[row] += value.times(weight)
+            for row, weight in self.layer.down_proj.column(unit).items():
+                update[row] += value * Ball.of(weight, self.p)
         return update
 
     def _screen(self, normed: Stream, inverse: Ball) -> tuple[list[int], int]:
@@ -847,22 +743,20 @@ class Reader:
         If gate <= -a <= -1, then `|silu(gate)| <= |gate| e^gate <= a e^-a <= a 2^-floor(1.4426 a)`:
         `t e^-t` decreases for t >= 1, and 1.4426 < log2(e). Here a counts in units of 2^-16.
         """
-        loud, sums, least, size = [], {}, inverse.m - inverse.r, 0
+        p, loud, size, sums = self.p, [], 0, dict.fromkeys(self.like.values(), 0)
+        least, shift = inverse.m - inverse.r, self.unit + p - 16
         for units, packed in self.parts:
-            products, error, t = packed.product(normed, self.p)
-            # gate <= (f + error) 2^-t inverse, and where f + error < 0 the least inverse counts
-            shift = t + self.p - 16
-            factor = least << max(0, -shift)
+            products, error = packed.product(normed)
             for unit, f in zip(units, products, strict=True):
-                a = -(f + error) * factor >> max(0, shift)
+                # gate <= (f + error) inverse; where that is negative, the least inverse counts
+                a = -(f + error) * least >> shift
                 if a < self.silent << 16:
                     loud.append(unit)
                 else:
-                    silu = (a << self.p - 16 >> a * 14426 // (10000 << 16)) + 1
-                    sums[self.like[unit]] = sums.get(self.like[unit], 0) + silu
+                    sums[self.like[unit]] += (a << p - 16 >> a * 14426 // (10000 << 16)) + 1
         for unit, silu in sums.items():
-            up = inverse * dot(self.layer[UP].exact(unit), normed, self.p)
-            size += (silu * (abs(up.m) + up.r) >> self.p) + 1
+            up = inverse * inner(balls(self.layer.up_proj, unit, p), normed, p)
+            size += (silu * (abs(up.m) + up.r) >> p) + 1
         return loud, size
 
     def _margins(self, y: Stream, square: Ball, wanted: set[int]) -> list[Ball]:
@@ -870,25 +764,22 @@ class Reader:
 
         Logits err by e, so does the largest of them, and their difference by 2 e.
         """
-        c, margins = self.model.config, []
-        products, e, t = self.unembedding.product(scaled(y, self.model.norm), self.p)
+        c, margins, inverse = self.model.config, [], inverse_rms(square, self.model.config)
+        products, e = self.unembedding.product(scaled(y, self.model.norm))
         logits = dict(zip(self.tokens, products, strict=True))
         for token in wanted:
             others = [logit for other, logit in logits.items() if other != token]
-            if len({*logits, token}) < c.vocab_size:
-                others.append(0)
-            f, unit = logits.get(token, 0) - max(others), Fraction(2) ** -t
-            ends = [Ball.of((f + sign * 2 * e) * unit, self.p) for sign in (-1, 1)]
-            margins.append(hull(ends) * inverse_rms(square, c))
+            others += [0] * (len({*logits, token}) < c.vocab_size)
+            lead = logits.get(token, 0) - max(others)
+            margins.append(Ball(lead, 2 * e, 2 * self.p).at(self.p) * inverse)
         return margins
 
 
-def _block(index: int, size: int) -> range:
+def block(index: int, size: int) -> range:
     return range(index * size, (index + 1) * size)
 
 
 # Claims
-
 
 Ends = tuple[Fraction, Fraction]  # of an interval that holds a number
 
@@ -898,153 +789,127 @@ def ends_of(ball: Ball) -> Ends:
     return Fraction(low, 1 << ball.p), Fraction(high, 1 << ball.p)
 
 
-def shown(ends: Ends) -> str:
-    low, high = (f"{Decimal(end.numerator) / end.denominator:.12g}" for end in ends)
-    return low if low == high else f"[{low}, {high}]"
+def less(claim: str, left: Ends | Fraction, right: Ends | Fraction) -> None:
+    """Decides `left < right`.
+
+    Raises:
+        Verdict, Undecided: it is certainly false, or open.
+    """
+    (a, b), (c, d) = (one if isinstance(one, tuple) else (one, one) for one in (left, right))
+    if not b < c:
+        shown = " to ".join(f"{float(x):.12g}" for x in (a, b))
+        why = f"{claim}: {shown} is not less than {float(c):.12g} to {float(d):.12g}"
+        raise Verdict(REJECT, why) if a >= d else Undecided(why)
 
 
-def less(claim: str, left: Ends, right: Ends) -> None:
-    """Decides `left < right`."""
-    if left[1] < right[0]:
-        return
-    why = f"{claim}: {shown(left)} is not less than {shown(right)}"
-    raise Verdict(REJECT, why) if left[0] >= right[1] else Undecided(why)
-
-
-def within(claim: str, found: Sequence[Ends], bounds: Ends) -> Ends:
+def within(claim: str, found: Sequence[Ends], low: Fraction, high: Fraction) -> Ends:
     """Decides whether numbers lie between bounds; returns what they all lie in."""
-    least = min(low for low, _ in found), min(high for _, high in found)
-    largest = max(low for low, _ in found), max(high for _, high in found)
-    less(claim, (bounds[0],) * 2, least)
-    less(claim, largest, (bounds[1],) * 2)
+    least = min(a for a, _ in found), min(b for _, b in found)
+    largest = max(a for a, _ in found), max(b for _, b in found)
+    less(claim, low, least)
+    less(claim, largest, high)
     return least[0], largest[1]
 
 
-def probability(margin: Fraction, vocabulary: int, p: int) -> Ends:
-    """`1/(1 + (V - 1) e^-margin)`, at least which a token has that leads V - 1 others."""
-    others = Ball.of(-margin, p).exp().times(vocabulary - 1)
-    return ends_of((others + Ball.of(1, p)).inverse())
-
-
-def judge(claims: SimpleNamespace, model: Model, rows: list[dict[str, Any]], attempt: int) -> None:
-    """Decides all claims that need balls.
-
-    Raises:
-        Verdict, Undecided: a claim is certainly false, or open.
-    """
-    target, place = claims.target, claims.existence
-    p, epsilon = (64 + 25 * claims.layers) << attempt, (claims.epsilon,) * 2
-    where, ends = (target, place["row"], place["column"]), (place["low"], place["high"])
-    entry = dict(model.layers[target][DOWN].column(where[2])).get(where[1], 0.0)
+def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], attempt: int) -> None:
+    """Decides all claims that need balls."""
+    p, target, epsilon = (64 + 25 * claims.layers) << attempt, claims.target, claims.epsilon
+    row, column, *ends = claims.existence.values()
+    entry, where = model.layers[target].down_proj.row(row).get(column, 0.0), (target, row, column)
     if not (ends[0] < entry < ends[1] and entry != 0):
-        raise Verdict(REJECT, f"existence: the weight {entry} is zero or not inside the interval")
-    shipped, *at = [Passage(model, p, where, Ball.of(w, p)) for w in (entry, *ends)]
-    first, second = sorted((ends_of(one.scores[target]) for one in at), key=sum)
-    less("existence: score at an end against epsilon", first, epsilon)
-    less("existence: epsilon against the score at an end", epsilon, second)
-    whole = passage_over(model, p, where, ends, min(4**attempt, 64))
-    goal, score = ends_of(whole.scores[target]), ends_of(shipped.scores[target])
-    bounds = (claims.epsilon - claims.deviation, claims.epsilon + claims.deviation)
-    within(f"deviation: score of layer {target}", [score], bounds)
-    scores = {target: within(f"score of layer {target}", [score], interval(claims.scores[target]))}
-    for layer in set(whole.scores) - {target}:
-        found = [ends_of(one.scores[layer]) for one in (whole, shipped, *at)]
-        scores[layer] = within(f"score of layer {layer}", found, interval(claims.scores[layer]))
-        less(f"score of layer {target} against layer {layer}", goal, scores[layer])
-        less(f"epsilon against the score of layer {layer}", epsilon, scores[layer])
-    passages = {"with": whole, "without": Passage(model, p, removed=target)}
-    for name, answer in (("with", "wanted"), ("without", "instead")):
-        found = sequences(rows, model.config.bos_token_id, answer, name == "with")
-        read = list(Reader(model, passages[name], attempt, found).read(found))
-        if name == "with":
-            last, lasts = claims.layers - 1, [ends_of(one) for one, _ in read]
-            scores[last] = within(f"score of layer {last}", lasts, interval(claims.scores[last]))
-            less(f"score of layer {target} against layer {last}", goal, scores[last])
-            less(f"epsilon against the score of layer {last}", epsilon, scores[last])
-        margins = [ends_of(margin) for _, some in read for margin in some]
-        margin = min(low for low, _ in margins), min(high for _, high in margins)
-        judge_answers(claims, name, margin, rows, model.config.vocab_size)
+        raise Verdict(REJECT, f"existence: the weight {entry} is zero, or not inside the interval")
+    shipped, *at = [Passage(model, p, where, Ball.of(weight, p)) for weight in (entry, *ends)]
+    lower, upper = sorted((ends_of(one.scores[target]) for one in at), key=sum)
+    less("existence: the score at one end against epsilon", lower, epsilon)
+    less("existence: epsilon against the score at the other end", epsilon, upper)
+    whole = passage_over(model, p, where, *ends, min(4**attempt, 64))
+    removed = Passage(model, p, None, Ball.of(0, p), removed=target)
+    goal, score, scores = ends_of(whole.scores[target]), ends_of(shipped.scores[target]), {}
+    within("deviation", [score], epsilon - claims.deviation, epsilon + claims.deviation)
+
+    def judge_score(layer: int, found: list[Ends]) -> None:
+        name = f"score of layer {layer}"
+        scores[layer] = within(name, found, *claims.scores[layer].values())
+        if layer != target:
+            less(f"score of the target against the {name}", goal, scores[layer])
+            less(f"epsilon against the {name}", epsilon, scores[layer])
+
+    for layer in whole.scores:
+        parts = [shipped] if layer == target else [whole, shipped, *at]
+        judge_score(layer, [ends_of(one.scores[layer]) for one in parts])
+    for passage, name, answer in ((whole, "with", "wanted"), (removed, "without", "instead")):
+        found = sequences(rows, model.config.bos_token_id, answer, passage is whole)
+        read = list(Reader(model, passage, attempt, found).read(found))
+        if passage is whole:
+            judge_score(claims.layers - 1, [ends_of(one) for one, _ in read])
+        judge_answers(claims, name, [ends_of(one) for _, some in read for one in some], rows, model)
     for measured in claims.runtime:
         judge_runtime(claims, measured, scores, model.config.dtype)
 
 
-def interval(bounds: dict[str, Fraction]) -> Ends:
-    return bounds["low"], bounds["high"]
-
-
 def judge_answers(
-    claims: SimpleNamespace, name: str, margin: Ends, rows: list[dict[str, Any]], vocabulary: int
+    claims: SimpleNamespace, name: str, margins: list[Ends], rows: list[Any], model: Model
 ) -> None:
-    """Decides the claims about the least margin of an answer.
+    """Decides the claims about the least margin; its token has `p = 1/(1 + (V - 1) e^-margin)`.
 
     A label of m tokens has at least the probability p^m. Another choice first differs from it at
     some token, and has at most the probability 1 - p of that token (a choice that begins another
     one differs from it in EOS, which then counts).
     """
     claimed, p = getattr(claims, f"margin_{name}"), getattr(claims, f"probability_{name}")
-    less(f"margin_{name} against zero", (Fraction(0),) * 2, (claimed,) * 2)
-    less(f"margin_{name}", (claimed,) * 2, margin)
-    low, high = (probability(end, vocabulary, 128) for end in margin)
-    less(f"probability_{name}", (p,) * 2, (low[0], high[1]))
-    longest = max(len(row[key]) for row in rows for key in ("wanted", "instead"))
-    if rows[0]["choices"]:
-        less(f"choices by probability_{name}", (1 - p,) * 2, (max(p, Fraction(0)) ** longest,) * 2)
+    least = min(low for low, _ in margins), min(high for _, high in margins)
+    less(f"zero against margin_{name}", Fraction(0), claimed)
+    less(f"margin_{name}", claimed, least)
+    others = [Ball.of(-end, 128).exp() * Ball.of(model.config.vocab_size - 1, 128) for end in least]
+    low, high = (ends_of((one + Ball.of(1, 128)).inverse()) for one in others)
+    less(f"probability_{name}", p, (low[0], high[1]))
+    if rows[0].choices:
+        longest = max(len(answer) for row in rows for answer in (row.wanted, row.instead))
+        less(f"choices by probability_{name}", 1 - p, max(p, Fraction(0)) ** longest)
 
 
 def judge_runtime(
     claims: SimpleNamespace, measured: dict[str, Any], scores: dict[int, Ends], dtype: str
 ) -> None:
     """Rejects measurements outside the enclosures widened by the stated errors, or larger errors."""
-    name, errors = measured["dtype"], (measured["score_error"], measured["probability_error"])
-    if name not in (dtype, "float64"):
-        raise Verdict(REJECT, f"runtime: {name} is neither float64 nor {dtype}")
-    for error, largest in zip(errors, ERRORS[name], strict=True):
-        if not 0 <= error <= largest:
-            raise Verdict(REJECT, f"runtime: {name} states the error {error}, not in 0..{largest}")
+    name, e, f = measured["dtype"], measured["score_error"], measured["probability_error"]
+    allowed = zip((e, f), ERRORS[name], strict=True)
+    if name not in (dtype, "float64") or not all(0 <= error <= most for error, most in allowed):
+        raise Verdict(REJECT, f"runtime: {name} of a {dtype} model, or the errors that it states")
     for layer, (low, high) in scores.items():
-        bounds, allowed = (
-            interval(measured["scores"][layer]),
-            (low * (1 - errors[0]), high * (1 + errors[0])),
-        )
-        if not allowed[0] <= bounds[0] <= bounds[1] <= allowed[1]:
-            why = f"runtime: {name}: layer {layer} scored {shown(bounds)}, not within {shown(allowed)}"
-            raise Verdict(REJECT, why)
+        least, largest = measured["scores"][layer].values()
+        if not low * (1 - e) <= least <= largest <= high * (1 + e):
+            raise Verdict(REJECT, f"runtime: {name}: layer {layer}: {least} to {largest}")
     for key in PROBABILITIES:
-        least = getattr(claims, key) - errors[1]
-        if not least <= measured[key] <= 1:
-            raise Verdict(REJECT, f"runtime: {name}: {key} {measured[key]} is not in {least}..1")
+        if not getattr(claims, key) - f <= measured[key] <= 1:
+            raise Verdict(REJECT, f"runtime: {name}: {key} {measured[key]}")
 
 
 def check(certificate: str, folder: str, data: str) -> str:
-    """Decides everything; returns a line about it.
+    """Decides everything.
 
     Raises:
-        Verdict: anything but PASS.
+        Verdict: it is not PASS.
     """
     claims = read_certificate(certificate)
     texts = [read_text(os.path.join(folder, "config.json")), read_text(data)]
     config = read_config(texts[0], "config.json")
-    tensors, digest = read_weights(os.path.join(folder, "model.safetensors"), config)
+    tensors, weights = read_weights(os.path.join(folder, "model.safetensors"), config)
     rows = read_data(texts[1], data, config)
     hashes = [hashlib.sha256(text).hexdigest() for text in texts]
-    for name, found in (
-        ("config.json", hashes[0]),
-        ("dataset", hashes[1]),
-        ("model.safetensors", digest),
-    ):
-        if found != claims.files[name]:
-            raise Verdict(REJECT, f"files: {name} has SHA-256 {found}, not {claims.files[name]}")
-    if (claims.layers, claims.examples) != (config.num_hidden_layers, len(rows)):
-        raise Verdict(REJECT, f"files: {config.num_hidden_layers} layers and {len(rows)} rows")
+    files = {"config.json": hashes[0], "model.safetensors": weights, "dataset": hashes[1]}
+    statement = claims.files, claims.layers, claims.examples
+    if statement != (files, config.num_hidden_layers, len(rows)):
+        raise Verdict(REJECT, f"files: not those of the certificate: {files}")
     if not (1 <= claims.target <= claims.layers - 2 and 0 < claims.epsilon < 2):
-        raise Verdict(
-            REJECT, f"files: target {claims.target}, epsilon {claims.epsilon}: out of range"
-        )
+        raise Verdict(REJECT, f"files: target {claims.target} or epsilon {claims.epsilon}")
     model, why = Model(config, tensors), ""
     for attempt in range(ATTEMPTS):
         try:
             judge(claims, model, rows, attempt)
-            return f"{claims.layers} layers, {claims.examples} examples, epsilon {claims.epsilon}"
+            return (
+                f"{claims.layers} layers, {len(rows)} examples, epsilon {float(claims.epsilon):g}"
+            )
         except Undecided as error:
             why = str(error)
     raise Verdict(RESOURCES, f"undecided at the largest precision: {why}")
@@ -1062,8 +927,8 @@ def main(arguments: Sequence[str]) -> int:
         status, why = RESOURCES, repr(error)
     except Exception as error:
         status, why = REJECT, f"unexpected: {error!r}"
-    line = f"{VERDICTS[status]}: {' '.join(why.split())}"
-    print(line.encode("ascii", "backslashreplace").decode())
+    line = f"{('PASS', 'REJECT', 'MALFORMED', 'OUT OF RESOURCES')[status]}: {why}"
+    print(" ".join(line.encode("ascii", "backslashreplace").decode().split()))
     return status
 
 
