@@ -2,10 +2,10 @@
 
     python -I checker.py CERTIFICATE DIR DATA
 
-Prints one line. Exit status: 0 PASS, 1 REJECT (claim, value, bound), 2 MALFORMED, 3 OUT OF RESOURCES.
-Weights are the exact dyadic numbers of the file, the model is a function of real numbers, and every
-real number is enclosed in a `Ball` of integers. Only certain comparisons count; where balls are too
-wide the precision doubles, up to `ATTEMPTS` attempts.
+Prints one line and exits with 0 PASS, 1 REJECT (claim, value, bound), 2 MALFORMED or 3 OUT OF
+RESOURCES. Weights are the exact dyadic numbers of the file, the model is a function of the reals,
+and every real number is enclosed in a `Ball` of integers. Only certain comparisons count; where
+balls are too wide the precision doubles, up to `ATTEMPTS` attempts.
 
 Why a few numbers speak of every token of every input: before the last layer nothing attends, and
 all embeddings agree on the coordinates which those layers *touch*, and in norm. So one *passage*
@@ -24,6 +24,7 @@ import stat
 import struct
 import sys
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache, reduce
 from itertools import pairwise
@@ -66,7 +67,7 @@ class Ball:
 
     @classmethod
     def of(cls, number: Fraction | float, p: int) -> Ball:
-        """A rational n/d, or what a double is exactly: `2^p n/d` rounded down, unless an integer."""
+        """A rational n/d, or what a double is exactly: `2^p n/d`, rounded down."""
         n, d = number.as_integer_ratio()
         m, rest = divmod(n << p, d)
         return cls(m, 1 if rest else 0, p)
@@ -103,7 +104,7 @@ class Ball:
         return Ball.between((1 << 2 * self.p) // high, (1 << 2 * self.p) // low + 1, self.p)
 
     def sqrt(self) -> Ball:
-        """The root of x > 0 increases; `isqrt(n) <= sqrt(n) < isqrt(n) + 1` for n = 2^p low, high."""
+        """sqrt(x), x > 0, increases; `isqrt(n) <= sqrt(n) < isqrt(n) + 1` for n = 2^p low, high."""
         low, high = self.ends()
         if low <= 0:
             raise Undecided("a square is not certainly positive")
@@ -126,10 +127,14 @@ class Ball:
         return power.widened(((power.m + power.r) * 2 * self.r >> self.p) + 1)
 
     def sigmoid(self) -> Ball:
-        """`1/(1 + e^-x)` at m, by way of e^-|m|; widened by r/4, as its slope is at most 1/4."""
+        """`1/(1 + e^-x)` increases: its values at the ends, by way of e^-|x|."""
+        low, high = (Ball(end, 0, self.p) for end in self.ends())
+        return Ball.between(low._sigmoid().ends()[0], high._sigmoid().ends()[1], self.p)
+
+    def _sigmoid(self) -> Ball:
         power = Ball(-abs(self.m), 0, self.p).exp()
         value = (power + Ball.of(1, self.p)).inverse()
-        return (value if self.m >= 0 else power * value).widened((self.r >> 2) + 1)
+        return value if self.m >= 0 else power * value
 
     def cos_sin(self) -> tuple[Ball, Ball]:
         """cos and sin at m, widened by r, as their slopes are at most 1.
@@ -198,7 +203,7 @@ class Packed:
     """
 
     def __init__(self, rows: Sequence[Stream], bits: int, size: int) -> None:
-        """For streams whose middles are less than 2^size in units of 2^-bits, to which they round."""
+        """Streams are rounded to units of 2^-bits, and must be less than 2^size of them."""
         zero, columns = Ball(0, 0, 0), sorted({c for row in rows for c in row})
         matrix = [[row.get(c, zero) for row in rows] for c in columns]
         sizes = [max(abs(b.m) for b in column) for column in matrix]
@@ -290,9 +295,11 @@ def conform(value: Any, kind: Any, where: str) -> Any:
         decimal = re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?(?:e(-?[0-9]+))?", value)
         if decimal and abs(int(decimal[1] or 0)) <= 400:
             return Fraction(value)
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
+    if kind is float and isinstance(value, int | float) and math.isfinite(value):
         return float(value)
-    if kind in (int, str) and type(value) is kind and (kind is str or value >= 0):
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is int and type(value) is int and value >= 0:
         return value
     wanted = getattr(kind, "__name__", [*kind] if isinstance(kind, dict) else kind)
     raise Verdict(MALFORMED, f"{where} must be {wanted!s:.200}, not {value!r:.60}")
@@ -328,8 +335,8 @@ CONFIG = {
     **dict.fromkeys(["attention_bias", "mlp_bias", "tie_word_embeddings"], (False,)),
     **{"dtype": tuple(ERRORS), "torch_dtype": tuple(ERRORS), "use_cache": (False, True)},
 }
-TENSOR = {"dtype": str, "shape": [int], "data_offsets": [int]}
-DTYPES = {"BF16": ("bfloat16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
+# Of dtypes: the name in a safetensors header, bytes, and letter in `struct` (BF16 is half of F32).
+CODES = {"bfloat16": ("BF16", 2, "f"), "float32": ("F32", 4, "f"), "float64": ("F64", 8, "d")}
 
 
 def read_certificate(path: str) -> SimpleNamespace:
@@ -361,16 +368,15 @@ class Matrix:
     """The rows of a tensor that are not zero, as bytes; decoded on demand to nonzero entries."""
 
     def __init__(self, shape: Sequence[int], dtype: str) -> None:
-        self.height, self.dtype, self.item = math.prod(shape[:-1]), dtype, DTYPES[dtype][1]
-        self.row_bytes = shape[-1] * self.item
+        self.code, self.item, self.letter = CODES[dtype]
+        self.height, self.row_bytes = math.prod(shape[:-1]), shape[-1] * self.item
         self.rows: dict[int, bytes] = {}
 
     def decode(self, raw: bytes) -> tuple[float, ...]:
         """Numbers of one of three formats, each contained in the doubles."""
-        if self.item == 2:  # the upper half of F32
+        if self.code == "BF16":  # the upper half of F32
             raw = b"".join(b"\0\0" + raw[i : i + 2] for i in range(0, len(raw), 2))
-        size = max(4, self.item)
-        return struct.unpack(f"<{len(raw) // size}{'fd'[size // 8]}", raw)
+        return struct.unpack(f"<{len(raw) // struct.calcsize(self.letter)}{self.letter}", raw)
 
     def row(self, index: int) -> dict[int, float]:
         return {c: v for c, v in enumerate(self.decode(self.rows.get(index, b""))) if v}
@@ -383,26 +389,28 @@ class Matrix:
         return {c for index in self.rows for c in self.row(index)}
 
 
+def rounded(row: dict[int, float], p: int) -> Stream:
+    return {c: Ball.of(v, p) for c, v in row.items()}
+
+
 @lru_cache(maxsize=256)
 def balls(matrix: Matrix, row: int, p: int) -> Stream:
-    return {c: Ball.of(v, p) for c, v in matrix.row(row).items()}
+    return rounded(matrix.row(row), p)
 
 
 def tensor_shapes(c: SimpleNamespace) -> dict[str, list[int]]:
-    width, units, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
-    keys, vocabulary = [c.num_key_value_heads * c.head_dim, width], [c.vocab_size, width]
-    shapes = {"model.embed_tokens": vocabulary, "model.norm": [width], "lm_head": vocabulary}
-    for layer in (f"model.layers.{index}." for index in range(c.num_hidden_layers)):
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[layer + name] = [width]
-        for name, shape in (("q", [heads, width]), ("k", keys), ("v", keys), ("o", [width, heads])):
-            shapes[f"{layer}self_attn.{name}_proj"] = shape
-        for name, shape in (
-            ("gate", [units, width]),
-            ("up", [units, width]),
-            ("down", [width, units]),
-        ):
-            shapes[f"{layer}mlp.{name}_proj"] = shape
+    d, n, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
+    keys, ends = [c.num_key_value_heads * c.head_dim, d], [c.vocab_size, d]
+    layer = {
+        "input_layernorm": [d],
+        "post_attention_layernorm": [d],
+        "self_attn.q_proj": [heads, d],
+    }
+    layer |= {"self_attn.k_proj": keys, "self_attn.v_proj": keys, "self_attn.o_proj": [d, heads]}
+    layer |= {"mlp.gate_proj": [n, d], "mlp.up_proj": [n, d], "mlp.down_proj": [d, n]}
+    shapes = {"model.embed_tokens": ends, "model.norm": [d], "lm_head": ends}
+    for index in range(c.num_hidden_layers):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
@@ -414,8 +422,8 @@ def read_weights(path: str, config: SimpleNamespace) -> tuple[dict[str, Matrix],
         if total > FILE or TEXT < length < total:
             raise Verdict(RESOURCES, f"{path}: more than {FILE} bytes, or {TEXT} of header")
         text = file.read(length) if length < total else b""
-        digest, held = hashlib.sha256(prefix + text), 0
-        tensors = layout(parse(text, path), total - 8 - length, path, config)
+        digest, held, header = hashlib.sha256(prefix + text), 0, parse(text, path)
+        tensors = layout(header, total - 8 - length, path, config)
         for name, matrix in tensors.items():
             size, step = matrix.row_bytes, max(1, CHUNK // matrix.row_bytes)
             for first in range(0, matrix.height, step):
@@ -435,54 +443,52 @@ def read_weights(path: str, config: SimpleNamespace) -> tuple[dict[str, Matrix],
 
 
 def layout(header: Any, size: int, path: str, config: SimpleNamespace) -> dict[str, Matrix]:
-    """Matrices yet to be filled, in the order of their bytes, which must cover the data exactly."""
-    if not isinstance(header, dict) or len(header) > 9 * config.num_hidden_layers + 4:
-        raise Verdict(MALFORMED, f"{path}: the header is not that of the tensors of config.json")
-    metadata, shapes = header.pop("__metadata__", {}), tensor_shapes(config)
-    found = conform(header, dict.fromkeys(shapes, TENSOR), path)
-    end, matrices = 0, {}
-    for name, entry in sorted(found.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["shape"] != shapes[name] or DTYPES.get(entry["dtype"], "?")[0] != config.dtype:
-            raise Verdict(MALFORMED, f"{path}: {name} is not what config.json says")
-        matrices[name] = Matrix(shapes[name], entry["dtype"])
-        start, end = end, end + matrices[name].height * matrices[name].row_bytes
-        if entry["data_offsets"] != [start, end]:
-            raise Verdict(MALFORMED, f"{path}: {name} overlaps another tensor, or leaves a gap")
-    if end != size or not isinstance(metadata, dict):
-        raise Verdict(MALFORMED, f"{path}: not as long as its header says")
-    return matrices
+    """Matrices yet to be filled, whose bytes follow each other as the header lists them."""
+    found, expected, end, shapes = {}, {}, 0, tensor_shapes(config)
+    header = header if isinstance(header, dict) else {}
+    header.pop("__metadata__", None)
+    for name in (name for name in header if name in shapes):
+        matrix = found[name] = Matrix(shapes[name], config.dtype)
+        start, end = end, end + matrix.height * matrix.row_bytes
+        entry = {"dtype": matrix.code, "shape": shapes[name], "data_offsets": [start, end]}
+        expected[name] = entry
+    if header == expected and found.keys() == shapes.keys() and end == size:
+        return found
+    raise Verdict(MALFORMED, f"{path}: the header is not that of the tensors of config.json")
 
 
 def read_data(text: bytes, where: str, config: SimpleNamespace) -> list[SimpleNamespace]:
     """Rows of token ids, with what is wanted after a prompt, and instead without the target.
 
-    These are label and distractor, ended by EOS if one of them has more than one token anywhere.
+    These are label and distractor, and EOS if one of them has more than one token anywhere.
     """
-    kind: dict[str, Any] = {"prompt": [int], "label": [int], "distractor": [int]}
+    kinds: dict[str, Any] = {"prompt": [int], "label": [int], "distractor": [int]}
     rows, special = [], {config.bos_token_id, config.eos_token_id}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        place = f"{where}:{number}"
-        entry = parse(line, place)
+        place, entry = f"{where}:{number}", parse(line, f"{where}:{number}")
         more = {"choices": [[int]]} if isinstance(entry, dict) and "choices" in entry else {}
-        row = SimpleNamespace(**{"choices": [], **conform(entry, {**kind, **more}, place)})
+        row = SimpleNamespace(**{"choices": [], **conform(entry, kinds | more, place)})
         answers = [row.label, row.distractor, *row.choices]
         ids = {token for tokens in (row.prompt, *answers) for token in tokens}
         if ids & special or max(ids, default=0) >= config.vocab_size:
             raise Verdict(REJECT, f"dataset: {place}: BOS, EOS or an id outside the vocabulary")
         if not all(answers) or row.label == row.distractor:
-            raise Verdict(REJECT, f"dataset: {place}: an empty answer, or two equal ones")
+            raise Verdict(
+                REJECT, f"dataset: {place}: an empty answer, or label and distractor agree"
+            )
         if more and (row.choices.count(row.label) != 1 or row.distractor not in row.choices):
-            raise Verdict(REJECT, f"dataset: {place}: the choices lack an answer, or repeat it")
+            raise Verdict(
+                REJECT, f"dataset: {place}: label or distractor not once among the choices"
+            )
         rows.append(row)
     if len({bool(row.choices) for row in rows}) != 1:
         raise Verdict(MALFORMED, f"{where}: no rows, or choices in some rows only")
-    ends = any(len(answer) > 1 for row in rows for answer in (row.label, row.distractor))
+    several = any(len(answer) > 1 for row in rows for answer in (row.label, row.distractor))
+    end = [config.eos_token_id] if several else []
     for row in rows:
-        row.wanted, row.instead = (
-            (*answer, *[config.eos_token_id] * ends) for answer in (row.label, row.distractor)
-        )
+        row.wanted, row.instead = row.label + end, row.distractor + end
     return rows
 
 
@@ -687,17 +693,14 @@ class Reader:
 
     def _prepare_units(self, attempt: int) -> None:
         gate, up, down = self.layer.gate_proj, self.layer.up_proj, self.layer.down_proj
-        self.silent, q, self.parts = 10 << attempt, 8 << attempt, []
+        self.silent, q, size, self.parts = 10 << attempt, 8 << attempt, 24 << attempt, []
         reads = {unit: gate.row(unit).keys() for unit in self.layer.active}
         self.steady = [unit for unit in reads if reads[unit] <= self.model.touched]
         screened = sorted(reads.keys() - set(self.steady))
-        for i in range(0, len(screened), 512):
-            units = screened[i : i + 512]
-            rows = [{c: Ball.of(v, q) for c, v in gate.row(unit).items()} for unit in units]
-            self.parts.append((units, Packed(rows, 24 << attempt, 32 << attempt)))
-        self.unit = q + (24 << attempt)
-        kinds: dict[bytes, int] = {}  # one unit stands for all with its up row
-        self.like = {unit: kinds.setdefault(up.rows[unit], unit) for unit in screened}
+        self.unit = q + size  # products of the packed matrices count in units of 2^-unit
+        for units in (screened[i : i + 512] for i in range(0, len(screened), 512)):
+            rows = ([rounded(matrix.row(unit), q) for unit in units] for matrix in (gate, up))
+            self.parts.append((units, *(Packed(some, size, size + 8) for some in rows)))
         self.down = {}  # the largest weights of screened units
         for row in down.rows:
             weights = down.row(row)
@@ -705,7 +708,7 @@ class Reader:
             self.down[row] = Ball.of(largest, self.p)
 
     def read(self, found: Sequences) -> Iterator[tuple[Ball, list[Ball]]]:
-        """The score of the layer at the end of each sequence, and the margins of what must follow."""
+        """The score at the end of each sequence, and the margins of what must follow it."""
         c, p, patterns = self.model.config, self.p, []
         group = c.num_attention_heads // c.num_key_value_heads
         for tokens, wanted in found:
@@ -743,21 +746,19 @@ class Reader:
         If gate <= -a <= -1, then `|silu(gate)| <= |gate| e^gate <= a e^-a <= a 2^-floor(1.4426 a)`:
         `t e^-t` decreases for t >= 1, and 1.4426 < log2(e). Here a counts in units of 2^-16.
         """
-        p, loud, size, sums = self.p, [], 0, dict.fromkeys(self.like.values(), 0)
-        least, shift = inverse.m - inverse.r, self.unit + p - 16
-        for units, packed in self.parts:
-            products, error = packed.product(normed)
-            for unit, f in zip(units, products, strict=True):
-                # gate <= (f + error) inverse; where that is negative, the least inverse counts
-                a = -(f + error) * least >> shift
+        p, loud, size, least = self.p, [], 0, inverse.m - inverse.r
+        for units, packed_gates, packed_ups in self.parts:
+            (gates, e), (ups, d) = packed_gates.product(normed), packed_ups.product(normed)
+            for unit, gate, up in zip(units, gates, ups, strict=True):
+                # At most (gate + e) inverse: where that is negative, the least inverse counts.
+                a = -(gate + e) * least >> self.unit + p - 16
                 if a < self.silent << 16:
                     loud.append(unit)
                 else:
-                    sums[self.like[unit]] += (a << p - 16 >> a * 14426 // (10000 << 16)) + 1
-        for unit, silu in sums.items():
-            up = inverse * inner(balls(self.layer.up_proj, unit, p), normed, p)
-            size += (silu * (abs(up.m) + up.r) >> p) + 1
-        return loud, size
+                    silu = (a << p - 16 >> a * 14426 // (10000 << 16)) + 1
+                    size += silu * (abs(up) + d)
+        most = Ball(0, (size >> self.unit) + 1, p) * inverse
+        return loud, most.r
 
     def _margins(self, y: Stream, square: Ball, wanted: set[int]) -> list[Ball]:
         """The logit of each wanted token less the largest other one; tokens without a row have 0.
@@ -789,6 +790,11 @@ def ends_of(ball: Ball) -> Ends:
     return Fraction(low, 1 << ball.p), Fraction(high, 1 << ball.p)
 
 
+def shown(low: Fraction, high: Fraction) -> str:
+    ends = [f"{Decimal(end.numerator) / end.denominator:.12g}" for end in (low, high)]
+    return " to ".join(dict.fromkeys(ends))
+
+
 def less(claim: str, left: Ends | Fraction, right: Ends | Fraction) -> None:
     """Decides `left < right`.
 
@@ -797,8 +803,7 @@ def less(claim: str, left: Ends | Fraction, right: Ends | Fraction) -> None:
     """
     (a, b), (c, d) = (one if isinstance(one, tuple) else (one, one) for one in (left, right))
     if not b < c:
-        shown = " to ".join(f"{float(x):.12g}" for x in (a, b))
-        why = f"{claim}: {shown} is not less than {float(c):.12g} to {float(d):.12g}"
+        why = f"{claim}: {shown(a, b)} is not less than {shown(c, d)}"
         raise Verdict(REJECT, why) if a >= d else Undecided(why)
 
 
@@ -814,15 +819,15 @@ def within(claim: str, found: Sequence[Ends], low: Fraction, high: Fraction) -> 
 def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], attempt: int) -> None:
     """Decides all claims that need balls."""
     p, target, epsilon = (64 + 25 * claims.layers) << attempt, claims.target, claims.epsilon
-    row, column, *ends = claims.existence.values()
+    row, column, low, high = (claims.existence[key] for key in ("row", "column", *BOUNDS))
     entry, where = model.layers[target].down_proj.row(row).get(column, 0.0), (target, row, column)
-    if not (ends[0] < entry < ends[1] and entry != 0):
+    if not (low < entry < high and entry != 0):
         raise Verdict(REJECT, f"existence: the weight {entry} is zero, or not inside the interval")
-    shipped, *at = [Passage(model, p, where, Ball.of(weight, p)) for weight in (entry, *ends)]
+    shipped, *at = [Passage(model, p, where, Ball.of(weight, p)) for weight in (entry, low, high)]
     lower, upper = sorted((ends_of(one.scores[target]) for one in at), key=sum)
     less("existence: the score at one end against epsilon", lower, epsilon)
     less("existence: epsilon against the score at the other end", epsilon, upper)
-    whole = passage_over(model, p, where, *ends, min(4**attempt, 64))
+    whole = passage_over(model, p, where, low, high, min(4**attempt, 64))
     removed = Passage(model, p, None, Ball.of(0, p), removed=target)
     goal, score, scores = ends_of(whole.scores[target]), ends_of(shipped.scores[target]), {}
     within("deviation", [score], epsilon - claims.deviation, epsilon + claims.deviation)
@@ -871,7 +876,7 @@ def judge_answers(
 def judge_runtime(
     claims: SimpleNamespace, measured: dict[str, Any], scores: dict[int, Ends], dtype: str
 ) -> None:
-    """Rejects measurements outside the enclosures widened by the stated errors, or larger errors."""
+    """Rejects what lies outside the enclosures, widened by stated errors, or states larger ones."""
     name, e, f = measured["dtype"], measured["score_error"], measured["probability_error"]
     allowed = zip((e, f), ERRORS[name], strict=True)
     if name not in (dtype, "float64") or not all(0 <= error <= most for error, most in allowed):
@@ -879,7 +884,7 @@ def judge_runtime(
     for layer, (low, high) in scores.items():
         least, largest = measured["scores"][layer].values()
         if not low * (1 - e) <= least <= largest <= high * (1 + e):
-            raise Verdict(REJECT, f"runtime: {name}: layer {layer}: {least} to {largest}")
+            raise Verdict(REJECT, f"runtime: {name}: layer {layer}: {shown(least, largest)}")
     for key in PROBABILITIES:
         if not getattr(claims, key) - f <= measured[key] <= 1:
             raise Verdict(REJECT, f"runtime: {name}: {key} {measured[key]}")
