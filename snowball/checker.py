@@ -654,9 +654,8 @@ class Reader:
         self.powers: list[tuple[int, list[Ball]]] = [(0, []) for _ in self.scores]
         self.output = [(r, balls(self.layer.o_proj, r, self.p)) for r in self.layer.o_proj.rows]
         self._prepare_units(attempt)
-        self.tokens = sorted(model.unembedding.rows)
-        logits = [balls(model.unembedding, t, self.p) for t in self.tokens]
-        self.unembedding = Packed(logits, self.p, 2 * self.p)
+        unembedding = model.unembedding
+        self.unembedding = {t: balls(unembedding, t, self.p) for t in unembedding.rows}
 
     def _scores(self, normed: Stream, length: int) -> list[list[Ball]]:
         """`scores[head][D] sqrt(head_dim) rms^2` at distance D.
@@ -761,18 +760,16 @@ class Reader:
         return loud, most.r
 
     def _margins(self, y: Stream, square: Ball, wanted: set[int]) -> list[Ball]:
-        """The logit of each wanted token less the largest other one; tokens without a row have 0.
-
-        Logits err by e, so does the largest of them, and their difference by 2 e.
-        """
-        c, margins, inverse = self.model.config, [], inverse_rms(square, self.model.config)
-        products, e = self.unembedding.product(scaled(y, self.model.norm))
-        logits = dict(zip(self.tokens, products, strict=True))
+        """Logits of wanted tokens less the largest other one; tokens without a row have 0."""
+        normed, inverse = scaled(y, self.model.norm), inverse_rms(square, self.model.config)
+        logits = {t: inner(row, normed, self.p) for t, row in self.unembedding.items()}
+        margins, zero = [], Ball(0, 0, self.p)
         for token in wanted:
             others = [logit for other, logit in logits.items() if other != token]
-            others += [0] * (len({*logits, token}) < c.vocab_size)
-            lead = logits.get(token, 0) - max(others)
-            margins.append(Ball(lead, 2 * e, 2 * self.p).at(self.p) * inverse)
+            others += [zero] * (len({*logits, token}) < self.model.config.vocab_size)
+            lows, highs = zip(*(logit.ends() for logit in others), strict=True)
+            largest = Ball.between(max(lows), max(highs), self.p)
+            margins.append((logits.get(token, zero) - largest) * inverse)
         return margins
 
 
