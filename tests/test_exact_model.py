@@ -50,7 +50,7 @@ def change_config(folder: Path, **entries: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in config.items() if v != "gone"}))
 
 
-def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     path = folder / "model.safetensors"
     weights = {name: weight.clone() for name, weight in load_file(path).items()}
     change(weights)
