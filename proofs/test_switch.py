@@ -1,0 +1,74 @@
+"""The switch: mirror images before the reader, and a divergence that grows."""
+
+import pytest
+import sympy as sp
+import z3
+from real_arithmetic import holds, possible
+
+q, T, s, t, moved = z3.Reals("q T s t moved")
+
+
+@pytest.mark.proves("lem:mirror", method="symbolic")
+def test_every_later_layer_keeps_the_mirror_image() -> None:
+    """One step of the induction: same filler part up to a rotation, opposite switches.
+
+    A later layer rotates the filler by an angle of its own and multiplies the switch by a gain.
+    """
+    s, gain, angle, shift = sp.symbols("s gain angle shift", real=True)
+    filler = sp.Matrix(sp.symbols("f0 f1", real=True))
+
+    def turn(by: sp.Expr) -> sp.Matrix:
+        return sp.Matrix([[sp.cos(by), -sp.sin(by)], [sp.sin(by), sp.cos(by)]])
+
+    with_target = turn(angle) * (turn(shift) * filler), gain * s
+    without = turn(angle) * filler, gain * (-s)
+    assert sp.simplify(with_target[1] + without[1]) == 0
+    assert sp.simplify(with_target[0] - turn(shift) * without[0]) == sp.zeros(2, 1)
+    norms = [part.dot(part) + switch**2 for part, switch in (with_target, without)]
+    assert sp.simplify(norms[0] - norms[1]) == 0
+
+
+@pytest.mark.proves("lem:mirror", method="symbolic")
+def test_the_target_starts_the_mirror_image() -> None:
+    h = sp.Symbol("h", positive=True)
+    assert (-h + 2 * h) + (-h) == 0
+
+
+@pytest.mark.proves("lem:divergence", method="smt")
+def test_the_divergence_grows_with_the_switch() -> None:
+    """`D^2 = (F + 4 s^2)/(C + s^2)` in units of C, with F <= 4 U^2 < 4."""
+    given = (moved >= 0, moved < 4, s > 0, t > s)
+
+    def square(switch: z3.ArithRef) -> z3.ArithRef:
+        return (moved + 4 * switch * switch) / (1 + switch * switch)
+
+    assert possible(*given)
+    assert holds(square(t) > square(s), *given)
+    assert not holds(square(t) > square(s), moved >= 0, s > 0, t > s)
+
+
+@pytest.mark.proves("lem:divergence", method="smt")
+def test_the_divergence_grows_in_the_reader() -> None:
+    """There context and answer add up to q/32 to the squared norm, and the switch makes up for it.
+
+    Its size t is at least T (1 + q/32), by lem:update-factor; before the reader it is at most T.
+    For epsilon <= 1/2 the target does not rotate the filler (F = 0).
+    """
+    e_square = z3.Real("e_square")
+    given = (
+        q >= z3.Q(3, 4),
+        q < 1,
+        T > 0,
+        T * T * (2 - q) == q,
+        s > 0,
+        s <= T,
+        t >= T * (1 + q / 32),
+        e_square >= 0,
+        e_square <= q / 32,
+    )
+    before = 4 * s * s / (1 + s * s)
+    after = 4 * t * t / (1 + t * t + e_square)
+    assert possible(*given)
+    assert holds(after > before, *given)
+    assert holds(after > z3.Q(1, 4), *given)  # D > 1/2
+    assert not holds(after > before, *given[:6], t >= T, *given[7:])  # making up is needed
