@@ -8,6 +8,15 @@ import z3
 
 _MILLISECONDS = 60_000
 
+Q = z3.Q  # the rational number of two integers
+both: Any = z3.And
+
+
+def reals(names: str) -> Any:
+    """Real variables: one for one name, a list for several."""
+    found = z3.Reals(names)
+    return found if len(found) > 1 else found[0]
+
 
 def holds(claim: Any, *hypotheses: Any) -> bool:
     """Whether the claim follows from the hypotheses over the reals; a counterexample gives False.

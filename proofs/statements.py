@@ -206,7 +206,7 @@ STATEMENTS = (
     ),
     Statement(
         "lem:answers",
-        "If after every proper prefix of an answer (and EOS) the next token is the most likely one, "
+        "If after every proper prefix of an answer and EOS the next token is the most likely one, "
         "greedy decoding emits exactly the answer.",
         ("answers of any length",),
         uses=("lem:recall",),

@@ -4,8 +4,7 @@ from itertools import product
 
 import pytest
 import sympy as sp
-import z3
-from real_arithmetic import holds, possible
+from real_arithmetic import Q, both, holds, possible, reals
 
 
 @pytest.mark.proves("lem:separation", method="check")
@@ -43,9 +42,9 @@ def test_a_sign_counts_two_when_it_differs() -> None:
     z = sp.Symbol("z", positive=True)
     for sign, seen in product((1, -1), repeat=2):
         assert sign * seen * z - z == (0 if sign == seen else -2 * z)
-    average, size = z3.Reals("average size")
+    average, size = reals("average size")
     inside = (size > 0, average <= size, average >= -size)
-    assert holds(z3.And(average - size <= 0, -average - size <= 0), *inside)
+    assert holds(both(average - size <= 0, -average - size <= 0), *inside)
 
 
 @pytest.mark.proves("lem:recall-gate", method="symbolic")
@@ -60,26 +59,26 @@ def test_own_unit_against_all_leaks() -> None:
     """`own gap - n leak 4p >= (7/8) f gap`, in units of the unit's answer without leaks.
 
     own: `nu silu(f G nu)/silu(G) >= f sigma(f G) >= f (1 - 1/128)`. One silent unit adds at most
-    `nu silu(-f G nu)/silu(G)` in size, `<= f nu^2 exp(-f G)/sigma(G)`, and `exp(-f G) <= 1/(128 n)`.
+    `nu silu(-f G nu)/silu(G)` in size, `<= f nu^2 exp(-f G)/sigma(G)`, and e^(-f G) <= 1/(128 n).
     A written vector has entries up to 2, and rows of the unembedding differ by up to 2: 4p.
     """
-    n, own, leak, f, gap, p, nu_square, sigma = z3.Reals("n own leak f gap p nu_square sigma")
+    n, own, leak, f, gap, p, nu_square, sigma = reals("n own leak f gap p nu_square sigma")
     given = (
         n >= 1,
         p > 0,
         2 * gap >= p,
-        f >= z3.Q(13, 16),
+        f >= Q(13, 16),
         f <= 1,
         nu_square >= 1,
-        nu_square <= z3.Q(65, 64),
-        sigma >= z3.Q(127, 128),
-        own >= f * z3.Q(127, 128),
+        nu_square <= Q(65, 64),
+        sigma >= Q(127, 128),
+        own >= f * Q(127, 128),
         leak >= 0,
         leak * sigma * 128 * n <= f * nu_square,
     )
     assert possible(*given)
-    assert holds(own * gap - n * leak * 4 * p >= z3.Q(7, 8) * f * gap, *given)
-    assert not holds(own * gap - n * leak * 4 * p >= z3.Q(31, 32) * f * gap, *given)
+    assert holds(own * gap - n * leak * 4 * p >= Q(7, 8) * f * gap, *given)
+    assert not holds(own * gap - n * leak * 4 * p >= Q(31, 32) * f * gap, *given)
 
 
 @pytest.mark.proves("lem:recall", method="symbolic")
@@ -87,17 +86,19 @@ def test_sigmoid_of_a_gate() -> None:
     """`sigma(y) = 1/(1 + e^-y) >= 1 - e^-y`, so at least 1 - 1/128 where e^-y <= 1/128."""
     small = sp.Symbol("small", positive=True)
     assert sp.simplify(1 / (1 + small) - (1 - small) - small**2 / (1 + small)) == 0
-    assert holds(
-        f_bound() >= z3.Q(13, 16),
-        *(z3.Real("H") >= 1, z3.Real("k") >= 16, z3.Real("l") * 128 * z3.Real("H") <= 1),
-        z3.Real("l") >= 0,
-    )
 
 
-def f_bound() -> z3.ArithRef:
-    """`f = 1 - 2 (H 3k/2) l / t` with t = k/8: a context block has at most 3k/2 coordinates."""
-    H, l, k = z3.Reals("H l k")
-    return 1 - 2 * (H * k * z3.Q(3, 2)) * l / (k / 8)
+@pytest.mark.proves("lem:recall", method="smt")
+def test_leaks_of_attention_leave_most_of_a_gate() -> None:
+    """`f = 1 - 2 (3/2 H k) leak / t >= 13/16` with t = k/8, leak <= 1/(128 H).
+
+    A context block has at most 3k/2 coordinates.
+    """
+    heads, leak, width = reals("heads leak width")
+    given = (heads >= 1, width >= 16, leak >= 0, 128 * heads * leak <= 1)
+    firing = 1 - 2 * (Q(3, 2) * heads * width) * leak / (width / 8)
+    assert possible(*given)
+    assert holds(firing >= Q(13, 16), *given)
 
 
 @pytest.mark.proves("lem:confidence", method="symbolic")
@@ -117,7 +118,7 @@ def test_a_margin_gives_a_probability() -> None:
 @pytest.mark.proves("lem:choices", method="smt")
 def test_labels_beat_other_choices() -> None:
     """Bernoulli by induction: `(1 - m x)(1 - x) >= 1 - (m + 1) x`; then `p^m >= 3/4 > 1 - p`."""
-    m, miss, power = z3.Reals("m miss power")
+    m, miss, power = reals("m miss power")
     assert holds((1 - m * miss) * (1 - miss) >= 1 - (m + 1) * miss, m >= 1, miss >= 0)
     given = (m >= 1, miss >= 0, 4 * m * miss <= 1, power >= 1 - m * miss)
     assert possible(*given)

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import sympy as sp
-import z3
-from real_arithmetic import holds, possible
+from real_arithmetic import Q, both, holds, possible, reals
 
-q, c = z3.Real("q"), z3.Real("c")
-tau, after, T, r = z3.Reals("tau after T r")
+q, c = reals("q"), reals("c")
+tau, after, T, r = reals("tau after T r")
 EPSILON = 2 - 2 * q
 UNIT = (q > 0, q < 1)
 # sin^2(theta_L) = q/2, with tau = tan(theta)
@@ -24,12 +23,12 @@ NORMS = (r > 0, r * r == (1 + tau * tau) * (1 + after * after))
 def angle_exists(score: Any) -> Any:
     """`0 <= versine <= 2` for `versine = ((c - 1) r + 1 + tau tau') / U^2`, with U^2 >= 1 - q/8."""
     moved = (score - 1) * r + 1 + tau * after
-    return z3.And(moved >= 0, moved <= 2 * (1 - q / 8))
+    return both(moved >= 0, moved <= 2 * (1 - q / 8))
 
 
 @pytest.mark.proves("lem:other-scores", method="symbolic")
 def test_the_versine_gives_the_score() -> None:
-    """`x.y = C - U^2 versine + s s'` and the score solve for the versine of the module docstring."""
+    """`x.y = C - U^2 versine + s s'` and the score, solved for the versine."""
     C, U, s, t, versine, score = sp.symbols("C U s t versine score", positive=True)
     product = sp.sqrt(C + s**2) * sp.sqrt(C + t**2)
     inner = C - U**2 + U**2 * (1 - versine) + s * t
@@ -50,20 +49,62 @@ def test_layers_that_leave_the_switch_alone() -> None:
 
 
 @pytest.mark.proves("lem:other-scores", method="smt")
-def test_amplifiers() -> None:
-    """Of gain tau'/tau >= 1, with a reader of at least that gain still to come: tau'^2 <= tau T."""
-    given = (*END, *NORMS, tau > 0, after >= tau, after * after <= tau * T)
-    scores = (c >= EPSILON + q / 4, c <= EPSILON + q / 2)
-    assert possible(*given, *scores)
-    assert holds(angle_exists(c), *given, *scores)
+def test_norms_against_switches() -> None:
+    """`1 + tau tau' <= r <= 1 + b^2` for switches up to b."""
+    bound = reals("bound")
+    given = (*NORMS, tau >= 0, after >= tau, bound >= after)
+    assert possible(*given)
+    assert holds(r >= 1 + tau * after, *given)
+    assert holds(r <= 1 + bound * bound, *given)
 
 
 @pytest.mark.proves("lem:other-scores", method="smt")
-def test_the_reader() -> None:
-    """It scores epsilon + q/2 and ends with the switch T (1 + q/32)."""
-    given = (*END, *NORMS, tau > 0, tau <= T, after == T * (1 + q / 32))
+def test_amplifiers_and_reader_turn_by_half_a_circle_at_most() -> None:
+    """`versine <= 2` follows from the bounds on r, with b = T (1 + q/32), as large as the reader's.
+
+    `product` is tau tau', `square` is b^2 with `T^2 = q/(2 - q)`.
+    """
+    product, square = reals("product square")
+    given = (
+        *UNIT,
+        square * (2 - q) == q * (1 + q / 32) * (1 + q / 32),
+        product >= 0,
+        product <= square,
+        r >= 1 + product,
+        r <= 1 + square,
+        c >= EPSILON + q / 4,
+        c <= EPSILON + q / 2,
+    )
     assert possible(*given)
-    assert holds(angle_exists(EPSILON + q / 2), *given)
+    assert holds((c - 1) * r + 1 + product <= 2 * (1 - q / 8), *given)
+    assert not holds((c - 1) * r + 1 + product <= 2 * (1 - q / 2), *given)
+
+
+@pytest.mark.proves("lem:other-scores", method="smt")
+def test_amplifiers_need_not_turn_back() -> None:
+    """`versine >= 0`, where `1 - c <= 3/4` decides: `(1 - c) r <= 1 + tau tau'`.
+
+    The gain is tau'/tau >= 1 and a reader of at least that gain is still to come, so that
+    `tau'^2 <= tau T <= tau`.
+    """
+    assert holds(T <= 1, *END)
+    assert holds(1 - c <= Q(3, 4), *UNIT, c >= EPSILON + q / 4)
+    given = (tau > 0, after >= tau, after * after <= tau)
+    claim = Q(9, 16) * (1 + tau * tau) * (1 + after * after) <= (1 + tau * after) ** 2
+    assert possible(*given)
+    assert holds(claim, *given)
+    assert not holds(claim, tau > 0, after >= tau)
+
+
+@pytest.mark.proves("lem:other-scores", method="smt")
+def test_the_reader_need_not_turn_back() -> None:
+    """As before, with the score epsilon + q/2, so that `1 - c <= 1/2`, and tau' <= 33/32."""
+    assert holds(1 - (EPSILON + q / 2) <= Q(1, 2), *UNIT)
+    assert holds(T * (1 + q / 32) <= Q(33, 32), *END)
+    given = (tau >= 0, after >= tau, after <= Q(33, 32))
+    claim = Q(1, 4) * (1 + tau * tau) * (1 + after * after) <= (1 + tau * after) ** 2
+    assert possible(*given)
+    assert holds(claim, *given)
     assert holds(EPSILON + q / 2 > EPSILON, *UNIT)
 
 
@@ -86,14 +127,14 @@ def test_the_flip_alone_scores_epsilon() -> None:
 @pytest.mark.proves("lem:target-score", method="smt")
 def test_the_flip_and_a_rotation_score_epsilon() -> None:
     """For epsilon > 1/2 the switch holds q/3, and the versine of what is missing is in [0, 2]."""
-    half_square, filler = z3.Reals("half_square filler")
+    half_square = reals("half_square")
     missing = EPSILON * (1 + half_square) - 2 * half_square  # = U^2 versine
-    given = (*UNIT, EPSILON > z3.Q(1, 2), half_square * (3 - q) == q)
-    angle = z3.And(missing >= 0, missing <= 2 * (1 - q / 8))
+    given = (*UNIT, EPSILON > Q(1, 2), half_square * (3 - q) == q)
+    angle = both(missing >= 0, missing <= 2 * (1 - q / 8))
     assert possible(*given)
     assert holds(angle, *given)
     assert not holds(angle, *UNIT, half_square * (3 - q) == q)  # the case is needed
-    assert holds(z3.And(EPSILON / 2 <= q / 3), *UNIT, EPSILON <= z3.Q(1, 2))
+    assert holds(both(EPSILON / 2 <= q / 3), *UNIT, EPSILON <= Q(1, 2))
 
 
 @pytest.mark.proves("lem:reader-score", method="smt")
@@ -103,7 +144,7 @@ def test_the_reader_scores_more_than_epsilon() -> None:
     y_1 is the plain stream after the reader, |y_1| = w, at the cosine `k = 1 - epsilon - q/2` to x;
     `|delta| <= q/128` by lem:update-factor and `|e|^2 <= q/32` for context and answer together.
     """
-    delta, w, e_square, length = z3.Reals("delta w e_square length")
+    delta, w, e_square, length = reals("delta w e_square length")
     k = 1 - EPSILON - q / 2
     inner = delta + (1 - delta) * w * k
     square = (
@@ -114,7 +155,7 @@ def test_the_reader_scores_more_than_epsilon() -> None:
         delta >= -q / 128,
         delta <= q / 128,
         w >= 1,
-        w * w <= z3.Q(21, 10),
+        w * w <= Q(21, 10),
         e_square >= 0,
         e_square <= q / 32,
         length > 0,
@@ -123,6 +164,6 @@ def test_the_reader_scores_more_than_epsilon() -> None:
     assert possible(*given)
     assert holds(inner < (1 - EPSILON) * length, *given)
     # The bound on w: R_L^2 / R_{L-1}^2 <= 1 + T^2 (1 + q/32)^2.
-    assert holds((1 + T * T * (1 + q / 32) * (1 + q / 32)) <= z3.Q(21, 10), *END)
+    assert holds((1 + T * T * (1 + q / 32) * (1 + q / 32)) <= Q(21, 10), *END)
     # nu <= sqrt(1 + q/64) <= 1 + q/128
     assert holds(1 + q / 64 <= (1 + q / 128) * (1 + q / 128), *UNIT)

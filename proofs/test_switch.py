@@ -1,11 +1,12 @@
 """The switch: mirror images before the reader, and a divergence that grows."""
 
+from typing import Any
+
 import pytest
 import sympy as sp
-import z3
-from real_arithmetic import holds, possible
+from real_arithmetic import Q, holds, possible, reals
 
-q, T, s, t, moved = z3.Reals("q T s t moved")
+q, T, s, t, moved = reals("q T s t moved")
 
 
 @pytest.mark.proves("lem:mirror", method="symbolic")
@@ -39,7 +40,7 @@ def test_the_divergence_grows_with_the_switch() -> None:
     """`D^2 = (F + 4 s^2)/(C + s^2)` in units of C, with F <= 4 U^2 < 4."""
     given = (moved >= 0, moved < 4, s > 0, t > s)
 
-    def square(switch: z3.ArithRef) -> z3.ArithRef:
+    def square(switch: Any) -> Any:
         return (moved + 4 * switch * switch) / (1 + switch * switch)
 
     assert possible(*given)
@@ -54,9 +55,9 @@ def test_the_divergence_grows_in_the_reader() -> None:
     Its size t is at least T (1 + q/32), by lem:update-factor; before the reader it is at most T.
     For epsilon <= 1/2 the target does not rotate the filler (F = 0).
     """
-    e_square = z3.Real("e_square")
+    e_square = reals("e_square")
     given = (
-        q >= z3.Q(3, 4),
+        q >= Q(3, 4),
         q < 1,
         T > 0,
         T * T * (2 - q) == q,
@@ -70,5 +71,5 @@ def test_the_divergence_grows_in_the_reader() -> None:
     after = 4 * t * t / (1 + t * t + e_square)
     assert possible(*given)
     assert holds(after > before, *given)
-    assert holds(after > z3.Q(1, 4), *given)  # D > 1/2
+    assert holds(after > Q(1, 4), *given)  # D > 1/2
     assert not holds(after > before, *given[:6], t >= T, *given[7:])  # making up is needed
