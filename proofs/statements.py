@@ -131,8 +131,11 @@ STATEMENTS = (
         "lem:reader-score",
         "The reader scores more than epsilon, whatever it adds to context and answer.",
         ("epsilon in (0, 2)", "every input"),
-        ("|context|^2, |answer|^2 <= q C / 64",),
-        ("lem:other-scores", "lem:update-factor"),
+        (
+            "for epsilon > 2/3: recall so sharp that |answer|^2 <= q C / 64 at every input; "
+            "the builder ensures it on the nodes",
+        ),
+        ("lem:other-scores", "lem:update-factor", "lem:recall-gate", "lem:silu-leak", "lem:recall"),
     ),
     # The switch
     Statement(
@@ -147,6 +150,7 @@ STATEMENTS = (
         "For epsilon <= 1/2 the divergence caused by removing the target grows at every later "
         "layer and ends above 1/2.",
         ("epsilon in (0, 1/2]", "L >= 3", "every input"),
+        ("in the reader: |answer|^2 <= q C / 64, as in lem:reader-score",),
         uses=("lem:mirror", "lem:update-factor"),
         source=f"{PAPER}, section 4 (snowball effect)",
     ),

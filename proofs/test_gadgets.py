@@ -1,5 +1,7 @@
 """What the gadgets do to a stream: exact maps, norms, scores in closed form."""
 
+from typing import Any
+
 import pytest
 import sympy as sp
 from sympy import Rational, Sum, asin, cos, exp, sin, sqrt
@@ -47,7 +49,8 @@ def test_rotation_score_is_additive() -> None:
     turned = sp.Matrix([[cos(a), -sin(a)], [sin(a), cos(a)]]) * sp.Matrix([x, y])
     assert sp.simplify(sp.Matrix([x, y]).dot(turned) - (x**2 + y**2) * cos(a)) == 0
     i, m = sp.symbols("i m", integer=True, positive=True)
-    U, angle = sp.IndexedBase("U"), sp.IndexedBase("a")
+    U: Any = sp.IndexedBase("U")
+    angle: Any = sp.IndexedBase("a")
     rest = R**2 - Sum(U[i] ** 2, (i, 1, m))
     inner = rest + Sum(U[i] ** 2 * cos(angle[i]), (i, 1, m))
     score = 1 - inner / R**2
@@ -99,7 +102,7 @@ def test_update_factor() -> None:
     assert sp.simplify(factor - nu**2 * sigma.subs(x, g * nu) / sigma.subs(x, g)) == 0
     assert factor.subs(nu, 1) == 1
     # It grows with nu as long as 2 + g nu (1 - sigma(g nu)) > 0, which -2 < g nu implies:
-    s = sigma.subs(x, g * nu)
+    s: Any = sigma.subs(x, g * nu)
     slope = nu * s * (2 + g * nu * (1 - s)) / sigma.subs(x, g)
     assert sp.simplify(sp.diff(factor, nu) - slope) == 0
     # The stationary point lies in (-13/10, -5/4), where silu' changes its sign; it is the least

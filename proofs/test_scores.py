@@ -163,6 +163,11 @@ def test_the_reader_scores_more_than_epsilon() -> None:
     )
     assert possible(*given)
     assert holds(inner < (1 - EPSILON) * length, *given)
+    # For epsilon <= 2/3 whatever the size of e:
+    unbounded = [one for one in given if not one.eq(e_square <= q / 32)]
+    assert len(unbounded) == len(given) - 1
+    assert holds(inner < (1 - EPSILON) * length, *unbounded, EPSILON <= Q(2, 3))
+    assert not holds(inner < (1 - EPSILON) * length, *unbounded)
     # The bound on w: R_L^2 / R_{L-1}^2 <= 1 + T^2 (1 + q/32)^2.
     assert holds((1 + T * T * (1 + q / 32) * (1 + q / 32)) <= Q(21, 10), *END)
     # nu <= sqrt(1 + q/64) <= 1 + q/128

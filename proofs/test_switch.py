@@ -50,9 +50,11 @@ def test_the_divergence_grows_with_the_switch() -> None:
 
 @pytest.mark.proves("lem:divergence", method="smt")
 def test_the_divergence_grows_in_the_reader() -> None:
-    """There context and answer add up to q/32 to the squared norm, and the switch makes up for it.
+    """There the squared norm grows by up to q/16 + q^2/4096, and the switch makes up for it.
 
-    Its size t is at least T (1 + q/32), by lem:update-factor; before the reader it is at most T.
+    Half of that is context and answer, the rest the filler, which a rotation that is too strong by
+    a factor r <= 1 + q/128 takes to `U^2 (1 + 2 r (r - 1) versine)`. The size t of the switch is at
+    least T (1 + q/32), by lem:update-factor; before the reader it is at most T.
     For epsilon <= 1/2 the target does not rotate the filler (F = 0).
     """
     e_square = reals("e_square")
@@ -65,11 +67,14 @@ def test_the_divergence_grows_in_the_reader() -> None:
         s <= T,
         t >= T * (1 + q / 32),
         e_square >= 0,
-        e_square <= q / 32,
+        e_square <= q / 16 + q * q / 4096,
     )
     before = 4 * s * s / (1 + s * s)
     after = 4 * t * t / (1 + t * t + e_square)
     assert possible(*given)
     assert holds(after > before, *given)
     assert holds(after > Q(1, 4), *given)  # D > 1/2
+    r = reals("r")
+    grown = 2 * r * (r - 1) * 2  # versine <= 2, U <= 1
+    assert holds(grown <= q / 32 + q * q / 4096, q > 0, r >= 1, r <= 1 + q / 128)
     assert not holds(after > before, *given[:6], t >= T, *given[7:])  # making up is needed
