@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -30,15 +31,15 @@ def rules() -> ModuleType:
         sys.path[:] = path
 
 
-def statement(rules: ModuleType, label: str, *uses: str, infinite: bool = True) -> object:
+def statement(rules: ModuleType, label: str, *uses: str, infinite: bool = True) -> Any:
     return rules.Statement(label, "text", ("x in R",), uses=uses, infinite=infinite)
 
 
-def proof(rules: ModuleType, label: str, method: str) -> object:
+def proof(rules: ModuleType, label: str, method: str) -> Any:
     return rules.Proof(label, method, f"test_a.py::{label}-{method}", "test_a.py:1")
 
 
-def wrong(rules: ModuleType, statements: list, proofs: list, **options: object) -> list[str]:
+def wrong(rules: ModuleType, statements: list[Any], proofs: list[Any], **options: Any) -> list[str]:
     prose = options.get("prose", " ".join(f"`{s.label}`" for s in statements))
     complete = options.get("complete", True)
     return list(rules.problems(statements, proofs, prose, complete=complete))
@@ -109,7 +110,7 @@ def test_the_table_tells_what_failed_or_did_not_run(rules: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("test", "message"),
+    ("label", "message"),
     [
         (
             '@pytest.mark.proves("lem:gone", method="hand")\n',
@@ -118,10 +119,11 @@ def test_the_table_tells_what_failed_or_did_not_run(rules: ModuleType) -> None:
         ('@pytest.mark.proves("lem:flip", method="hand")\n', "lem:linear-map has no proof"),
     ],
 )
-def test_pytest_refuses_to_run(tmp_path: Path, test: str, message: str) -> None:
+def test_pytest_refuses_to_run(tmp_path: Path, label: str, message: str) -> None:
     for name in ("conftest.py", "statements.py", "snowball.md"):
         shutil.copy(PROOFS / name, tmp_path)
-    (tmp_path / "test_one.py").write_text(f"import pytest\n\n{test}def test_one():\n    pass\n")
+    mark = f"@pytest.mark.proves({label!r}, method='hand')"
+    (tmp_path / "test_one.py").write_text(f"import pytest\n{mark}\ndef test_one(): pass\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)],
         capture_output=True,
