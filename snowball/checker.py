@@ -787,9 +787,9 @@ def ends_of(ball: Ball) -> Ends:
     return Fraction(low, 1 << ball.p), Fraction(high, 1 << ball.p)
 
 
-def shown(low: Fraction, high: Fraction) -> str:
-    ends = [f"{Decimal(end.numerator) / end.denominator:.12g}" for end in (low, high)]
-    return " to ".join(dict.fromkeys(ends))
+def shown(*ends: Fraction) -> str:
+    decimals = [f"{Decimal(end.numerator) / end.denominator:.12g}" for end in ends]
+    return " to ".join(dict.fromkeys(decimals))
 
 
 def less(claim: str, left: Ends | Fraction, right: Ends | Fraction) -> None:
@@ -884,7 +884,7 @@ def judge_runtime(
             raise Verdict(REJECT, f"runtime: {name}: layer {layer}: {shown(least, largest)}")
     for key in PROBABILITIES:
         if not getattr(claims, key) - f <= measured[key] <= 1:
-            raise Verdict(REJECT, f"runtime: {name}: {key} {measured[key]}")
+            raise Verdict(REJECT, f"runtime: {name}: {key} {shown(measured[key])}")
 
 
 def check(certificate: str, folder: str, data: str) -> str:

@@ -5,13 +5,11 @@ Enclosures are compared with a dense decoder that skips and shares nothing (`den
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -19,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from dense_forward import DenseDecoder, Run
+from dense_forward import DenseDecoder
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from snowball import checker
+from snowball.balls import ends, precision
 from snowball.certification import certify
 from snowball.checker import (
     Ball,
@@ -247,9 +246,8 @@ def structured_weights(config: Mapping[str, Any], seed: int) -> dict[str, Tensor
         down[:writes] = draw.normal(size=(writes, units)) / 4
         if last:
             gate[1:4, touched:] = 0  # steady units
-            gate[4:, 0] -= draw.choice([5, 20, 60, 200], units - 4)  # silent ones
+            gate[4:, 0] -= np.resize([0.5, 9, 30, 200], units - 4)  # silent ones
         up[0], down[:, 1], gate[2] = 0, 0, 0  # inactive units
-        up[1 if last else 3, :] *= 1
         layers[f"{name}.mlp.gate_proj"], layers[f"{name}.mlp.up_proj"] = gate, up
         layers[f"{name}.mlp.down_proj"] = down
     embedding = np.zeros((config["vocab_size"], width))
@@ -311,18 +309,17 @@ def general(tmp_path_factory: pytest.TempPathFactory) -> General:
 
 def held(ball: Ball, value: Any, width: float) -> bool:
     """Whether a ball holds a value of the dense decoder, and is not wider than that."""
-    low, high = (float(end) for end in ends_of(ball))
-    # Doubles round both sides, by far less than the widths that are asked for.
-    return low <= float(value.mid()) <= high and high - low <= width
+    (low, high), exact = ends_of(ball), ends(value)
+    return low <= exact.low <= exact.high <= high <= low + Fraction(width)
 
 
 def test_the_general_model_is_general(general: General) -> None:
     """Every kind of hidden unit of the last layer occurs, and a tensor of each kind is used."""
     reader = Reader(general.model, passage_of(general), 0, FOUND)
-    assert len(reader.steady) == 1
+    assert reader.steady == [2, 3]
     assert sum(len(units) for units, _, _ in reader.parts) == 8
     assert general.model.touched == {0, 1, 2}
-    assert general.model.layers[0].active == [3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert general.model.layers[0].active == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
 
 
 FOUND: checker.Sequences = [
@@ -338,8 +335,11 @@ def passage_of(general: General, removed: int = -1) -> Passage:
     return Passage(general.model, 200, None, Ball.of(0, 200), removed)
 
 
-@pytest.mark.parametrize("removed", [-1, 1])
-def test_enclosures_hold_what_the_dense_decoder_computes(general: General, removed: int) -> None:
+@pytest.mark.parametrize(("removed", "width"), [(-1, 1e-15), (1, 2e-2)])
+def test_enclosures_hold_what_the_dense_decoder_computes(
+    general: General, removed: int, width: float
+) -> None:
+    """Wide with a layer removed, where the gate of one hidden unit that is left out is near -10."""
     passage = passage_of(general, removed)
     reader = Reader(general.model, passage, 0, FOUND)
     screened = {unit for units, _, _ in reader.parts for unit in units}
@@ -357,26 +357,26 @@ def test_enclosures_hold_what_the_dense_decoder_computes(general: General, remov
     for (tokens, wanted), (score, margins) in zip(FOUND, read, strict=True):
         run = general.dense.run(tokens, removed=None if removed < 0 else removed)
         at = len(tokens) - 1
-        assert held(score, run.scores[3][at], 1e-3)
+        assert held(score, run.scores[3][at], width)
         assert len(margins) == len(wanted)
         for token, margin in zip(wanted, margins, strict=True):
-            assert held(margin, run.margin(at, token), 1e-2)
+            with precision(400):
+                expected = run.margin(at, token)
+            assert held(margin, expected, width)
         for layer, enclosure in passage.scores.items():
             assert held(enclosure, run.scores[layer][at], 1e-30)
         assert passage.scores.keys() == run.scores.keys() - {3}
-    assert all(loud < screened for loud in louds)
+    assert all(loud <= screened for loud in louds)
     assert any(louds)
+    assert any(loud < screened for loud in louds)
 
 
 def test_more_effort_gives_narrower_enclosures(general: General) -> None:
     widths = []
-    for attempt in range(3):
-        reader = Reader(general.model, passage_of(general), attempt, FOUND)
-        widths.append(
-            [ball.r / 2**ball.p for one, some in reader.read(FOUND) for ball in (one, *some)]
-        )
-    for first, second in pairwise(widths):
-        assert all(0 < b < a / 10 for a, b in zip(first, second, strict=True))
+    for attempt in (0, 4):
+        read = Reader(general.model, passage_of(general), attempt, FOUND).read(FOUND)
+        widths.append([ball.r / 2**ball.p for one, some in read for ball in (one, *some)])
+    assert all(0 < b < a / 10**20 for a, b in zip(*widths, strict=True))
 
 
 @pytest.mark.parametrize("place", [(0, 0, 3), (2, 1, 7), (1, 2, 11)])
@@ -387,16 +387,13 @@ def test_passages_over_an_interval_hold_those_of_its_weights(
     name = f"model.layers.{layer}.mlp.down_proj.weight"
     low, high = Fraction(-1, 8), Fraction(1, 16)
     one, four = (passage_over(general.model, 200, place, low, high, n) for n in (1, 4))
-    for weight in (low, high, Fraction(-1, 100)):
+    for weight in (low, high, Fraction(-3, 64)):
         found = Passage(general.model, 200, place, Ball.of(weight, 200))
         weights = {n: w.numpy().copy() for n, w in general.weights.items()}
         weights[name][row, column] = float(weight)
         run = DenseDecoder(GENERAL, weights, 400).run([5, 1, 3])
         for index, ball in found.scores.items():
-            assert held(ball, run.scores[index][1], 1e-15 if weight == low else 1e-10) or (
-                weight.denominator == 100
-                and abs(float(run.scores[index][1].mid()) - middle(ball)) < 1e-12
-            )
+            assert held(ball, run.scores[index][1], 1e-30)
             for wide in (one, four):
                 assert inside(ball, wide.scores[index])
         for wide in (one, four):
@@ -404,10 +401,6 @@ def test_passages_over_an_interval_hold_those_of_its_weights(
             assert inside(found.square, wide.square)
     assert one.scores.keys() == four.scores.keys() == found.scores.keys()
     assert sum(b.r for b in four.scores.values()) < sum(b.r for b in one.scores.values())
-
-
-def middle(ball: Ball) -> float:
-    return float(Fraction(ball.m, 2**ball.p))
 
 
 def inside(ball: Ball, wide: Ball) -> bool:
@@ -460,7 +453,7 @@ def times(share: float) -> Callable[[str], str]:
 TAMPERED: dict[str, tuple[Callable[[Document], None], str]] = {
     "epsilon above": (
         changed("epsilon", to="1.001e-6"),
-        "existence: epsilon against the score at the other end: 1.001e-06 is not less than ",
+        "existence: epsilon against the score at the other end: 0.000001001 is not less than ",
     ),
     "epsilon below": (
         changed("epsilon", to="0.999e-6"),
@@ -494,7 +487,6 @@ TAMPERED: dict[str, tuple[Callable[[Document], None], str]] = {
         ),
         "existence",
     ),
-    "interval over zero": (changed("existence", "high", to="1e-9"), "existence"),
     "score below its claim": (
         changed("scores", 0, "low", to="0.9"),
         "score of layer 0: 0.9 is not",
@@ -632,11 +624,14 @@ def test_one_other_distractor_is_rejected(case: Case) -> None:
 def test_no_weight_that_matters_can_be_changed(
     made: Made, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Any nonzero weight of the layers before the last, with another sign, doubled or zero."""
+    """Any nonzero weight of layers 1..L-2, with another sign, doubled or zero.
+
+    (In layer 0 a hidden unit reads the second coordinate of the filler, which is still zero.)
+    """
     weights = {n: w.clone() for n, w in load_file(made.folder / WEIGHTS).items()}
     names = [
         f"model.layers.{layer}.mlp.{kind}_proj.weight"
-        for layer in range(LAYERS - 1)
+        for layer in range(1, LAYERS - 1)
         for kind in ("gate", "up", "down")
     ]
     weight = weights[data.draw(st.sampled_from(names))]
@@ -743,19 +738,22 @@ def test_weights_that_do_nothing_may_be_anything(case: Case, name: str) -> None:
     assert case.verdict()[0] == 0
 
 
-@pytest.mark.parametrize(("key", "value"), [("rms_norm_eps", 0.01), ("rope_theta", 9000.0)])
-def test_config_that_changes_the_computation_is_rejected(
-    case: Case, key: str, value: float
-) -> None:
-    def change(config: Document) -> None:
-        config[key] = value
-        config["rope_parameters"]["rope_theta"] = config["rope_theta"]
-
-    case.edit_json(change)
+def test_another_epsilon_of_the_norm_is_rejected(case: Case) -> None:
+    case.edit_json(lambda config: config.update(rms_norm_eps=0.01))
     assert case.verdict()[0] == 1
 
 
 # Precision and resources
+
+
+def test_what_holds_of_a_part_of_the_interval_is_not_accepted(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond zero the weight turns the answers, but its other end and its shipped value do not."""
+    monkeypatch.setattr(checker, "ATTEMPTS", 2)
+    case.certificate["existence"]["high"] = "1e-9"
+    status, line = case.verdict()
+    assert (status, line.partition(":")[0]) == (3, "undecided at the largest precision")
 
 
 def test_open_comparisons_ask_for_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -866,7 +864,7 @@ def test_less() -> None:
 
 
 def test_shown_numbers_may_be_of_any_size() -> None:
-    assert checker.shown(Fraction(10) ** 5000, Fraction(10) ** 5000) == "1e+5000"
+    assert checker.shown(Fraction(10) ** 5000, Fraction(10) ** 5000) == "1.00000000000e+5000"
     assert checker.shown(Fraction(-1, 3), Fraction(1, 10**600)) == "-0.333333333333 to 1e-600"
 
 
@@ -931,8 +929,3 @@ def test_matrix_entries() -> None:
     matrix.rows = {0: halves.view(torch.int16).numpy().tobytes()}
     assert matrix.row(0) == dict(enumerate(halves.tolist()))
     assert matrix.column(2) == {0: float(halves[2])}
-
-
-def test_run_dense_oracle_is_used(general: General) -> None:
-    assert isinstance(general.dense.run([5]), Run)
-    assert os.path.isfile(checker.__file__)
