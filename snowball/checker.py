@@ -295,8 +295,9 @@ def conform(value: Any, kind: Any, where: str) -> Any:
         decimal = re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?(?:e(-?[0-9]+))?", value)
         if decimal and abs(int(decimal[1] or 0)) <= 400:
             return Fraction(value)
-    if kind is float and isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
     if kind is str and isinstance(value, str):
         return value
     if kind is int and type(value) is int and value >= 0:

@@ -374,8 +374,9 @@ def test_enclosures_hold_what_the_dense_decoder_computes(
 def test_more_effort_gives_narrower_enclosures(general: General) -> None:
     widths = []
     for attempt in (0, 4):
-        read = Reader(general.model, passage_of(general), attempt, FOUND).read(FOUND)
-        widths.append([ball.r / 2**ball.p for one, some in read for ball in (one, *some)])
+        passage = Passage(general.model, 2000, None, Ball.of(0, 2000))
+        read = Reader(general.model, passage, attempt, FOUND).read(FOUND)
+        widths.append([Fraction(b.r, 2**b.p) for one, some in read for b in (one, *some)])
     assert all(0 < b < a / 10**20 for a, b in zip(*widths, strict=True))
 
 
