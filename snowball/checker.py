@@ -510,11 +510,10 @@ class Model:
             if (parts := name.split("."))[1] == "layers":
                 setattr(self.layers[int(parts[2])], parts[-2], tensor)
         self.touched: set[int] = set()
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             # The other hidden units add exactly nothing.
             layer.active = sorted(layer.down_proj.used_columns().intersection(layer.up_proj.rows))
-            if index == config.num_hidden_layers - 1:
-                break
+        for index, layer in enumerate(self.layers[:-1]):
             if layer.o_proj.rows and layer.v_proj.rows:
                 raise Verdict(REJECT, f"structure: layer {index} attends, but only the last may")
             self.touched.update(layer.down_proj.rows)
@@ -935,5 +934,5 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover
     sys.exit(main(sys.argv[1:]))
