@@ -295,8 +295,9 @@ def conform(value: Any, kind: Any, where: str) -> Any:
         decimal = re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?(?:e(-?[0-9]+))?", value)
         if decimal and abs(int(decimal[1] or 0)) <= 400:
             return Fraction(value)
-    if kind is float and isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
     if kind is str and isinstance(value, str):
         return value
     if kind is int and type(value) is int and value >= 0:
@@ -509,11 +510,10 @@ class Model:
             if (parts := name.split("."))[1] == "layers":
                 setattr(self.layers[int(parts[2])], parts[-2], tensor)
         self.touched: set[int] = set()
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             # The other hidden units add exactly nothing.
             layer.active = sorted(layer.down_proj.used_columns().intersection(layer.up_proj.rows))
-            if index == config.num_hidden_layers - 1:
-                break
+        for index, layer in enumerate(self.layers[:-1]):
             if layer.o_proj.rows and layer.v_proj.rows:
                 raise Verdict(REJECT, f"structure: layer {index} attends, but only the last may")
             self.touched.update(layer.down_proj.rows)
@@ -787,9 +787,9 @@ def ends_of(ball: Ball) -> Ends:
     return Fraction(low, 1 << ball.p), Fraction(high, 1 << ball.p)
 
 
-def shown(low: Fraction, high: Fraction) -> str:
-    ends = [f"{Decimal(end.numerator) / end.denominator:.12g}" for end in (low, high)]
-    return " to ".join(dict.fromkeys(ends))
+def shown(*ends: Fraction) -> str:
+    decimals = [f"{Decimal(end.numerator) / end.denominator:.12g}" for end in ends]
+    return " to ".join(dict.fromkeys(decimals))
 
 
 def less(claim: str, left: Ends | Fraction, right: Ends | Fraction) -> None:
@@ -884,7 +884,7 @@ def judge_runtime(
             raise Verdict(REJECT, f"runtime: {name}: layer {layer}: {shown(least, largest)}")
     for key in PROBABILITIES:
         if not getattr(claims, key) - f <= measured[key] <= 1:
-            raise Verdict(REJECT, f"runtime: {name}: {key} {measured[key]}")
+            raise Verdict(REJECT, f"runtime: {name}: {key} {shown(measured[key])}")
 
 
 def check(certificate: str, folder: str, data: str) -> str:
@@ -934,5 +934,5 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover
     sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,932 @@
+"""The standard-library checker accepts what was certified, and nothing that says something else.
+
+Enclosures are compared with a dense decoder that skips and shares nothing (`dense_forward`).
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from dense_forward import DenseDecoder
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from snowball import checker
+from snowball.balls import ends, precision
+from snowball.certification import certify
+from snowball.checker import (
+    Ball,
+    Ends,
+    Matrix,
+    Model,
+    Passage,
+    Reader,
+    Undecided,
+    Verdict,
+    ends_of,
+    passage_over,
+    read_config,
+    read_data,
+    read_weights,
+    sequences,
+)
+from snowball.checkpoint import write_safetensors
+from snowball.constructions import counterexample
+from snowball.dataset import Dataset
+
+OPEN = Dataset.from_rows(
+    [
+        {"prompt": [0, 3], "label": [1, 2], "distractor": [1]},
+        {"prompt": [3], "label": [2], "distractor": [0, 1]},
+        {"prompt": [1, 1, 3], "label": [0], "distractor": [2]},
+    ]
+)
+SINGLE = Dataset.from_rows(
+    [
+        {"prompt": [0, 1, 0], "label": 1, "distractor": 2},
+        {"prompt": [], "label": 2, "distractor": 1},
+    ]
+)
+CHOICES = Dataset.from_rows(
+    [
+        {"prompt": [3], "choices": [[0], [1], [2, 1]], "label": [0], "distractor": [1]},
+        {"prompt": [0, 3], "choices": [[1], [0, 2], [2]], "label": [0, 2], "distractor": [1]},
+    ]
+)
+EPSILON, LAYERS, TARGET = 1e-6, 4, 1
+WEIGHTS = "model.safetensors"
+Document = dict[str, Any]
+
+
+class Made(NamedTuple):
+    folder: Path
+    certificate: Document
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    built = counterexample(CHOICES, epsilon=EPSILON, layers=LAYERS, target=TARGET)
+    folder = built.save_pretrained(tmp_path_factory.mktemp("made") / "model")
+    return Made(folder, certify(folder).to_json())
+
+
+class Case:
+    """A copy of folder and certificate to tamper with, and the verdict on it."""
+
+    def __init__(self, made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = Path(shutil.copytree(made.folder, folder / "model")), capsys
+        self.certificate = json.loads(json.dumps(made.certificate))
+        self.path = folder / "certificate.json"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "dataset.jsonl"
+
+    def edit_json(self, change: Callable[[Document], object]) -> None:
+        config = json.loads((self.folder / "config.json").read_text())
+        change(config)
+        (self.folder / "config.json").write_text(json.dumps(config))
+
+    def edit_rows(self, change: Callable[[list[Document]], object]) -> None:
+        rows = [json.loads(line) for line in self.data.read_text().splitlines()]
+        change(rows)
+        self.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def edit_weights(self, change: Callable[[dict[str, Tensor]], object]) -> None:
+        weights = {name: w.clone() for name, w in load_file(self.folder / WEIGHTS).items()}
+        change(weights)
+        (self.folder / WEIGHTS).unlink()
+        write_safetensors(self.folder / WEIGHTS, weights)
+
+    def rehash(self) -> None:
+        """Lets the certificate name the files as they are, so that what they hold is judged."""
+        files = {"config.json": self.folder / "config.json", WEIGHTS: self.folder / WEIGHTS}
+        for name, path in {**files, "dataset": self.data}.items():
+            self.certificate["files"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def verdict(self, *, rehash: bool = True) -> tuple[int, str]:
+        if rehash:
+            self.rehash()
+        self.path.write_text(json.dumps(self.certificate))
+        return self.run(str(self.path), str(self.folder), str(self.data))
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        self.capsys.readouterr()
+        status = checker.main(arguments)
+        out, errors = self.capsys.readouterr()
+        assert errors == ""
+        assert out.endswith("\n")
+        assert out.count("\n") == 1
+        word = ("PASS", "REJECT", "MALFORMED", "OUT OF RESOURCES")[status]
+        assert out.startswith(f"{word}: ")
+        return status, out.removeprefix(f"{word}: ").rstrip("\n")
+
+
+@pytest.fixture
+def case(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Case:
+    return Case(made, tmp_path, capsys)
+
+
+# What is certified is accepted
+
+
+def test_the_case_is_accepted(case: Case) -> None:
+    assert case.verdict(rehash=False) == (0, "4 layers, 2 examples, epsilon 1e-06")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "epsilon", "layers", "target", "dtype"),
+    [
+        (OPEN, 1e-6, 5, 2, torch.float64),
+        (OPEN, 1e-30, 4, 2, torch.float32),
+        (SINGLE, 0.25, 3, 1, torch.bfloat16),
+        (CHOICES, 1.9, 4, 1, torch.float32),
+        (CHOICES, 1e-3, 5, 1, torch.bfloat16),
+        (SINGLE, 1e-100, 4, 1, torch.float64),
+        (OPEN, 1e-12, 12, 9, torch.float32),
+    ],
+)
+def test_what_is_certified_is_accepted(
+    dataset: Dataset,
+    epsilon: float,
+    layers: int,
+    target: int,
+    dtype: torch.dtype,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    built = counterexample(dataset, epsilon=epsilon, layers=layers, target=target, dtype=dtype)
+    folder = built.save_pretrained(tmp_path / "built")
+    case = Case(Made(folder, certify(folder).to_json()), tmp_path, capsys)
+    expected = f"{layers} layers, {len(dataset.examples)} examples, epsilon {epsilon:g}"
+    assert case.verdict(rehash=False) == (0, expected)
+    case.certificate["epsilon"] = str(float(case.certificate["epsilon"]) * 1.01)
+    status, line = case.verdict()
+    assert (status, line.partition(":")[0]) == (1, "existence")
+
+
+def test_it_runs_as_an_isolated_program(case: Case) -> None:
+    """No site packages, no environment; and files behind symbolic links."""
+    links = case.folder.with_name("links")
+    links.mkdir()
+    for name in ("config.json", WEIGHTS, "dataset.jsonl"):
+        (links / name).symlink_to(case.folder / name)
+    case.path.write_text(json.dumps(case.certificate))
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        checker.__file__,
+        case.path,
+        links,
+        links / "dataset.jsonl",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "PASS: 4 layers, 2 examples, epsilon 1e-06\n"
+    done = subprocess.run(command[:-1], capture_output=True, text=True, cwd="/")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout == "MALFORMED: usage: python -I checker.py CERTIFICATE DIR DATA\n"
+
+
+def test_weaker_claims_are_accepted(case: Case) -> None:
+    c = case.certificate
+    c["margin_with"] = str(0.9 * float(c["margin_with"]))
+    c["probability_without"] = str(0.9 * float(c["probability_without"]))
+    c["deviation"] = "1e-7"
+    c["scores"][0] = {"low": "-1", "high": "3e0"}
+    c["scores"][TARGET]["low"] = "0"
+    c["runtime"] = c["runtime"][:1]
+    assert case.verdict()[0] == 0
+
+
+# Enclosures hold what a dense decoder computes
+
+
+def structured_weights(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    """Random weights of the form that the checker asks for, and otherwise as general as can be.
+
+    Grouped keys, norms that are not 1, one of them 0, an epsilon, wide and narrow gates.
+    """
+    draw = np.random.default_rng(seed)
+    width, units, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    heads, groups = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    touched, rest = 3, width - 3
+    layers: dict[str, np.ndarray] = {}
+    depth = config["num_hidden_layers"]
+    for index in range(depth):
+        last = index == depth - 1
+        name = f"model.layers.{index}"
+        norms = np.round(draw.uniform(0.5, 2, (2, width)), 3)
+        norms[:, -1] = 0
+        norms[:, 0] = 1
+        layers[f"{name}.input_layernorm"], layers[f"{name}.post_attention_layernorm"] = norms
+        for kind, rows in (("q", heads), ("k", groups), ("v", groups)):
+            matrix = draw.normal(size=(rows, width))
+            if kind != "v":
+                matrix[:, touched:] = 0
+            layers[f"{name}.self_attn.{kind}_proj"] = matrix if last or kind != "v" else 0 * matrix
+        layers[f"{name}.self_attn.o_proj"] = draw.normal(size=(width, heads)) / 4
+        reads, writes = (width, width) if last else (touched, touched)
+        gate, up, down = (np.zeros(shape) for shape in [(units, width)] * 2 + [(width, units)])
+        gate[:, :reads] = draw.normal(size=(units, reads))
+        up[:, :reads] = draw.normal(size=(units, reads))
+        down[:writes] = draw.normal(size=(writes, units)) / 4
+        if last:
+            gate[1:4, touched:] = 0  # steady units
+            gate[4:, 0] -= np.resize([0.5, 9, 30, 200], units - 4)  # silent ones
+        up[0], down[:, 1], gate[2] = 0, 0, 0  # inactive units
+        layers[f"{name}.mlp.gate_proj"], layers[f"{name}.mlp.up_proj"] = gate, up
+        layers[f"{name}.mlp.down_proj"] = down
+    embedding = np.zeros((config["vocab_size"], width))
+    embedding[:, :touched] = [2.0, -1.5, 0.0]
+    sizes = np.array([1.25, 0.5, 2.0, 0.0] * rest)[:rest]
+    for row in embedding:
+        row[touched:] = draw.permutation(sizes) * draw.choice([-1, 1], rest)
+    unembedding = draw.normal(size=embedding.shape)
+    unembedding[[1, 4]] = 0
+    ends = {"model.embed_tokens": embedding, "lm_head": unembedding}
+    ends["model.norm"] = draw.uniform(0.5, 2, width)
+    return {f"{name}.weight": torch.tensor(value) for name, value in {**layers, **ends}.items()}
+
+
+GENERAL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "dtype": "float64",
+    "torch_dtype": "float64",
+    "vocab_size": 7,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 0.03125,
+    "rope_theta": 50.5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 50.5},
+    "bos_token_id": 5,
+    "eos_token_id": 6,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+}
+
+
+class General(NamedTuple):
+    model: Model
+    dense: DenseDecoder
+    weights: dict[str, Tensor]
+
+
+@pytest.fixture(scope="session")
+def general(tmp_path_factory: pytest.TempPathFactory) -> General:
+    path = tmp_path_factory.mktemp("general") / WEIGHTS
+    weights = structured_weights(GENERAL, seed=1)
+    write_safetensors(path, weights)
+    config = read_config(json.dumps(GENERAL).encode(), "config.json")
+    tensors, digest = read_weights(str(path), config)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    dense = DenseDecoder(GENERAL, {n: w.numpy() for n, w in weights.items()}, 400)
+    return General(Model(config, tensors), dense, weights)
+
+
+def held(ball: Ball, value: Any, width: float) -> bool:
+    """Whether a ball holds a value of the dense decoder, and is not wider than that."""
+    (low, high), exact = ends_of(ball), ends(value)
+    return low <= exact.low <= exact.high <= high <= low + Fraction(width)
+
+
+def test_the_general_model_is_general(general: General) -> None:
+    """Every kind of hidden unit of the last layer occurs, and a tensor of each kind is used."""
+    reader = Reader(general.model, passage_of(general), 0, FOUND)
+    assert reader.steady == [2, 3]
+    assert sum(len(units) for units, _, _ in reader.parts) == 8
+    assert general.model.touched == {0, 1, 2}
+    assert general.model.layers[0].active == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+FOUND: checker.Sequences = [
+    ((5,), {0, 1}),
+    ((5, 2), set()),
+    ((5, 2, 2), {4}),
+    ((5, 2, 3), {6}),
+    ((5, 0, 1, 2, 3, 4, 0, 1, 2), {2, 3}),
+]
+
+
+def passage_of(general: General, removed: int = -1) -> Passage:
+    return Passage(general.model, 200, None, Ball.of(0, 200), removed)
+
+
+@pytest.mark.parametrize(("removed", "width"), [(-1, 1e-15), (1, 2e-2)])
+def test_enclosures_hold_what_the_dense_decoder_computes(
+    general: General, removed: int, width: float
+) -> None:
+    """Wide with a layer removed, where the gate of one hidden unit that is left out is near -10."""
+    passage = passage_of(general, removed)
+    reader = Reader(general.model, passage, 0, FOUND)
+    screened = {unit for units, _, _ in reader.parts for unit in units}
+    louds = []
+    screen = reader._screen
+
+    def spy(*arguments: Any) -> tuple[list[int], int]:
+        loud, size = screen(*arguments)
+        louds.append(set(loud))
+        return loud, size
+
+    reader._screen = spy  # type: ignore[method-assign]
+    read = list(reader.read(FOUND))
+    assert len(read) == len(FOUND)
+    for (tokens, wanted), (score, margins) in zip(FOUND, read, strict=True):
+        run = general.dense.run(tokens, removed=None if removed < 0 else removed)
+        at = len(tokens) - 1
+        assert held(score, run.scores[3][at], width)
+        assert len(margins) == len(wanted)
+        for token, margin in zip(wanted, margins, strict=True):
+            with precision(400):
+                expected = run.margin(at, token)
+            assert held(margin, expected, width)
+        for layer, enclosure in passage.scores.items():
+            assert held(enclosure, run.scores[layer][at], 1e-30)
+        assert passage.scores.keys() == run.scores.keys() - {3}
+    assert all(loud <= screened for loud in louds)
+    assert any(louds)
+    assert any(loud < screened for loud in louds)
+
+
+def test_more_effort_gives_narrower_enclosures(general: General) -> None:
+    widths = []
+    for attempt in (0, 4):
+        passage = Passage(general.model, 2000, None, Ball.of(0, 2000))
+        read = Reader(general.model, passage, attempt, FOUND).read(FOUND)
+        widths.append([Fraction(b.r, 2**b.p) for one, some in read for b in (one, *some)])
+    assert all(0 < b < a / 10**20 for a, b in zip(*widths, strict=True))
+
+
+@pytest.mark.parametrize("place", [(0, 0, 3), (2, 1, 7), (1, 2, 11)])
+def test_passages_over_an_interval_hold_those_of_its_weights(
+    general: General, place: tuple[int, int, int]
+) -> None:
+    layer, row, column = place
+    name = f"model.layers.{layer}.mlp.down_proj.weight"
+    low, high = Fraction(-1, 8), Fraction(1, 16)
+    one, four = (passage_over(general.model, 200, place, low, high, n) for n in (1, 4))
+    for weight in (low, high, Fraction(-3, 64)):
+        found = Passage(general.model, 200, place, Ball.of(weight, 200))
+        weights = {n: w.numpy().copy() for n, w in general.weights.items()}
+        weights[name][row, column] = float(weight)
+        run = DenseDecoder(GENERAL, weights, 400).run([5, 1, 3])
+        for index, ball in found.scores.items():
+            assert held(ball, run.scores[index][1], 1e-30)
+            for wide in (one, four):
+                assert inside(ball, wide.scores[index])
+        for wide in (one, four):
+            assert all(inside(ball, wide.stream[c]) for c, ball in found.stream.items())
+            assert inside(found.square, wide.square)
+    assert one.scores.keys() == four.scores.keys() == found.scores.keys()
+    assert sum(b.r for b in four.scores.values()) < sum(b.r for b in one.scores.values())
+
+
+def inside(ball: Ball, wide: Ball) -> bool:
+    return wide.ends()[0] <= ball.ends()[0] and ball.ends()[1] <= wide.ends()[1]
+
+
+def test_attention_undecided_when_weights_are_too_wide(general: General) -> None:
+    passage = passage_of(general)
+    passage.square = passage.square.widened(passage.square.m - 1)
+    with pytest.raises(Undecided):
+        list(Reader(general.model, passage, 0, FOUND).read(FOUND))
+
+
+def test_sequences() -> None:
+    row = SimpleNamespace(prompt=[3, 4], wanted=[1, 6], instead=[2, 6])
+    other = SimpleNamespace(prompt=[3], wanted=[4, 6], instead=[1, 6])
+    assert sequences([row, other], 5, "wanted", True) == [
+        ((5,), set()),
+        ((5, 3), {4}),
+        ((5, 3, 4), {1, 6}),
+        ((5, 3, 4, 1), {6}),
+    ]
+    assert sequences([row, other], 5, "instead", False) == [
+        ((5, 3), {1}),
+        ((5, 3, 4), {2}),
+        ((5, 3, 1), {6}),
+        ((5, 3, 4, 2), {6}),
+    ]
+
+
+# Tampered claims
+
+
+def changed(*path: str | int, to: Any) -> Callable[[Document], None]:
+    """Replaces a value of the certificate, by a function of what it was if `to` is one."""
+
+    def change(document: Any) -> None:
+        *parents, last = path
+        for key in parents:
+            document = document[key]
+        document[last] = to(document[last]) if callable(to) else to
+
+    return change
+
+
+def times(share: float) -> Callable[[str], str]:
+    return lambda number: str(float(number) * share)
+
+
+TAMPERED: dict[str, tuple[Callable[[Document], None], str]] = {
+    "epsilon above": (
+        changed("epsilon", to="1.001e-6"),
+        "existence: epsilon against the score at the other end: 0.000001001 is not less than ",
+    ),
+    "epsilon below": (
+        changed("epsilon", to="0.999e-6"),
+        "existence: the score at one end against epsilon: ",
+    ),
+    "epsilon 2": (changed("epsilon", to="2"), "files: target 1 or epsilon 2"),
+    "epsilon 0": (changed("epsilon", to="0"), "files: target 1 or epsilon 0"),
+    "target": (changed("target", to=2), "existence"),
+    "target 0": (changed("target", to=0), "files: target 0 or epsilon"),
+    "target last": (changed("target", to=3), "files: target 3 or epsilon"),
+    "examples": (changed("examples", to=3), "files: not those of the certificate"),
+    "hash": (
+        changed("files", "dataset", to=lambda h: h[:-1] + ("0" if h[-1] != "0" else "1")),
+        "files: not those of the certificate",
+    ),
+    "row": (changed("existence", "row", to=0), "existence: the weight 0.0 is zero, or not inside"),
+    "row outside": (changed("existence", "row", to=10**9), "existence: the weight 0.0 is zero"),
+    "column": (changed("existence", "column", to=1), "existence: the weight 0.0 is zero"),
+    "interval turned": (
+        lambda c: c["existence"].update(low=c["existence"]["high"], high=c["existence"]["low"]),
+        "existence: the weight ",
+    ),
+    "interval below the weight": (
+        lambda c: c["existence"].update(high=str(2 * float(c["existence"]["low"]) + 1e-9)),
+        "existence: the weight ",
+    ),
+    "interval without a sign change": (
+        lambda c: c["existence"].update(
+            low=str(float(c["existence"]["low"]) * 1.5),
+            high=str(float(c["existence"]["low"]) * 1.4),
+        ),
+        "existence",
+    ),
+    "score below its claim": (
+        changed("scores", 0, "low", to="0.9"),
+        "score of layer 0: 0.9 is not",
+    ),
+    "score above its claim": (changed("scores", 2, "high", to="1e-3"), "score of layer 2: "),
+    "last score below its claim": (changed("scores", 3, "low", to="1.9"), "score of layer 3: 1.9"),
+    "last score above its claim": (changed("scores", 3, "high", to="0.1"), "score of layer 3: "),
+    "target below its claim": (changed("scores", TARGET, "low", to="1e-5"), "score of layer 1: "),
+    "target above its claim": (changed("scores", TARGET, "high", to="1e-7"), "score of layer 1: "),
+    "deviation": (changed("deviation", to="1e-30"), "deviation: "),
+    "negative deviation": (changed("deviation", to=lambda d: f"-{d}"), "deviation: "),
+    "margin with": (changed("margin_with", to=times(1.01)), "margin_with: "),
+    "margin without": (changed("margin_without", to=times(1.01)), "margin_without: "),
+    "no margin": (changed("margin_with", to="0"), "zero against margin_with: 0 is not less than 0"),
+    "probability with": (changed("probability_with", to="0.99999999"), "probability_with: "),
+    "probability without": (changed("probability_without", to="1"), "probability_without: "),
+    "choices with": (
+        changed("probability_with", to="0.3"),
+        "choices by probability_with: 0.7 is not less than 0.027",
+    ),
+    "choices without": (
+        changed("probability_without", to="-10"),
+        "choices by probability_without: 11 is not less than 0",
+    ),
+    "measured above": (
+        changed("runtime", 0, "scores", 0, "high", to=times(1.001)),
+        "runtime: float32: layer 0: ",
+    ),
+    "measured below": (
+        changed("runtime", 0, "scores", 3, "low", to=times(0.99)),
+        "runtime: float32: layer 3: ",
+    ),
+    "measured by float64": (
+        changed("runtime", 1, "scores", TARGET, "high", to=times(1.000001)),
+        "runtime: float64: layer 1: ",
+    ),
+    "measured turned": (
+        lambda c: c["runtime"][0]["scores"][0].update(
+            low=c["scores"][0]["high"], high=c["scores"][0]["low"]
+        ),
+        "runtime: float32: layer 0: ",
+    ),
+    "measured probability": (
+        changed("runtime", 0, "probability_with", to="0.9"),
+        "runtime: float32: probability_with 0.9",
+    ),
+    "measured probability without": (
+        changed("runtime", 1, "probability_without", to="0.9"),
+        "runtime: float64: probability_without 0.9",
+    ),
+    "measured probability above 1": (
+        changed("runtime", 0, "probability_without", to="1.000001"),
+        "runtime: float32: probability_without 1.000001",
+    ),
+    "score error": (changed("runtime", 0, "score_error", to="1.001e-5"), "runtime: float32 of a "),
+    "probability error": (
+        changed("runtime", 1, "probability_error", to="1.001e-3"),
+        "runtime: float64 of a float32 model",
+    ),
+    "negative error": (changed("runtime", 0, "score_error", to="-1e-9"), "runtime: float32 of a "),
+    "another dtype": (
+        changed("runtime", 0, "dtype", to="bfloat16"),
+        "runtime: bfloat16 of a float32 model, or the errors that it states",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_tampered_claim_is_rejected(case: Case, name: str) -> None:
+    change, line = TAMPERED[name]
+    change(case.certificate)
+    status, found = case.verdict(rehash=False)
+    assert status == 1
+    assert found.startswith(line)
+
+
+def test_the_number_of_layers_must_agree(case: Case) -> None:
+    c = case.certificate
+    c["layers"] = 5
+    for one in (c, *c["runtime"]):
+        one["scores"].append(one["scores"][-1])
+    status, line = case.verdict()
+    assert (status, line.partition(":")[0]) == (1, "files")
+
+
+@pytest.mark.parametrize(
+    ("path", "bound"),
+    [(("scores", layer, end), layer) for layer in range(LAYERS) for end in ("low", "high")],
+)
+def test_claims_hold_up_to_the_enclosure(case: Case, path: tuple[Any, ...], bound: int) -> None:
+    """Half the claimed bound's distance is accepted or open; past the enclosure it is rejected."""
+    low, high = (float(case.certificate["scores"][bound][end]) for end in ("low", "high"))
+    other = high if path[-1] == "low" else low
+    changed(*path, to=repr(other))(case.certificate)
+    assert case.verdict()[0] == 1
+
+
+def test_errors_as_large_as_allowed_are_accepted(case: Case) -> None:
+    for entry, errors in zip(
+        case.certificate["runtime"], [("1e-5", "1e-3"), ("1e-12", "0.001")], strict=True
+    ):
+        entry["score_error"], entry["probability_error"] = errors
+    assert case.verdict()[0] == 0
+
+
+# Tampered files
+
+
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS, "dataset.jsonl"])
+def test_files_are_those_of_the_certificate(case: Case, name: str) -> None:
+    path = case.folder / name
+    if name == WEIGHTS:
+        case.edit_weights(lambda w: w["model.layers.0.self_attn.q_proj.weight"].fill_(1))
+    else:
+        path.write_bytes(path.read_bytes() + b"\n")
+    status, line = case.verdict(rehash=False)
+    assert status == 1
+    assert line.startswith("files: not those of the certificate")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in line
+
+
+def test_one_other_label_is_rejected(case: Case) -> None:
+    case.edit_rows(lambda rows: rows[0].update(label=[2, 1]))
+    status, line = case.verdict()
+    assert (status, line.partition(":")[0]) == (1, "margin_with")
+
+
+def test_one_other_distractor_is_rejected(case: Case) -> None:
+    case.edit_rows(lambda rows: rows[1].update(distractor=[2]))
+    status, line = case.verdict()
+    assert (status, line.partition(":")[0]) == (1, "margin_without")
+
+
+@given(data=st.data())
+def test_no_weight_that_matters_can_be_changed(
+    made: Made, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Any nonzero weight of layers 1..L-2, with another sign, doubled or zero.
+
+    (In layer 0 a hidden unit reads the second coordinate of the filler, which is still zero.)
+    """
+    weights = {n: w.clone() for n, w in load_file(made.folder / WEIGHTS).items()}
+    names = [
+        f"model.layers.{layer}.mlp.{kind}_proj.weight"
+        for layer in range(1, LAYERS - 1)
+        for kind in ("gate", "up", "down")
+    ]
+    weight = weights[data.draw(st.sampled_from(names))]
+    row, column = data.draw(st.sampled_from(weight.nonzero().tolist()))
+    weight[row, column] *= data.draw(st.sampled_from([-1, 2, 0]))
+    folder = tmp_path_factory.mktemp("changed")
+    for name in ("config.json", "dataset.jsonl"):
+        shutil.copy(made.folder / name, folder)
+    save_file(weights, folder / WEIGHTS)
+    certificate = json.loads(json.dumps(made.certificate))
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    certificate["files"][WEIGHTS] = digest
+    (folder / "c.json").write_text(json.dumps(certificate))
+    with pytest.raises(Verdict) as error:
+        checker.check(str(folder / "c.json"), str(folder), str(folder / "dataset.jsonl"))
+    assert error.value.args[0] == 1
+
+
+LAST = f"model.layers.{LAYERS - 1}"
+READER: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "zero answer": lambda w: w["lm_head.weight"][0].zero_(),
+    "mute": lambda w: w[f"{LAST}.mlp.down_proj.weight"].zero_(),
+    "deaf": lambda w: w[f"{LAST}.self_attn.o_proj.weight"].zero_(),
+    "no values": lambda w: w[f"{LAST}.self_attn.v_proj.weight"].zero_(),
+    "uniform attention": lambda w: w[f"{LAST}.self_attn.q_proj.weight"].zero_(),
+    "turned answers": lambda w: w["lm_head.weight"].neg_(),
+    "norm": lambda w: w["model.norm.weight"].mul_(0.5),
+    "gates": lambda w: w[f"{LAST}.mlp.gate_proj.weight"].mul_(0.25),
+}
+
+
+@pytest.mark.parametrize("name", READER)
+def test_a_reader_that_cannot_read_is_rejected(case: Case, name: str) -> None:
+    case.edit_weights(READER[name])
+    status, line = case.verdict()
+    assert status == 1
+    assert line.startswith(("margin_with", "score of layer 3"))
+
+
+STRUCTURE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "attention": (
+        lambda w: [w[f"model.layers.2.self_attn.{x}_proj.weight"][0].fill_(1) for x in "vo"],
+        "structure: layer 2 attends, but only the last may",
+    ),
+    "queries": (
+        lambda w: w[f"{LAST}.self_attn.q_proj.weight"][1, 5:7].fill_(1),
+        "structure: the last layer attends by 5",
+    ),
+    "keys": (
+        lambda w: w[f"{LAST}.self_attn.k_proj.weight"][0, 6].fill_(-1),
+        "structure: the last layer attends by 6",
+    ),
+    "embedding": (
+        lambda w: w["model.embed_tokens.weight"][2, 3].add_(1),
+        "structure: the layers tell token 2 from token 0",
+    ),
+    "norm": (
+        lambda w: w["model.embed_tokens.weight"][3, -1].fill_(1e-30),
+        "structure: the layers tell token 3 from token 0",
+    ),
+    "read": (
+        lambda w: w["model.layers.0.mlp.gate_proj.weight"][0, 5].fill_(1e-9),
+        "structure: the layers tell token ",
+    ),
+    "read by up": (
+        lambda w: w["model.layers.0.mlp.up_proj.weight"][1, 5].fill_(1e-9),
+        "structure: the layers tell token ",
+    ),
+    "written": (
+        lambda w: w["model.layers.0.mlp.down_proj.weight"][5, 0].fill_(1e-9),
+        "structure: the layers tell token ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURE)
+def test_another_structure_is_rejected(case: Case, name: str) -> None:
+    change, line = STRUCTURE[name]
+    case.edit_weights(change)
+    status, found = case.verdict()
+    assert status == 1
+    assert found.startswith(line)
+
+
+IRRELEVANT: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "queries of a layer that does not attend": (
+        lambda w: w["model.layers.0.self_attn.q_proj.weight"].fill_(1)
+    ),
+    "values that are not put out": lambda w: w["model.layers.1.self_attn.v_proj.weight"].fill_(1),
+    "outputs of no values": lambda w: w["model.layers.2.self_attn.o_proj.weight"].fill_(1),
+    "gate of a unit that does not write": (
+        lambda w: w["model.layers.0.mlp.gate_proj.weight"][5, 6].fill_(9)
+    ),
+    "up of a unit that does not write": (
+        lambda w: w["model.layers.0.mlp.up_proj.weight"][5, 6].fill_(9)
+    ),
+    "minus zero": lambda w: w["model.layers.0.mlp.down_proj.weight"][5, :].fill_(-0.0),
+}
+
+
+@pytest.mark.parametrize("name", IRRELEVANT)
+def test_weights_that_do_nothing_may_be_anything(case: Case, name: str) -> None:
+    case.edit_weights(IRRELEVANT[name])
+    assert case.verdict()[0] == 0
+
+
+def test_another_epsilon_of_the_norm_is_rejected(case: Case) -> None:
+    case.edit_json(lambda config: config.update(rms_norm_eps=0.01))
+    assert case.verdict()[0] == 1
+
+
+# Precision and resources
+
+
+def test_what_holds_of_a_part_of_the_interval_is_not_accepted(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond zero the weight turns the answers, but its other end and its shipped value do not."""
+    monkeypatch.setattr(checker, "ATTEMPTS", 2)
+    case.certificate["existence"]["high"] = "1e-9"
+    status, line = case.verdict()
+    assert (status, line.partition(":")[0]) == (3, "undecided at the largest precision")
+
+
+def test_open_comparisons_ask_for_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    judge = checker.judge
+
+    def spy(claims: Any, model: Any, rows: Any, attempt: int) -> None:
+        tried.append(attempt)
+        if attempt < 2:
+            raise Undecided("so far")
+        judge(claims, model, rows, attempt)
+
+    monkeypatch.setattr(checker, "judge", spy)
+    assert case.verdict()[0] == 0
+    assert tried == [0, 1, 2]
+
+
+def test_precision_is_limited(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def never(claims: Any, model: Any, rows: Any, attempt: int) -> None:
+        tried.append(attempt)
+        raise Undecided(f"attempt {attempt}")
+
+    monkeypatch.setattr(checker, "judge", never)
+    assert case.verdict() == (3, "undecided at the largest precision: attempt 5")
+    assert tried == [0, 1, 2, 3, 4, 5]
+
+
+def test_attempts_double_the_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims, model, rows = read_case(case)
+    used: list[tuple[int, int, int]] = []
+    over, reader = checker.passage_over, checker.Reader
+
+    def spy_over(model: Any, p: int, place: Any, low: Any, high: Any, n: int) -> Passage:
+        used.append((p, n, -1))
+        return over(model, p, place, low, high, n)
+
+    def spy_reader(model: Any, passage: Any, attempt: int, found: Any) -> Reader:
+        made = reader(model, passage, attempt, found)
+        used.append((made.p, made.silent, made.unit))
+        return made
+
+    monkeypatch.setattr(checker, "passage_over", spy_over)
+    monkeypatch.setattr(checker, "Reader", spy_reader)
+    for attempt in (0, 1, 3):
+        used.clear()
+        checker.judge(claims, model, rows, attempt)
+        scale = 2**attempt
+        reading = (96 * scale, 10 * scale, 32 * scale)
+        assert used == [(164 * scale, min(4**attempt, 64), -1), reading, reading]
+
+
+def read_case(case: Case) -> tuple[SimpleNamespace, Model, list[SimpleNamespace]]:
+    case.path.write_text(json.dumps(case.certificate))
+    config = read_config((case.folder / "config.json").read_bytes(), "config.json")
+    tensors, _ = read_weights(str(case.folder / WEIGHTS), config)
+    rows = read_data(case.data.read_bytes(), "dataset.jsonl", config)
+    return checker.read_certificate(str(case.path)), Model(config, tensors), rows
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (MemoryError(), 3, "MemoryError()"),
+        (KeyboardInterrupt(), 3, "KeyboardInterrupt()"),
+        (ZeroDivisionError("a\nb"), 1, r"unexpected: ZeroDivisionError('a\nb')"),
+        (RecursionError(), 1, "unexpected: RecursionError()"),
+        (Verdict(1, "two\nlines é \ud800"), 1, "two lines \\xe9 \\ud800"),
+    ],
+)
+def test_there_is_always_one_line(
+    case: Case, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, line: str
+) -> None:
+    def fail(*_: str) -> str:
+        raise error
+
+    monkeypatch.setattr(checker, "check", fail)
+    assert case.run("a", "b", "c") == (status, line)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_usage(case: Case, count: int) -> None:
+    assert case.run(*["x"] * count) == (2, "usage: python -I checker.py CERTIFICATE DIR DATA")
+
+
+# Comparisons
+
+
+def test_less() -> None:
+    def interval(low: int, high: int) -> Ends:
+        return Fraction(low, 7), Fraction(high, 7)
+
+    checker.less("c", interval(1, 2), interval(3, 4))
+    checker.less("c", Fraction(1, 3), interval(3, 4))
+    with pytest.raises(Verdict) as error:
+        checker.less("c", interval(3, 4), interval(1, 3))
+    line = "c: 0.428571428571 to 0.571428571429 is not less than 0.142857142857 to 0.428571428571"
+    assert error.value.args == (1, line)
+    with pytest.raises(Verdict, match="c: 2 is not less than 2"):
+        checker.less("c", Fraction(2), Fraction(2))
+    with pytest.raises(Undecided, match=r"c: 0.14.* to 0.28.* is not less than 0.28.* to 0.42"):
+        checker.less("c", interval(1, 2), interval(2, 3))
+    with pytest.raises(Undecided):
+        checker.less("c", interval(1, 4), interval(2, 3))
+    with pytest.raises(Undecided):
+        checker.less("c", interval(2, 4), interval(1, 3))
+
+
+def test_shown_numbers_may_be_of_any_size() -> None:
+    assert checker.shown(Fraction(10) ** 5000, Fraction(10) ** 5000) == "1.00000000000e+5000"
+    assert checker.shown(Fraction(-1, 3), Fraction(1, 10**600)) == "-0.333333333333 to 1e-600"
+
+
+def test_within() -> None:
+    found = [(Fraction(1), Fraction(4)), (Fraction(2), Fraction(3))]
+    assert checker.within("c", found, Fraction(0), Fraction(5)) == (1, 4)
+    with pytest.raises(Undecided):  # one number is at most 3
+        checker.within("c", found, Fraction(2), Fraction(5))
+    with pytest.raises(Verdict):
+        checker.within("c", found, Fraction(3), Fraction(5))
+    with pytest.raises(Undecided):  # one number is at least 2
+        checker.within("c", found, Fraction(0), Fraction(3))
+    with pytest.raises(Verdict):
+        checker.within("c", found, Fraction(0), Fraction(2))
+
+
+def test_probability_of_a_margin() -> None:
+    """Two tokens, margin 2: between 0.880797 and 0.880798."""
+    claims = SimpleNamespace(margin_with=Fraction(1), probability_with=Fraction("0.880797"))
+    model: Any = SimpleNamespace(config=SimpleNamespace(vocab_size=2))
+    rows = [SimpleNamespace(choices=[], wanted=[1], instead=[2])]
+    margins = [(Fraction(2), Fraction(2)), (Fraction(3), Fraction(3))]
+    checker.judge_answers(claims, "with", margins, rows, model)
+    claims.probability_with = Fraction("0.880798")
+    with pytest.raises(
+        Verdict, match=r"probability_with: 0.880798 is not less than 0.880797077978"
+    ):
+        checker.judge_answers(claims, "with", margins, rows, model)
+    claims.probability_with = Fraction("0.880797")
+    model.config.vocab_size = 3
+    with pytest.raises(Verdict, match=r"probability_with: 0.880797 is not less than 0.7869860421"):
+        checker.judge_answers(claims, "with", margins, rows, model)
+
+
+def test_choices_count_the_longest_answer() -> None:
+    """p = 0.7: p^3 = 0.343 > 0.3 > p^4 = 0.2401."""
+    claims = SimpleNamespace(margin_with=Fraction(1), probability_with=Fraction("0.7"))
+    model: Any = SimpleNamespace(config=SimpleNamespace(vocab_size=2))
+    margins = [(Fraction(2), Fraction(2))]
+    short = SimpleNamespace(choices=[[1]], wanted=[1], instead=[2, 2, 2])
+    checker.judge_answers(claims, "with", margins, [short, short], model)
+    long = SimpleNamespace(choices=[[1]], wanted=[1, 1, 1, 1], instead=[2])
+    with pytest.raises(Verdict, match=r"choices by probability_with: 0.3 is not less than 0.2401"):
+        checker.judge_answers(claims, "with", margins, [short, long], model)
+
+
+def test_matrix_entries() -> None:
+    for dtype, raw in (
+        ("float32", np.array([[0, 1.5], [0, 0], [-2, 0.1]], "<f4")),
+        ("float64", np.array([[0, 1.5], [0, 0], [-2, 0.1]], "<f8")),
+    ):
+        matrix = Matrix([3, 2], dtype)
+        matrix.rows = {i: raw[i].tobytes() for i in (0, 2)}
+        assert matrix.row(0) == {1: 1.5}
+        assert matrix.row(1) == {}
+        assert matrix.row(2) == {0: -2.0, 1: float(raw[2, 1])}
+        assert matrix.column(0) == {2: -2.0}
+        assert matrix.column(1) == {0: 1.5, 2: float(raw[2, 1])}
+        assert matrix.used_columns() == {0, 1}
+    halves = torch.tensor([1.5, -3.0e38, 0.1], dtype=torch.bfloat16)
+    matrix = Matrix([3], "bfloat16")
+    matrix.rows = {0: halves.view(torch.int16).numpy().tobytes()}
+    assert matrix.row(0) == dict(enumerate(halves.tolist()))
+    assert matrix.column(2) == {0: float(halves[2])}
