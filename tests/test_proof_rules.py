@@ -112,11 +112,8 @@ def test_the_table_tells_what_failed_or_did_not_run(rules: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (
-            '@pytest.mark.proves("lem:gone", method="hand")\n',
-            "proves lem:gone, which is not stated",
-        ),
-        ('@pytest.mark.proves("lem:flip", method="hand")\n', "lem:linear-map has no proof"),
+        ("lem:gone", "proves lem:gone, which is not stated"),
+        ("lem:flip", "lem:linear-map has no proof"),
     ],
 )
 def test_pytest_refuses_to_run(tmp_path: Path, label: str, message: str) -> None:
