@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -509,6 +508,17 @@ def fuzz(folder: Path, count: int, seed: int) -> Document:
 
 # Times
 
+# Runs a program as `python -I` does, and then says how much memory it took.
+MEASURED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    lines = open("/proc/self/status").readlines()
+    print(*(line for line in lines if line.startswith("VmHWM")), file=sys.stderr)
+"""
+
 
 def times(folder: Path) -> Document:
     """Seconds of one thread, and peak memory of the standard-library checker."""
@@ -527,10 +537,10 @@ def times(folder: Path) -> Document:
         certificate, certify_seconds = _timed(lambda made=made: certify(made))
         certificate.write(made / "certificate.json")
         status, flint_seconds = _timed(lambda made=made: _flint(made))
-        paths = [made / "certificate.json", made, made / "dataset.jsonl"]
-        command = [sys.executable, "-I", checker.__file__, *map(str, paths)]
+        paths = [str(made / file) for file in ("certificate.json", "", "dataset.jsonl")]
+        command = [sys.executable, "-I", "-c", MEASURED, checker.__file__, *paths]
         done, seconds = _timed(lambda c=command: subprocess.run(c, capture_output=True, text=True))
-        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        memory = int(done.stderr.split()[1]) * 1024
         found[name] = {
             "examples": len(dataset.examples),
             "file_bytes": (made / WEIGHTS).stat().st_size,
