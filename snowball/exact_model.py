@@ -462,7 +462,8 @@ def _doubles(raw: NDArray[Any]) -> Doubles:
     """The same numbers in float64; BF16, of which numpy knows nothing, is the upper half of F32."""
     if raw.dtype == np.uint16:
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
-    return raw.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaNs, which are refused by name
+        return raw.astype(np.float64)
 
 
 def _shapes(config: Config) -> dict[str, Any]:

@@ -286,6 +286,14 @@ def test_numbers_that_are_not_finite_are_refused(folder: Path, value: float) -> 
         read_model(folder)
 
 
+def test_a_signalling_nan_is_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-4] + struct.pack("<I", 0x7FA00000))
+    with pytest.raises(MalformedError, match="holds NaN or infinity"):
+        read_model(folder)
+
+
 def test_another_dtype_than_the_config_says_is_refused(folder: Path) -> None:
     change_config(folder, dtype="float64", torch_dtype="float64")
     with pytest.raises(MalformedError, match=r"F32, but config.json says float64"):
