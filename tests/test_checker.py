@@ -331,13 +331,13 @@ FOUND: checker.Sequences = [
 ]
 
 
-def passage_of(general: General, removed: int = -1) -> Passage:
-    return Passage(general.model, 200, None, Ball.of(0, 200), removed)
+def passage_of(general: General, removed: int | None = None) -> Passage:
+    return Passage(general.model, 200, removed=removed)
 
 
-@pytest.mark.parametrize(("removed", "width"), [(-1, 1e-15), (1, 2e-2)])
+@pytest.mark.parametrize(("removed", "width"), [(None, 1e-15), (1, 2e-2)])
 def test_enclosures_hold_what_the_dense_decoder_computes(
-    general: General, removed: int, width: float
+    general: General, removed: int | None, width: float
 ) -> None:
     """Wide with a layer removed, where the gate of one hidden unit that is left out is near -10."""
     passage = passage_of(general, removed)
@@ -355,7 +355,7 @@ def test_enclosures_hold_what_the_dense_decoder_computes(
     read = list(reader.read(FOUND))
     assert len(read) == len(FOUND)
     for (tokens, wanted), (score, margins) in zip(FOUND, read, strict=True):
-        run = general.dense.run(tokens, removed=None if removed < 0 else removed)
+        run = general.dense.run(tokens, removed)
         at = len(tokens) - 1
         assert held(score, run.scores[3][at], width)
         assert len(margins) == len(wanted)
@@ -374,7 +374,7 @@ def test_enclosures_hold_what_the_dense_decoder_computes(
 def test_more_effort_gives_narrower_enclosures(general: General) -> None:
     widths = []
     for attempt in (0, 4):
-        passage = Passage(general.model, 2000, None, Ball.of(0, 2000))
+        passage = Passage(general.model, 2000)
         read = Reader(general.model, passage, attempt, FOUND).read(FOUND)
         widths.append([Fraction(b.r, 2**b.p) for one, some in read for b in (one, *some)])
     assert all(0 < b < a / 10**20 for a, b in zip(*widths, strict=True))
