@@ -297,7 +297,7 @@ def _measured(subject: Subject, target: int, dtype: str) -> Runtime:
     scores, intact, without = measure_layer(_decoder(config, weights), dataset, target)
     return Runtime(
         dtype=dtype,
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         scores=tuple(Bounds(_float(s.cosine.least), _float(s.cosine.largest)) for s in scores),
         probability_with=_float(intact.least_probability_label),
         probability_without=_float(without.least_probability_distractor),

@@ -102,7 +102,7 @@ def counterexample(
             violated inequality, the two closest examples and a remedy are named).
         DatasetError: two rows contradict each other along their answers.
 
-    Source: arXiv 2605.14075, Theorem 1.
+    Source: arXiv 2605.14075, Theorem 1. Proof: thm:snowball.
     """
     _check_arguments(epsilon, layers, target, dtype)
     _check_vocabulary(dataset, dtype)

@@ -341,7 +341,10 @@ def _readout(
     firing: float,
     dtype: torch.dtype,
 ) -> ReadoutDesign:
-    """Answers small against the norm, an unembedding large enough for the confidence."""
+    """Answers small against the norm, an unembedding large enough for the confidence.
+
+    Proof: lem:recall, lem:confidence, lem:choices.
+    """
     answer_size = math.sqrt(plan.answer_square / (5 * answers.width))
     # A label of m tokens beats every other choice if the misses of its tokens sum to little.
     longest = 1 + max(len(example.label) for example in dataset.examples)

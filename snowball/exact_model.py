@@ -68,7 +68,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "tie_word_embeddings": (False,),
-    "attention_dropout": (0, None),
+    "attention_dropout": (0, 0.0, None),
     "pretraining_tp": (1, None),
     "rope_scaling": (None,),
     "quantization_config": (None,),
@@ -98,7 +98,7 @@ def read_config(folder: Path) -> Config:
         raise MalformedError(f"{path}: must be a JSON object")
     for key, value in entries.items():
         if key in _FIXED:
-            if not any((value == v and type(value) is not bool) or value is v for v in _FIXED[key]):
+            if not any(type(value) is type(v) and value == v for v in _FIXED[key]):
                 raise MalformedError(f"{path}: {key}={value!r} is not understood")
         elif key not in _READ and key not in _IGNORED:
             raise MalformedError(f"{path}: unknown key {key!r}, which might change the computation")

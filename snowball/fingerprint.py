@@ -4,6 +4,8 @@ A *fingerprint* is the concatenation of the sign codes of the tokens at a few di
 of a sequence. Two nodes are *separated* by `t` if the codes of their tokens differ in at least `t`
 signs in total, counted only over distances that lie inside both (BOS included). The last condition
 makes the separation independent of what an attention head reads where the distance lies before BOS.
+
+Proof: lem:separation, lem:recall-gate.
 """
 
 from __future__ import annotations

@@ -91,6 +91,8 @@ def linear_map(
 
     The gates read only the constant, so that each has the fixed value `silu(g)`:
     `gate = g/rho`, `up = inner/rho`, `down = outer/silu(g)`, with g the stationary gate.
+
+    Proof: lem:linear-map; where the norm is smaller than R, lem:update-factor.
     """
     rho = norm_factor(layer.stream.width, norm)
     units = layer.take_units(len(inner))
@@ -105,6 +107,8 @@ def rotation(layer: LayerWeights, norm: float, plane: slice, angle: float) -> No
 
     Keeps every norm. On a token whose part in the plane has length U the score of this rotation
     alone is `(U^2 / R^2) (1 - cos angle)`.
+
+    Proof: lem:rotation-norm, lem:rotation-score, lem:rotation-range.
     """
     # cos - 1 = -2 sin^2(angle/2) keeps its precision at small angles.
     away = -2 * math.sin(angle / 2) ** 2
@@ -117,13 +121,18 @@ def flip(layer: LayerWeights, norm: float, switch: slice, half: float) -> None:
     """Adds `2h` to the switch: `s = -h` becomes `s = +h`, and no norm changes.
 
     The score of this flip alone is `2 h^2 / R^2` at every token.
+
+    Proof: lem:flip.
     """
     one = torch.ones(1, 1, dtype=torch.float64)
     linear_map(layer, norm, layer.stream["const"], switch, one, 2 * half * one)
 
 
 def amplifier(layer: LayerWeights, norm: float, switch: slice, gain: float) -> None:
-    """Multiplies the switch: `s <- g s`. It keeps the sign, and |s| the same for both signs."""
+    """Multiplies the switch: `s <- g s`. It keeps the sign, and |s| the same for both signs.
+
+    Proof: lem:mirror, lem:divergence.
+    """
     one = torch.ones(1, 1, dtype=torch.float64)
     linear_map(layer, norm, switch, switch, one, (gain - 1) * one)
 
@@ -154,6 +163,8 @@ def gather(
     least `1 - N exp(-A sharpness)` whenever that token exists. One value head, shared by all,
     carries the code; `x[context block h] += scale * rho * code[layout]`, with the layout of
     `context_layout`.
+
+    Proof: lem:kernel, lem:copy.
     """
     stream = layer.stream
     rho, head_dim = norm_factor(stream.width, norm), layer.key.shape[0]
@@ -195,6 +206,8 @@ def recall(
     from the last block, which must lie inside every node (distance 0). All gate weights are small
     integers times a power of two, exact in every dtype. Unit i multiplies its silu(gate) by
     `up_i * x[up_reads_i]` and adds that times column i of `down` to the answer.
+
+    Proof: lem:recall-gate, lem:silu-leak, lem:recall.
     """
     stream, layout = layer.stream, context_layout(signs.shape[2])
     keys = layer.gate[units, stream["context"]].unflatten(1, (-1, len(layout)))  # in place

@@ -361,6 +361,7 @@ class _Units:
                 for stream, _ in streams
             ]
         )
+        found = found.reshape(len(streams), len(columns), 2)
         return found[:, :, 0], found[:, :, 1]
 
     def evaluate(

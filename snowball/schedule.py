@@ -14,6 +14,8 @@ With `q = 1 - epsilon/2`, the share of the squared norm that need not be filler:
 
 so that the filler always holds more than `epsilon/2 + q/4` of the squared norm, and every other
 layer can reach the score `epsilon + q/2` by rotating the filler.
+
+Proof: lem:filler-share, lem:target-score, lem:other-scores, lem:reader-score, lem:divergence.
 """
 
 from __future__ import annotations

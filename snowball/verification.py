@@ -33,7 +33,7 @@ def guarantees(
 ) -> tuple[Guarantee, ...]:
     """Judges clauses (a) to (e) of Theorem 1, and (f), which this construction adds.
 
-    Source: arXiv 2605.14075, Theorem 1.
+    Source: arXiv 2605.14075, Theorem 1. Proof of (a) to (e): thm:snowball.
     """
     return (
         _score_is_epsilon(found, epsilon, target, dtype),

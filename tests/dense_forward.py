@@ -11,7 +11,6 @@ from flint import arb, ctx
 from numpy.typing import NDArray
 
 Balls = NDArray[Any]  # of arb
-ctx.pretty = False
 
 
 class DenseDecoder:
@@ -94,4 +93,4 @@ class Run:
 
 
 def _score(x: Balls, y: Balls) -> arb:
-    return 1 - sum(x * y) / (sum(x * x) * sum(y * y)).sqrt()
+    return 1 - (x * y).sum() / ((x * x).sum() * (y * y).sum()).sqrt()

@@ -359,15 +359,15 @@ def test_the_score_is_one_less_the_cosine(x: list[Fraction], w: list[Fraction]) 
     size = min(len(x), len(w))
     x, w = x[:size], w[:size]
     y = [a + b for a, b in zip(x, w, strict=True)]
-    square, after = (sum(a * a for a in v) for v in (x, y))
+    square, after = (sum((a * a for a in v), Fraction(0)) for v in (x, y))
     if not square or not after:
         return
-    inner = sum(a * b for a, b in zip(x, w, strict=True))
+    inner = sum((a * b for a, b in zip(x, w, strict=True)), Fraction(0))
     with precision(200):
         score = cosine_score(
-            ball(square), ball(Fraction(inner)), ball(Fraction(sum(b * b for b in w))), ball(after)
+            ball(square), ball(inner), ball(sum((b * b for b in w), Fraction(0))), ball(after)
         )
-        cosine = ball(Fraction(square + inner)) / (ball(square) * ball(after)).sqrt()
+        cosine = ball(square + inner) / (ball(square) * ball(after)).sqrt()
         assert (1 - score).overlaps(cosine)
         assert score.rad() < 1e-30
 

@@ -1,0 +1,160 @@
+"""`@pytest.mark.proves(label, method=...)`: which statement a test proves, and how.
+
+Collection fails on a label that is not stated, a method that is not known, a statement without
+proof, one for infinitely many cases that has instances only, a circular proof, and a statement that
+is missing in the prose. The table of all proofs stands at the end of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+from statements import STATEMENTS, Statement
+
+HERE = Path(__file__).parent
+PROSE = HERE / "snowball.md"
+METHODS = {
+    "symbolic": "sympy, for all values of the variables",
+    "smt": "z3 decides the negation unsatisfiable over the reals",
+    "exhaustive": "every case of a finite statement",
+    "hand": "proved in snowball.md; no tool checks this step",
+    "ball": "one instance, by certified ball arithmetic",
+    "check": "sampled or finite part of an infinite statement; never a proof",
+}
+INSTANCES = {"ball", "check"}
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One test that claims to prove a statement."""
+
+    label: str
+    method: str
+    node: str
+    where: str
+
+
+def problems(
+    statements: Sequence[Statement], proofs: Sequence[Proof], prose: str, *, complete: bool
+) -> Iterator[str]:
+    """What is wrong with a set of proofs; `complete` says that all of them have been collected."""
+    known = {statement.label: statement for statement in statements}
+    if len(known) < len(statements):
+        yield "two statements have the same label"
+    for statement in statements:
+        for label in statement.uses:
+            if label not in known:
+                yield f"{statement.label} uses {label}, which is not stated"
+        if f"`{statement.label}`" not in prose:
+            yield f"{statement.label} is missing in {PROSE.name}"
+    for proof in proofs:
+        if proof.label not in known:
+            yield f"{proof.where} proves {proof.label}, which is not stated"
+        if proof.method not in METHODS:
+            yield f"{proof.where}: the method {proof.method!r} is none of {', '.join(METHODS)}"
+    try:
+        TopologicalSorter({s.label: s.uses for s in statements}).prepare()
+    except CycleError as error:
+        yield f"circular proof: {' uses '.join(error.args[1])}"
+    if complete:
+        yield from _unproved(statements, proofs)
+
+
+def _unproved(statements: Sequence[Statement], proofs: Sequence[Proof]) -> Iterator[str]:
+    for statement in statements:
+        methods = {proof.method for proof in proofs if proof.label == statement.label}
+        if not statement.needs_proof:
+            continue
+        if not methods - {"check"}:
+            yield f"{statement.label} has no proof"
+        elif statement.infinite and not methods - INSTANCES:
+            yield f"{statement.label} is about infinitely many cases, and has instances only"
+
+
+def proofs_of(items: Iterable[pytest.Item]) -> list[Proof]:
+    found = []
+    for item in items:
+        for mark in item.iter_markers("proves"):
+            path, line, _ = item.location
+            where = f"{Path(path).name}:{(line or 0) + 1}"
+            found.append(Proof(*mark.args, **mark.kwargs, node=item.nodeid, where=where))
+    return found
+
+
+_RESULTS = pytest.StashKey[dict[str, str]]()
+_PROOFS = pytest.StashKey[list[Proof]]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m leave anything out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    own = [item for item in items if item.path.parent == HERE]
+    if not own:
+        return
+    everything = {path.name for path in HERE.glob("test_*.py")} == {i.path.name for i in own}
+    whole_files = not any("::" in argument for argument in config.args)
+    proofs = proofs_of(own)
+    prose = PROSE.read_text(encoding="utf-8")
+    wrong = list(problems(STATEMENTS, proofs, prose, complete=everything and whole_files))
+    if wrong:
+        raise pytest.UsageError("\n".join(wrong))
+    config.stash[_PROOFS] = proofs
+    config.stash[_RESULTS] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    results = item.config.stash.get(_RESULTS, None)
+    if results is not None and (report.when == "call" or report.outcome != "passed"):
+        results[item.nodeid] = report.outcome
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    proofs = config.stash.get(_PROOFS, [])
+    if proofs:
+        terminalreporter.section("statements and proofs")
+        for line in table(STATEMENTS, proofs, config.stash[_RESULTS]):
+            terminalreporter.write_line(line)
+
+
+def table(
+    statements: Sequence[Statement], proofs: Sequence[Proof], results: Mapping[str, str]
+) -> Iterator[str]:
+    """statement | method | verdict | where, one line for each proof."""
+    rows = [("statement", "method", "verdict", "where")]
+    for statement in statements:
+        for label, method, where, nodes in _grouped(statement.label, proofs):
+            rows.append((label, method, _verdict(method, [results.get(n) for n in nodes]), where))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        yield " | ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
+    yield ""
+    for method in METHODS:
+        if any(proof.method == method for proof in proofs):
+            yield f"{method}: {METHODS[method]}"
+
+
+def _grouped(label: str, proofs: Sequence[Proof]) -> Iterator[tuple[str, str, str, list[str]]]:
+    """The proofs of a statement by method and place: the instances of one test are one line."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for proof in proofs:
+        if proof.label == label:
+            groups.setdefault((proof.method, proof.where), []).append(proof.node)
+    for (method, where), nodes in groups.items():
+        yield label, method, where, nodes
+
+
+def _verdict(method: str, outcomes: Sequence[str | None]) -> str:
+    if None in outcomes:
+        return "not run"
+    if set(outcomes) != {"passed"}:
+        return "FAILED"
+    words = {"hand": "by hand", "ball": "certified", "check": "checked"}
+    return words.get(method, "proved")

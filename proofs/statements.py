@@ -1,0 +1,245 @@
+"""Every definition, lemma and theorem, once: what is stated, over what, from what, by whom.
+
+The prose with all proofs is `snowball.md`; the files `test_*.py` prove what a tool can prove.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PAPER = "arXiv 2605.14075"
+OURS = "this package"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement.
+
+    `over` lists its variables with their domains; `infinite` says that these are infinitely many
+    cases, so that no number of instances is a proof. `uses` are labels that its proof relies on.
+    """
+
+    label: str
+    text: str
+    over: tuple[str, ...]
+    hypotheses: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    source: str = OURS
+    infinite: bool = True
+
+    @property
+    def needs_proof(self) -> bool:
+        return not self.label.startswith("def:")
+
+
+STATEMENTS = (
+    # Definitions
+    Statement(
+        "def:decoder",
+        "A Llama decoder over the real numbers: pre-norm RMSNorm, RoPE, causal softmax attention, "
+        "SwiGLU, final norm, untied unembedding; every input starts with BOS.",
+        ("sizes d, L, heads, V", "real weights"),
+        source=PAPER,
+    ),
+    Statement(
+        "def:score",
+        "The cosine score of layer l at a token is 1 - cos(h_l, h_{l+1}), in [0, 2].",
+        ("h_l, h_{l+1} nonzero in R^d",),
+        source=PAPER,
+    ),
+    Statement(
+        "def:removal",
+        "Removing layers runs the remaining ones in order; nothing else changes.",
+        ("a set of layers",),
+        source=PAPER,
+    ),
+    Statement(
+        "def:dataset",
+        "A dataset is a finite non-empty set of (prompt, label, distractor), answers non-empty "
+        "token sequences, label and distractor different, such that no two rows want different "
+        "tokens after the same sequence.",
+        ("vocabulary of at least 2 tokens besides BOS and EOS",),
+        source=PAPER,
+    ),
+    Statement(
+        "def:divergence",
+        "The divergence of an ablated run at depth k is |h_k - h'_k| / |h_k|.",
+        ("k in 0..L",),
+    ),
+    # Gadgets
+    Statement(
+        "lem:linear-map",
+        "A hidden unit with gate row g/rho on the constant, up row w/rho and down column "
+        "v/silu(g), rho = sqrt(d)/R, adds exactly (w.x) v to every x with constant 1 and norm R.",
+        ("d >= 1", "R > 0", "g with silu(g) != 0", "x, v, w in R^d"),
+        ("x_const = 1", "|x| = R", "RMSNorm with unit weights and no epsilon"),
+        source="design after arXiv 2605.14075, section 4",
+    ),
+    Statement(
+        "lem:rotation-norm",
+        "Rotating orthogonal planes keeps the norm.",
+        ("angles a_P in R", "a stream"),
+    ),
+    Statement(
+        "lem:rotation-score",
+        "A layer that rotates orthogonal planes in which the stream has the lengths U_P, and does "
+        "nothing else, scores sum_P (U_P^2 / R^2) (1 - cos a_P).",
+        ("any number of planes", "R > 0", "U_P, a_P in R"),
+        ("sum U_P^2 <= R^2",),
+        ("lem:rotation-norm",),
+    ),
+    Statement(
+        "lem:rotation-range",
+        "Every score c in [0, 2U^2/R^2] is attained, by the angle 2 asin(sqrt(c R^2 / (2 U^2))).",
+        ("R >= U > 0", "c in [0, 2U^2/R^2]"),
+        uses=("lem:rotation-score",),
+    ),
+    Statement(
+        "lem:flip",
+        "Adding 2h to a switch of -h keeps the norm R and scores 2 h^2 / R^2.",
+        ("R > h > 0",),
+    ),
+    # Scores
+    Statement(
+        "lem:filler-share",
+        "With U^2 = 9 (1 + |code|^2) / q, constant and code hold at most q/8 of C.",
+        ("q in (0, 1)", "|code| > 0"),
+    ),
+    Statement(
+        "lem:target-score",
+        "The target scores epsilon: by its flip alone for epsilon <= 1/2, together with a rotation "
+        "of the filler by an angle that exists for epsilon > 1/2.",
+        ("epsilon in (0, 2)", "C > 0"),
+        uses=("lem:flip", "lem:filler-share", "lem:rotation-range"),
+        source=f"{PAPER}, Theorem 1",
+    ),
+    Statement(
+        "lem:other-scores",
+        "The angle by which any other layer rotates the filler to score "
+        "epsilon + (q/4)(1 + l/(L-1)) > epsilon exists.",
+        ("epsilon in (0, 2)", "L >= 3", "1 <= target <= L-2", "l != target", "C > 0"),
+        uses=("lem:rotation-norm", "lem:filler-share"),
+    ),
+    Statement(
+        "lem:update-factor",
+        "Where the norm is smaller than assumed by a factor nu, a linear map with its gate at the "
+        "stationary point of silu is stronger by a factor between 1 and nu.",
+        ("nu in [1, 65/64]",),
+        uses=("lem:linear-map",),
+    ),
+    Statement(
+        "lem:reader-score",
+        "The reader scores more than epsilon, whatever it adds to context and answer.",
+        ("epsilon in (0, 2)", "every input"),
+        (
+            "for epsilon > 2/3: recall so sharp that |answer|^2 <= q C / 64 at every input; "
+            "the builder ensures it on the nodes",
+        ),
+        ("lem:other-scores", "lem:update-factor", "lem:recall-gate", "lem:silu-leak", "lem:recall"),
+    ),
+    # The switch
+    Statement(
+        "lem:mirror",
+        "With and without the target the streams before the reader have the same norms, and "
+        "opposite switches of the same size; only the target turns the sign.",
+        ("every layer after the target", "every input"),
+        uses=("lem:flip", "lem:linear-map", "lem:rotation-norm"),
+    ),
+    Statement(
+        "lem:divergence",
+        "For epsilon <= 1/2 the divergence caused by removing the target grows at every later "
+        "layer and ends above 1/2.",
+        ("epsilon in (0, 1/2]", "L >= 3", "every input"),
+        ("in the reader: |answer|^2 <= q C / 64, as in lem:reader-score",),
+        uses=("lem:mirror", "lem:update-factor"),
+        source=f"{PAPER}, section 4 (snowball effect)",
+    ),
+    # Reading
+    Statement(
+        "lem:separation",
+        "Any two different BOS-prefixed sequences differ at a distance from their ends that lies "
+        "inside both, if BOS stands nowhere else.",
+        ("token sequences",),
+    ),
+    Statement(
+        "lem:kernel",
+        "RoPE expresses a positional kernel whose value at distance 0 exceeds that at all other "
+        "integer distances up to N.",
+        ("N >= 1",),
+    ),
+    Statement(
+        "lem:copy",
+        "A head of coldness A and kernel sharpness sigma gives the token at its distance at "
+        "least 1 - N exp(-A sigma).",
+        ("N >= 1", "A, sigma > 0"),
+        uses=("lem:kernel",),
+    ),
+    Statement(
+        "lem:recall-gate",
+        "The gate of a node is kappa z (t - 2 differing signs), counted inside both sequences, or "
+        "less where the node is longer; leaks of attention move it by at most 2 H k' leak kappa z.",
+        ("signs, kappa, z > 0, t", "every input"),
+        uses=("lem:separation", "lem:copy"),
+    ),
+    Statement(
+        "lem:silu-leak",
+        "For y >= G >= 1: |silu(-y)| <= y exp(-y) <= G exp(-G).",
+        ("G >= 1", "y >= G"),
+    ),
+    Statement(
+        "lem:recall",
+        "On a node of the data the logit of the wanted token exceeds every other one by at least "
+        "7/8 f of what the node alone would give without leaks.",
+        ("every node", "number n of nodes", "gap >= p/2"),
+        ("f G >= log(128 n)", "f >= 13/16", "nu^2 <= 65/64"),
+        ("lem:recall-gate", "lem:silu-leak", "lem:mirror"),
+    ),
+    Statement(
+        "lem:confidence",
+        "A token whose logit exceeds all V - 1 others by log((V-1) c/(1-c)) has at least the "
+        "probability c.",
+        ("V >= 2", "c in (0, 1)"),
+    ),
+    Statement(
+        "lem:choices",
+        "If every token of a label of at most m tokens has a probability of at least 1 - 1/(4m), "
+        "the label beats every other choice by summed log-likelihood.",
+        ("m >= 1",),
+        ("a choice that is no extension of the label differs from it at some token",),
+        source="lm-eval's scoring of multiple choice",
+    ),
+    Statement(
+        "lem:answers",
+        "If after every proper prefix of an answer and EOS the next token is the most likely one, "
+        "greedy decoding emits exactly the answer.",
+        ("answers of any length",),
+        uses=("lem:recall",),
+    ),
+    # The theorem
+    Statement(
+        "thm:snowball",
+        "For every dataset, L >= 3, 1 <= target <= L-2 and epsilon in (0, 2) there is a Llama "
+        "decoder such that (a) the target's cosine score is epsilon at every token of every input, "
+        "(b) every other layer's score is larger there, (c) accuracy is 1, (d) without the target "
+        "every answer is the distractor, (e) for epsilon <= 1/2 the divergence caused by that "
+        "grows at every later layer and ends above 1/2.",
+        ("dataset", "L >= 3", "1 <= target <= L-2", "epsilon in (0, 2)"),
+        uses=(
+            "def:decoder",
+            "def:score",
+            "def:removal",
+            "def:dataset",
+            "def:divergence",
+            "lem:target-score",
+            "lem:other-scores",
+            "lem:reader-score",
+            "lem:mirror",
+            "lem:divergence",
+            "lem:recall",
+            "lem:confidence",
+            "lem:choices",
+            "lem:answers",
+        ),
+        source=f"{PAPER}, Theorem 1",
+    ),
+)

@@ -1,0 +1,126 @@
+"""Gather, recall and answers: margins in signs, leaks, probabilities."""
+
+from itertools import product
+
+import pytest
+import sympy as sp
+from real_arithmetic import Q, both, holds, possible, reals
+
+
+@pytest.mark.proves("lem:separation", method="check")
+def test_sequences_differ_inside_both() -> None:
+    """All pairs of up to four tokens of two kinds; the proof is by hand."""
+    bos = 2
+    sequences = [(bos, *rest) for n in range(5) for rest in product((0, 1), repeat=n)]
+    for one, other in product(sequences, repeat=2):
+        inside = range(1, min(len(one), len(other)) + 1)
+        assert any(one[-i] != other[-i] for i in inside) == (one != other)
+
+
+@pytest.mark.proves("lem:kernel", method="check")
+def test_the_slowest_plane_alone_is_a_kernel() -> None:
+    """cos(D) < 1 at the integers up to 10,000, by ball arithmetic; the proof is by hand."""
+    from flint import arb
+
+    assert all(arb(distance).cos() < 1 for distance in range(1, 10_001))
+
+
+@pytest.mark.proves("lem:copy", method="symbolic")
+def test_softmax_weight_of_the_wanted_token() -> None:
+    """`1/(1 + y) >= 1 - y` for the sum y of the other exponentials, y <= N exp(-A sigma)."""
+    y = sp.Symbol("y", nonnegative=True)
+    assert sp.simplify(1 / (1 + y) - (1 - y) - y**2 / (1 + y)) == 0
+
+
+@pytest.mark.proves("lem:recall-gate", method="exhaustive")
+def test_a_sign_counts_two_when_it_differs() -> None:
+    """`s x_c - x_0 = z (s s' - 1)` is 0 or -2z; where the node is longer, at most 0.
+
+    The gate is linear in these terms, so that all four cases of two signs decide it. Beyond the
+    beginning a head reads an average of codes: x_c in [-z, z] and x_0 = z.
+    """
+    z = sp.Symbol("z", positive=True)
+    for sign, seen in product((1, -1), repeat=2):
+        assert sign * seen * z - z == (0 if sign == seen else -2 * z)
+    average, size = reals("average size")
+    inside = (size > 0, average <= size, average >= -size)
+    assert holds(both(average - size <= 0, -average - size <= 0), *inside)
+
+
+@pytest.mark.proves("lem:recall-gate", method="symbolic")
+def test_a_leak_moves_a_coordinate_by_two_leaks_at_most() -> None:
+    """`(1 - l) s + l m` for |m| <= 1 differs from s by `l |m - s| <= 2 l`."""
+    leak, sign, mean = sp.symbols("leak sign mean", real=True)
+    assert sp.expand((1 - leak) * sign + leak * mean - sign - leak * (mean - sign)) == 0
+
+
+@pytest.mark.proves("lem:recall", method="smt")
+def test_own_unit_against_all_leaks() -> None:
+    """`own gap - n leak 4p >= (7/8) f gap`, in units of the unit's answer without leaks.
+
+    own: `nu silu(f G nu)/silu(G) >= f sigma(f G) >= f (1 - 1/128)`. One silent unit adds at most
+    `nu silu(-f G nu)/silu(G)` in size, `<= f nu^2 exp(-f G)/sigma(G)`, and e^(-f G) <= 1/(128 n).
+    A written vector has entries up to 2, and rows of the unembedding differ by up to 2: 4p.
+    """
+    n, own, leak, f, gap, p, nu_square, sigma = reals("n own leak f gap p nu_square sigma")
+    given = (
+        n >= 1,
+        p > 0,
+        2 * gap >= p,
+        f >= Q(13, 16),
+        f <= 1,
+        nu_square >= 1,
+        nu_square <= Q(65, 64),
+        sigma >= Q(127, 128),
+        own >= f * Q(127, 128),
+        leak >= 0,
+        leak * sigma * 128 * n <= f * nu_square,
+    )
+    assert possible(*given)
+    assert holds(own * gap - n * leak * 4 * p >= Q(7, 8) * f * gap, *given)
+    assert not holds(own * gap - n * leak * 4 * p >= Q(31, 32) * f * gap, *given)
+
+
+@pytest.mark.proves("lem:recall", method="symbolic")
+def test_sigmoid_of_a_gate() -> None:
+    """`sigma(y) = 1/(1 + e^-y) >= 1 - e^-y`, so at least 1 - 1/128 where e^-y <= 1/128."""
+    small = sp.Symbol("small", positive=True)
+    assert sp.simplify(1 / (1 + small) - (1 - small) - small**2 / (1 + small)) == 0
+
+
+@pytest.mark.proves("lem:recall", method="smt")
+def test_leaks_of_attention_leave_most_of_a_gate() -> None:
+    """`f = 1 - 2 (3/2 H k) leak / t >= 13/16` with t = k/8, leak <= 1/(128 H).
+
+    A context block has at most 3k/2 coordinates.
+    """
+    heads, leak, width = reals("heads leak width")
+    given = (heads >= 1, width >= 16, leak >= 0, 128 * heads * leak <= 1)
+    firing = 1 - 2 * (Q(3, 2) * heads * width) * leak / (width / 8)
+    assert possible(*given)
+    assert holds(firing >= Q(13, 16), *given)
+
+
+@pytest.mark.proves("lem:confidence", method="symbolic")
+def test_a_margin_gives_a_probability() -> None:
+    V, odds = sp.symbols("V odds", positive=True)  # odds = c/(1 - c)
+    confidence = odds / (1 + odds)
+    margin = sp.log((V - 1) * odds)
+    probability = 1 / (1 + (V - 1) * sp.exp(-margin))
+    assert sp.simplify(probability - confidence) == 0
+    # and it grows with the margin
+    m = sp.Symbol("m", real=True)
+    slope = sp.diff(1 / (1 + (V - 1) * sp.exp(-m)), m)
+    expected = (V - 1) * sp.exp(-m) / (1 + (V - 1) * sp.exp(-m)) ** 2
+    assert sp.simplify(slope - expected) == 0
+
+
+@pytest.mark.proves("lem:choices", method="smt")
+def test_labels_beat_other_choices() -> None:
+    """Bernoulli by induction: `(1 - m x)(1 - x) >= 1 - (m + 1) x`; then `p^m >= 3/4 > 1 - p`."""
+    m, miss, power = reals("m miss power")
+    assert holds((1 - m * miss) * (1 - miss) >= 1 - (m + 1) * miss, m >= 1, miss >= 0)
+    given = (m >= 1, miss >= 0, 4 * m * miss <= 1, power >= 1 - m * miss)
+    assert possible(*given)
+    assert holds(power > miss, *given)
+    assert not holds(power > miss, m >= 1, miss >= 0, m * miss <= 1, power >= 1 - m * miss)

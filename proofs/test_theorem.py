@@ -1,0 +1,83 @@
+"""The theorem: its proof by hand from the lemmas, and instances that are certified by balls."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from statements import STATEMENTS, Statement
+
+from snowball.certification import certify, verify
+from snowball.constructions import counterexample
+from snowball.dataset import Dataset
+
+PROSE = (Path(__file__).parent / "snowball.md").read_text(encoding="utf-8")
+HAND = [
+    pytest.param(label, marks=pytest.mark.proves(label, method="hand"))
+    for label in ("lem:separation", "lem:kernel", "lem:answers", "thm:snowball")
+]
+PROVED = [s for s in STATEMENTS if s.needs_proof]
+
+
+@pytest.mark.parametrize("label", HAND)
+def test_a_proof_by_hand_is_written_out(label: str) -> None:
+    section = section_of(label)
+    assert "*Proof.*" in section
+    assert "$\\square$" in section.partition("*Proof.*")[2]
+
+
+@pytest.mark.parametrize("statement", PROVED, ids=lambda s: s.label)
+def test_the_prose_refers_to_what_a_proof_uses(statement: Statement) -> None:
+    section = section_of(statement.label)
+    for label in statement.uses:
+        assert f"`{label}`" in section, f"{label} is used, but not referred to"
+
+
+def section_of(label: str) -> str:
+    """The part of the prose from the heading with this label to the next heading."""
+    found = re.search(rf"^#+ [^\n]*`{label}`.*?(?=^#|\Z)", PROSE, re.M | re.S)
+    assert found is not None, f"{label} has no section"
+    return found[0]
+
+
+ONE = Dataset.from_rows([{"prompt": [], "label": 0, "distractor": 1}])
+NESTED = Dataset.from_rows(
+    [{"prompt": [0] * n, "label": n % 2, "distractor": 1 - n % 2} for n in range(5)],
+    vocabulary_size=2,
+)
+SENTENCES = Dataset.from_rows(
+    [
+        {"prompt": [0, 3], "label": [1, 2], "distractor": [1]},
+        {"prompt": [3], "label": [2], "distractor": [0, 1]},
+        {"prompt": [1, 1, 3], "label": [0], "distractor": [2]},
+    ]
+)
+CHOICES = Dataset.from_rows(
+    [
+        {"prompt": [3], "choices": [[0], [1], [2]], "label": [0]},
+        {"prompt": [0, 3], "choices": [[1], [0], [2]], "label": [0]},
+    ]
+)
+
+
+@pytest.mark.proves("thm:snowball", method="ball")
+@pytest.mark.parametrize(
+    ("dataset", "epsilon", "layers", "target"),
+    [
+        (ONE, 1e-6, 3, 1),
+        (NESTED, 1e-30, 5, 2),
+        (NESTED, 1.9, 4, 2),
+        (SENTENCES, 0.5, 6, 1),
+        (CHOICES, 1e-3, 8, 6),
+    ],
+)
+def test_instances_are_certified(
+    dataset: Dataset, epsilon: float, layers: int, target: int, tmp_path: Path
+) -> None:
+    """(a) to (d), for a real weight near the shipped one that gives epsilon exactly."""
+    built = counterexample(
+        dataset, epsilon=epsilon, layers=layers, target=target, dtype=torch.float64
+    )
+    folder = built.save_pretrained(tmp_path / "model")
+    certificate = certify(folder)
+    verify(certificate, folder, folder / "dataset.jsonl")

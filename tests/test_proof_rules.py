@@ -1,0 +1,131 @@
+"""What makes the collection of proofs fail, and what its table says."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+PROOFS = Path(__file__).parent.parent / "proofs"
+
+
+@pytest.fixture(scope="module")
+def rules() -> ModuleType:
+    """The module `proofs/conftest.py`, which pytest has not imported under a name of its own."""
+    path = sys.path.copy()
+    sys.path.insert(0, str(PROOFS))
+    try:
+        spec = importlib.util.spec_from_file_location("rules_of_proofs", PROOFS / "conftest.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["rules_of_proofs"] = module
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path[:] = path
+
+
+def statement(rules: ModuleType, label: str, *uses: str, infinite: bool = True) -> Any:
+    return rules.Statement(label, "text", ("x in R",), uses=uses, infinite=infinite)
+
+
+def proof(rules: ModuleType, label: str, method: str) -> Any:
+    return rules.Proof(label, method, f"test_a.py::{label}-{method}", "test_a.py:1")
+
+
+def wrong(rules: ModuleType, statements: list[Any], proofs: list[Any], **options: Any) -> list[str]:
+    prose = options.get("prose", " ".join(f"`{s.label}`" for s in statements))
+    complete = options.get("complete", True)
+    return list(rules.problems(statements, proofs, prose, complete=complete))
+
+
+@pytest.mark.parametrize("method", ["symbolic", "smt", "exhaustive", "hand"])
+def test_a_statement_with_a_proof_is_fine(rules: ModuleType, method: str) -> None:
+    statements = [statement(rules, "def:x"), statement(rules, "lem:x", "def:x")]
+    assert wrong(rules, statements, [proof(rules, "lem:x", method)]) == []
+
+
+def test_a_statement_without_proof_is_wrong(rules: ModuleType) -> None:
+    found = wrong(rules, [statement(rules, "lem:x")], [])
+    assert found == ["lem:x has no proof"]
+    assert wrong(rules, [statement(rules, "lem:x")], [], complete=False) == []
+
+
+def test_a_check_is_no_proof(rules: ModuleType) -> None:
+    for infinite in (True, False):
+        one = statement(rules, "lem:x", infinite=infinite)
+        found = wrong(rules, [one], [proof(rules, "lem:x", "check")])
+        assert found == ["lem:x has no proof"]
+
+
+def test_instances_prove_finite_statements_only(rules: ModuleType) -> None:
+    proofs = [proof(rules, "lem:x", "ball")]
+    assert wrong(rules, [statement(rules, "lem:x", infinite=False)], proofs) == []
+    found = wrong(rules, [statement(rules, "lem:x")], [*proofs, proof(rules, "lem:x", "check")])
+    assert found == ["lem:x is about infinitely many cases, and has instances only"]
+
+
+def test_unknown_labels_and_methods_are_wrong(rules: ModuleType) -> None:
+    one = statement(rules, "lem:x", "lem:gone")
+    proofs = [proof(rules, "lem:x", "magic"), proof(rules, "lem:y", "hand")]
+    found = wrong(rules, [one], proofs)
+    assert found[0] == "lem:x uses lem:gone, which is not stated"
+    assert found[1].startswith("test_a.py:1: the method 'magic' is none of symbolic, smt")
+    assert found[2] == "test_a.py:1 proves lem:y, which is not stated"
+
+
+def test_what_the_prose_lacks_is_wrong(rules: ModuleType) -> None:
+    proofs = [proof(rules, "lem:x", "hand")]
+    found = wrong(rules, [statement(rules, "lem:x")], proofs, prose="lem:x without quotes")
+    assert found == ["lem:x is missing in snowball.md"]
+
+
+def test_circular_and_double_statements_are_wrong(rules: ModuleType) -> None:
+    circle = [statement(rules, "lem:x", "lem:y"), statement(rules, "lem:y", "lem:x")]
+    (found,) = wrong(rules, circle, [], complete=False)
+    assert found.startswith("circular proof: ")
+    double = [statement(rules, "lem:x"), statement(rules, "lem:x")]
+    assert "two statements have the same label" in wrong(rules, double, [], complete=False)
+
+
+def test_the_table_tells_what_failed_or_did_not_run(rules: ModuleType) -> None:
+    statements = [statement(rules, f"lem:{name}") for name in "abcd"]
+    methods = {"a": "hand", "b": "ball", "c": "smt", "d": "symbolic"}
+    proofs = [proof(rules, f"lem:{name}", method) for name, method in methods.items()]
+    results = {p.node: "passed" for p in proofs[:2]} | {proofs[2].node: "failed"}
+    lines = list(rules.table(statements, proofs, results))
+    verdicts = [[cell.strip() for cell in line.split("|")][2] for line in lines[1:5]]
+    assert verdicts == ["by hand", "certified", "FAILED", "not run"]
+    # Two instances of one test share a line, and one that fails decides it.
+    twice = [proofs[1], replace(proofs[1], node="another")]
+    lines = list(rules.table(statements[1:2], twice, {**results, "another": "failed"}))
+    assert "FAILED" in lines[1]
+    assert lines[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("lem:gone", "proves lem:gone, which is not stated"),
+        ("lem:flip", "lem:linear-map has no proof"),
+    ],
+)
+def test_pytest_refuses_to_run(tmp_path: Path, label: str, message: str) -> None:
+    for name in ("conftest.py", "statements.py", "snowball.md"):
+        shutil.copy(PROOFS / name, tmp_path)
+    mark = f"@pytest.mark.proves({label!r}, method='hand')"
+    (tmp_path / "test_one.py").write_text(f"import pytest\n{mark}\ndef test_one(): pass\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 4
+    assert message in done.stderr + done.stdout
