@@ -34,6 +34,7 @@ from typing import Any, BinaryIO
 
 ATTEMPTS = 6
 PASS, REJECT, MALFORMED, RESOURCES = range(4)
+BLOCK = 512  # hidden units that are packed together
 # Limits: bytes of a JSON text, of the weights, of a read, of the nonzero rows; sizes of the model;
 # tokens of all sequences together.
 TEXT, FILE, CHUNK, HELD, SIZE, TOKENS = 1 << 24, 1 << 36, 1 << 20, 1 << 30, 1 << 20, 1 << 26
@@ -205,15 +206,16 @@ class Packed:
     def __init__(self, rows: Sequence[Stream], bits: int, size: int) -> None:
         """Streams are rounded to units of 2^-bits, and must be less than 2^size of them."""
         zero, columns = Ball(0, 0, 0), sorted({c for row in rows for c in row})
-        matrix = [[row.get(c, zero) for row in rows] for c in columns]
-        sizes = [max(abs(b.m) for b in column) for column in matrix]
-        errors = [max(b.r for b in column) for column in matrix]
+        matrix = {c: [row.get(c, zero) for row in rows] for c in columns}
+        sizes = {c: max(abs(b.m) for b in column) for c, column in matrix.items()}
         self.bits, self.size, self.count = bits, size, len(rows)
-        self.width = (sum(sizes).bit_length() + size + 1) // 8 + 1  # sum(sizes) 2^size < B/2
+        self.width = (sum(sizes.values()).bit_length() + size) // 8 + 1  # sizes 2^size < B/2
         self.half = 1 << 8 * self.width - 1
         self.halves = self._integer([0] * self.count)
-        packed = [self._integer([b.m for b in column]) - self.halves for column in matrix]
-        self.columns = dict(zip(columns, zip(packed, sizes, errors, strict=True), strict=True))
+        self.columns = {}
+        for c, column in matrix.items():
+            packed = self._integer([b.m for b in column]) - self.halves
+            self.columns[c] = packed, sizes[c], max(b.r for b in column)
 
     def _integer(self, values: Sequence[int]) -> int:
         digits = [(v + self.half).to_bytes(self.width, "little") for v in values]
@@ -567,7 +569,12 @@ class Passage:
     """
 
     def __init__(
-        self, model: Model, p: int, place: Place | None, weight: Ball, removed: int = -1
+        self,
+        model: Model,
+        p: int,
+        place: Place | None = None,
+        weight: Ball | None = None,
+        removed: int | None = None,
     ) -> None:
         self.scores: dict[int, Ball] = {}
         self.stream = {c: Ball.of(value, p) for c, value in model.common.items()}
@@ -581,7 +588,7 @@ class Passage:
             for unit in layer.active:
                 value = hidden(layer, unit, normed, inverse)
                 for row, entry in layer.down_proj.column(unit).items():
-                    factor = weight if (index, row, unit) == place else Ball.of(entry, p)
+                    factor = weight if weight and (index, row, unit) == place else Ball.of(entry, p)
                     update = plus(update, {row: value * factor})
             product, self.stream = inner(self.stream, update, p), plus(self.stream, update)
             after = inner(self.stream, self.stream, p) + Ball.of(model.rest, p)
@@ -671,12 +678,12 @@ class Reader:
             places = [(self.layer.q_proj, head), (self.layer.k_proj, head // group)]
             rows = [[balls(matrix, i, p) for i in block(at, c.head_dim)] for matrix, at in places]
             q, k = ([inner(row, normed, p) for row in some] for some in rows)
-            parts = [(q[m], q[m + half], k[m], k[m + half]) for m in range(half)]
-            planes = [(a * x + b * y, b * x - a * y) for a, b, x, y in parts]
+            four = [(q[m], q[m + half], k[m], k[m + half]) for m in range(half)]
+            planes = [(a * x + b * y, b * x - a * y) for a, b, x, y in four]
             found.append([])
             for turn in turns:
-                pairs = zip(planes, turn, strict=True)
-                found[-1].append(reduce(add, (a * x - b * y for (a, b), (x, y) in pairs)))
+                parts = (planes[m][0] * x - planes[m][1] * y for m, (x, y) in enumerate(turn))
+                found[-1].append(reduce(add, parts))
         return found
 
     def _weights(self, head: int, length: int) -> list[Ball]:
@@ -697,7 +704,7 @@ class Reader:
         self.steady = [unit for unit in reads if reads[unit] <= self.model.touched]
         screened = sorted(reads.keys() - set(self.steady))
         self.unit = q + size  # products of the packed matrices count in units of 2^-unit
-        for units in (screened[i : i + 512] for i in range(0, len(screened), 512)):
+        for units in (screened[i : i + BLOCK] for i in range(0, len(screened), BLOCK)):
             rows = ([rounded(matrix.row(unit), q) for unit in units] for matrix in (gate, up))
             self.parts.append((units, *(Packed(some, size, size + 8) for some in rows)))
         self.down = {}  # the largest weights of screened units
@@ -716,7 +723,8 @@ class Reader:
             context: list[Ball] = []
             for head, weights in enumerate(patterns):
                 by_token: Stream = {}
-                for token, weight in zip(tokens[::-1], weights, strict=True):
+                for distance, weight in enumerate(weights):
+                    token = tokens[-1 - distance]
                     by_token[token] = by_token[token] + weight if token in by_token else weight
                 sums, error = self.values[head // group].product(by_token)
                 context += [Ball(f, error, 2 * p).at(p) for f in sums]
@@ -748,14 +756,14 @@ class Reader:
         p, loud, size, least = self.p, [], 0, inverse.m - inverse.r
         for units, packed_gates, packed_ups in self.parts:
             (gates, e), (ups, d) = packed_gates.product(normed), packed_ups.product(normed)
-            for unit, gate, up in zip(units, gates, ups, strict=True):
+            for i, unit in enumerate(units):
                 # At most (gate + e) inverse: where that is negative, the least inverse counts.
-                a = -(gate + e) * least >> self.unit + p - 16
+                a = -(gates[i] + e) * least >> self.unit + p - 16
                 if a < self.silent << 16:
                     loud.append(unit)
                 else:
                     silu = (a << p - 16 >> a * 14426 // (10000 << 16)) + 1
-                    size += silu * (abs(up) + d)
+                    size += silu * (abs(ups[i]) + d)
         most = Ball(0, (size >> self.unit) + 1, p) * inverse
         return loud, most.r
 
@@ -767,8 +775,8 @@ class Reader:
         for token in wanted:
             others = [logit for other, logit in logits.items() if other != token]
             others += [zero] * (len({*logits, token}) < self.model.config.vocab_size)
-            lows, highs = zip(*(logit.ends() for logit in others), strict=True)
-            largest = Ball.between(max(lows), max(highs), self.p)
+            low, high = (max(logit.ends()[i] for logit in others) for i in (0, 1))
+            largest = Ball.between(low, high, self.p)
             margins.append((logits.get(token, zero) - largest) * inverse)
         return margins
 
@@ -825,7 +833,7 @@ def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], at
     less("existence: the score at one end against epsilon", lower, epsilon)
     less("existence: epsilon against the score at the other end", epsilon, upper)
     whole = passage_over(model, p, where, low, high, min(4**attempt, 64))
-    removed = Passage(model, p, None, Ball.of(0, p), removed=target)
+    removed = Passage(model, p, removed=target)
     goal, score, scores = ends_of(whole.scores[target]), ends_of(shipped.scores[target]), {}
     within("deviation", [score], epsilon - claims.deviation, epsilon + claims.deviation)
 
@@ -875,8 +883,8 @@ def judge_runtime(
 ) -> None:
     """Rejects what lies outside the enclosures, widened by stated errors, or states larger ones."""
     name, e, f = measured["dtype"], measured["score_error"], measured["probability_error"]
-    allowed = zip((e, f), ERRORS[name], strict=True)
-    if name not in (dtype, "float64") or not all(0 <= error <= most for error, most in allowed):
+    allowed = 0 <= e <= ERRORS[name][0] and 0 <= f <= ERRORS[name][1]
+    if name not in (dtype, "float64") or not allowed:
         raise Verdict(REJECT, f"runtime: {name} of a {dtype} model, or the errors that it states")
     for layer, (low, high) in scores.items():
         least, largest = measured["scores"][layer].values()

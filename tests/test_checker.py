@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from fractions import Fraction
+from math import floor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,21 +20,27 @@ import numpy as np
 import pytest
 import torch
 from dense_forward import DenseDecoder
+from flint import arb
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_checker_balls import PLACES
 from torch import Tensor
 
 from snowball import checker
-from snowball.balls import ends, precision
+from snowball.balls import ball as enclosing
+from snowball.balls import ends as exact_ends
+from snowball.balls import precision
 from snowball.certification import certify
 from snowball.checker import (
     Ball,
     Ends,
     Matrix,
     Model,
+    Packed,
     Passage,
     Reader,
+    Stream,
     Undecided,
     Verdict,
     ends_of,
@@ -40,6 +48,7 @@ from snowball.checker import (
     read_config,
     read_data,
     read_weights,
+    rounded,
     sequences,
 )
 from snowball.checkpoint import write_safetensors
@@ -309,7 +318,7 @@ def general(tmp_path_factory: pytest.TempPathFactory) -> General:
 
 def held(ball: Ball, value: Any, width: float) -> bool:
     """Whether a ball holds a value of the dense decoder, and is not wider than that."""
-    (low, high), exact = ends_of(ball), ends(value)
+    (low, high), exact = ends_of(ball), exact_ends(value)
     return low <= exact.low <= exact.high <= high <= low + Fraction(width)
 
 
@@ -331,13 +340,13 @@ FOUND: checker.Sequences = [
 ]
 
 
-def passage_of(general: General, removed: int = -1) -> Passage:
-    return Passage(general.model, 200, None, Ball.of(0, 200), removed)
+def passage_of(general: General, removed: int | None = None) -> Passage:
+    return Passage(general.model, 200, removed=removed)
 
 
-@pytest.mark.parametrize(("removed", "width"), [(-1, 1e-15), (1, 2e-2)])
+@pytest.mark.parametrize(("removed", "width"), [(None, 1e-15), (1, 2e-2)])
 def test_enclosures_hold_what_the_dense_decoder_computes(
-    general: General, removed: int, width: float
+    general: General, removed: int | None, width: float
 ) -> None:
     """Wide with a layer removed, where the gate of one hidden unit that is left out is near -10."""
     passage = passage_of(general, removed)
@@ -355,7 +364,7 @@ def test_enclosures_hold_what_the_dense_decoder_computes(
     read = list(reader.read(FOUND))
     assert len(read) == len(FOUND)
     for (tokens, wanted), (score, margins) in zip(FOUND, read, strict=True):
-        run = general.dense.run(tokens, removed=None if removed < 0 else removed)
+        run = general.dense.run(tokens, removed)
         at = len(tokens) - 1
         assert held(score, run.scores[3][at], width)
         assert len(margins) == len(wanted)
@@ -374,7 +383,7 @@ def test_enclosures_hold_what_the_dense_decoder_computes(
 def test_more_effort_gives_narrower_enclosures(general: General) -> None:
     widths = []
     for attempt in (0, 4):
-        passage = Passage(general.model, 2000, None, Ball.of(0, 2000))
+        passage = Passage(general.model, 2000)
         read = Reader(general.model, passage, attempt, FOUND).read(FOUND)
         widths.append([Fraction(b.r, 2**b.p) for one, some in read for b in (one, *some)])
     assert all(0 < b < a / 10**20 for a, b in zip(*widths, strict=True))
@@ -408,6 +417,117 @@ def inside(ball: Ball, wide: Ball) -> bool:
     return wide.ends()[0] <= ball.ends()[0] and ball.ends()[1] <= wide.ends()[1]
 
 
+def test_units_are_packed_in_blocks(general: General, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Reader(general.model, passage_of(general), 0, FOUND)
+    expected = [(score.ends(), [b.ends() for b in some]) for score, some in whole.read(FOUND)]
+    monkeypatch.setattr(checker, "BLOCK", 3)
+    parted = Reader(general.model, passage_of(general), 0, FOUND)
+    assert [len(units) for units, _, _ in parted.parts] == [3, 3, 2]
+    for (_, some), (_, others) in zip(parted.read(FOUND), expected, strict=True):
+        assert len(some) == len(others)
+        assert all(meet(b.ends(), other) for b, other in zip(some, others, strict=True))
+
+
+def meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two intervals meet."""
+    return max(a[0], b[0]) <= min(a[1], b[1])
+
+
+def test_largest_down_weights_are_those_of_screened_units(general: General) -> None:
+    reader = Reader(general.model, passage_of(general), 0, FOUND)
+    down = general.weights["model.layers.3.mlp.down_proj.weight"].abs()
+    screened = [unit for units, _, _ in reader.parts for unit in units]
+    assert screened == [4, 5, 6, 7, 8, 9, 10, 11]
+    assert reader.down.keys() == set(range(8))
+    for row, ball in reader.down.items():
+        assert (
+            ball.ends()[0] <= Fraction(float(down[row, screened].max())) * 2**96 <= ball.ends()[1]
+        )
+        assert ball.r <= 1
+
+
+def test_a_layer_may_have_no_screened_units(general: General, tmp_path: Path) -> None:
+    weights = {name: weight.clone() for name, weight in general.weights.items()}
+    weights["model.layers.3.mlp.gate_proj.weight"][:, 3:] = 0
+    write_safetensors(tmp_path / "w", weights)
+    config = read_config(json.dumps(GENERAL).encode(), "config.json")
+    model = Model(config, read_weights(str(tmp_path / "w"), config)[0])
+    reader = Reader(model, Passage(model, 200), 0, FOUND)
+    assert reader.parts == []
+    assert all(ball.ends() == (0, 0) for ball in reader.down.values())
+    dense = DenseDecoder(GENERAL, {n: w.numpy() for n, w in weights.items()}, 400)
+    for (tokens, _), (score, _) in zip(FOUND, reader.read(FOUND), strict=True):
+        assert held(score, dense.run(tokens).scores[3][len(tokens) - 1], 1e-20)
+
+
+# Bounds on hidden units
+
+
+@st.composite
+def hidden_layers(draw: st.DrawFn) -> tuple[Reader, list[list[float]], Stream, Ball]:
+    """A reader with nothing but hidden units, rows of gates and ups, and what they read."""
+    reader, attempt = Reader.__new__(Reader), draw(st.integers(0, 1))
+    reader.p, reader.silent = 96 << attempt, 10 << attempt
+    bits_, size = 8 << attempt, 24 << attempt
+    reader.unit = bits_ + size
+    number = st.floats(-300, 300, width=32)
+    count = draw(st.integers(1, 4))
+    rows = [draw(st.lists(number, min_size=4, max_size=4)) for _ in range(count)]
+    gates = [rounded({0: row[0], 1: row[1]}, bits_) for row in rows]
+    ups = [rounded({1: row[2], 2: row[3]}, bits_) for row in rows]
+    packed = (Packed(one, size, size + 8) for one in (gates, ups))
+    reader.parts = [([7 + i for i in range(count)], *packed)]
+    unit = 1 << reader.p
+    radius = st.sampled_from([0, 1, unit >> 30, unit >> 8])
+    middles = st.integers(-2 * unit, 2 * unit)
+    x = {c: Ball(draw(middles), draw(radius), reader.p) for c in range(4)}
+    inverse = Ball(draw(st.integers(unit // 8, 4 * unit)), draw(radius), reader.p)
+    return reader, rows, x, inverse
+
+
+@given(hidden_layers(), PLACES, PLACES)
+def test_silent_units_are_bounded(
+    drawn: tuple[Reader, list[list[float]], Stream, Ball], a: Fraction, b: Fraction
+) -> None:
+    """What silent units may add, at any point of the balls, is no more than the bound."""
+    reader, rows, x, inverse = drawn
+    loud, size = reader._screen(x, inverse)
+    scale, at = Fraction(2) ** reader.p, {c: (ball.m + a * ball.r) for c, ball in x.items()}
+    rms, total = (inverse.m + b * inverse.r) / scale, arb(0)
+    assert set(loud) <= {7 + i for i in range(len(rows))}
+    with precision(600):
+        for i, row in enumerate(rows):
+            gate = (Fraction(row[0]) * at[0] + Fraction(row[1]) * at[1]) / scale * rms
+            up = (Fraction(row[2]) * at[1] + Fraction(row[3]) * at[2]) / scale * rms
+            if 7 + i not in loud:
+                assert gate <= -reader.silent
+                silu = enclosing(gate) / (1 + (-enclosing(gate)).exp())
+                total += abs(enclosing(up) * silu)
+        assert total * 2**reader.p <= size
+
+
+@given(hidden_layers())
+def test_bounds_of_silent_units_are_as_stated(
+    drawn: tuple[Reader, list[list[float]], Stream, Ball],
+) -> None:
+    """The formulas of the proof, once more, in rationals."""
+    reader, _, x, inverse = drawn
+    ((units, packed_gates, packed_ups),) = reader.parts
+    (gates, e), (ups, d) = packed_gates.product(x), packed_ups.product(x)
+    least, loud, size = Fraction(inverse.m - inverse.r, 2**reader.p), [], 0
+    for unit, gate, up in zip(units, gates, ups, strict=True):
+        a = floor(-(gate + e) * least / Fraction(2) ** reader.unit * 2**16)
+        if a < reader.silent * 2**16:
+            loud.append(unit)
+        else:
+            whole = floor(Fraction(14426, 10000) * Fraction(a, 2**16))
+            silu = floor(Fraction(a, 2**16) * 2**reader.p / 2**whole) + 1
+            size += silu * (abs(up) + d)
+    bound = floor(Fraction(size, 2**reader.unit)) + 1
+    expected = floor(Fraction(bound * (abs(inverse.m) + inverse.r), 2**reader.p)) + 2
+    assert reader._screen(x, inverse) == (loud, expected)
+
+
 def test_attention_undecided_when_weights_are_too_wide(general: General) -> None:
     passage = passage_of(general)
     passage.square = passage.square.widened(passage.square.m - 1)
@@ -430,6 +550,36 @@ def test_sequences() -> None:
         ((5, 3, 1), {6}),
         ((5, 3, 4, 2), {6}),
     ]
+
+
+# Margins
+
+
+def test_margins_count_every_other_token() -> None:
+    """Logits 5, -7, 0 (no row) of three tokens, and with a fourth that has no row either."""
+    reader, p = Reader.__new__(Reader), 60
+    one = {0: Ball.of(1, p)}
+    norm = Matrix([1], "float64")
+    norm.rows = {0: np.array([1.0]).tobytes()}
+    for size, expected in ((3, {0: 5, 1: -12, 2: -5}), (4, {0: 5, 1: -12, 2: -5, 3: -5})):
+        config = SimpleNamespace(vocab_size=size, hidden_size=1, rms_norm_eps=0.0)
+        reader.model, reader.p = SimpleNamespace(config=config, norm=norm), p  # type: ignore
+        reader.unembedding = {t: rounded({0: v}, p) for t, v in ((0, 5.0), (1, -7.0))}
+        for token, margin in expected.items():
+            (found,) = reader._margins(one, Ball.of(1, p), {token})
+            assert abs(found.m - margin * 2**p) <= found.r <= 100
+
+
+def test_margins_of_tokens_that_all_have_a_row() -> None:
+    """Logits -1 and -3: no token has the logit zero."""
+    reader, p = Reader.__new__(Reader), 60
+    norm = Matrix([1], "float64")
+    norm.rows = {0: np.array([1.0]).tobytes()}
+    config = SimpleNamespace(vocab_size=2, hidden_size=1, rms_norm_eps=0.0)
+    reader.model, reader.p = SimpleNamespace(config=config, norm=norm), p  # type: ignore
+    reader.unembedding = {t: rounded({0: v}, p) for t, v in ((0, -1.0), (1, -3.0))}
+    found = reader._margins({0: Ball.of(1, p)}, Ball.of(1, p), {0, 1})
+    assert [round(ball.m / 2**p) for ball in found] == [2, -2]
 
 
 # Tampered claims
@@ -562,6 +712,27 @@ def test_a_tampered_claim_is_rejected(case: Case, name: str) -> None:
     status, found = case.verdict(rehash=False)
     assert status == 1
     assert found.startswith(line)
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_the_weight_lies_strictly_inside_the_interval(case: Case, end: str) -> None:
+    row, column = (case.certificate["existence"][key] for key in ("row", "column"))
+    weights = load_file(case.folder / WEIGHTS)
+    weight = float(weights[f"model.layers.{TARGET}.mlp.down_proj.weight"][row, column])
+    exact = format(Decimal(weight), "f")
+    assert Fraction(exact) == Fraction(weight)
+    case.certificate["existence"][end] = exact
+    status, line = case.verdict()
+    assert (status, line) == (
+        1,
+        f"existence: the weight {weight!r} is zero, or not inside the interval",
+    )
+
+
+def test_the_weight_is_not_zero(case: Case) -> None:
+    case.certificate["existence"].update(row=0, column=1, low="-1", high="1.5")
+    status, line = case.verdict()
+    assert (status, line) == (1, "existence: the weight 0.0 is zero, or not inside the interval")
 
 
 def test_the_number_of_layers_must_agree(case: Case) -> None:
@@ -744,6 +915,15 @@ def test_another_epsilon_of_the_norm_is_rejected(case: Case) -> None:
     assert case.verdict()[0] == 1
 
 
+def test_messages_name_the_file(case: Case) -> None:
+    case.edit_rows(lambda rows: rows[0].pop("label"))
+    assert case.verdict()[1].startswith(f"{case.data}:1 must be ['prompt', ")
+    case.edit_json(lambda config: config.pop("dtype"))
+    assert case.verdict()[1].startswith("config.json must be ['vocab_size', ")
+    case.certificate["format"] = 2
+    assert case.verdict() == (2, f"{case.path}: format must be (1,), not 2")
+
+
 # Precision and resources
 
 
@@ -770,6 +950,21 @@ def test_open_comparisons_ask_for_precision(case: Case, monkeypatch: pytest.Monk
     monkeypatch.setattr(checker, "judge", spy)
     assert case.verdict()[0] == 0
     assert tried == [0, 1, 2]
+
+
+def test_intervals_are_cut_into_more_parts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims, model, rows = read_case(case)
+    cuts: list[int] = []
+
+    def stop(*arguments: Any) -> Passage:
+        cuts.append(arguments[-1])
+        raise Undecided("enough")
+
+    monkeypatch.setattr(checker, "passage_over", stop)
+    for attempt in range(6):
+        with pytest.raises(Undecided, match="enough"):
+            checker.judge(claims, model, rows, attempt)
+    assert cuts == [1, 4, 16, 64, 64, 64]
 
 
 def test_precision_is_limited(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -898,6 +1093,48 @@ def test_probability_of_a_margin() -> None:
     model.config.vocab_size = 3
     with pytest.raises(Verdict, match=r"probability_with: 0.880797 is not less than 0.7869860421"):
         checker.judge_answers(claims, "with", margins, rows, model)
+
+
+def runtime_of(**changes: Any) -> tuple[SimpleNamespace, dict[str, Any]]:
+    claims = SimpleNamespace(probability_with=Fraction(9, 10), probability_without=Fraction(8, 10))
+    scores = [{"low": Fraction(1), "high": Fraction(2)}, {"low": Fraction(3), "high": Fraction(4)}]
+    measured = {
+        "dtype": "float32",
+        "scores": scores,
+        "probability_with": Fraction(95, 100),
+        "probability_without": Fraction(95, 100),
+        "score_error": Fraction(1, 10**6),
+        "probability_error": Fraction(1, 10**4),
+    }
+    return claims, {**measured, **changes}
+
+
+SCORES = {0: (Fraction(1), Fraction(2)), 1: (Fraction(3), Fraction(4))}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"score_error": Fraction(0), "probability_error": Fraction(0)},
+        {"dtype": "float64", "score_error": Fraction(1, 10**12)},
+        {
+            "probability_with": Fraction(1),
+            "probability_without": Fraction(8, 10) - Fraction(1, 10**4),
+        },
+    ],
+)
+def test_measurements_up_to_their_bounds_are_accepted(changes: dict[str, Any]) -> None:
+    claims, measured = runtime_of(**changes)
+    checker.judge_runtime(claims, measured, SCORES, "float32")
+    error = measured["score_error"]
+    low, high = Fraction(1) * (1 - error), Fraction(2) * (1 + error)
+    measured["scores"] = [{"low": low, "high": high}, {"low": Fraction(3), "high": Fraction(3)}]
+    checker.judge_runtime(claims, measured, SCORES, "float32")
+    for bounds in ({"low": low - Fraction(1, 10**30)}, {"high": high + Fraction(1, 10**30)}):
+        broken = [{**measured["scores"][0], **bounds}, measured["scores"][1]]
+        with pytest.raises(Verdict, match=r"layer 0: [\d.]+ to [\d.]+\'\)$"):
+            checker.judge_runtime(claims, {**measured, "scores": broken}, SCORES, "float32")
 
 
 def test_choices_count_the_longest_answer() -> None:
