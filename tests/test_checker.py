@@ -44,6 +44,7 @@ from snowball.checker import (
     Undecided,
     Verdict,
     ends_of,
+    hull,
     passage_over,
     read_config,
     read_data,
@@ -409,6 +410,9 @@ def test_passages_over_an_interval_hold_those_of_its_weights(
         for wide in (one, four):
             assert all(inside(ball, wide.stream[c]) for c, ball in found.stream.items())
             assert inside(found.square, wide.square)
+    ends = hull([Ball.of(low, 200), Ball.of(high, 200)])
+    same = Passage(general.model, 200, place, ends)
+    assert [b.ends() for b in one.scores.values()] == [b.ends() for b in same.scores.values()]
     assert one.scores.keys() == four.scores.keys() == found.scores.keys()
     assert sum(b.r for b in four.scores.values()) < sum(b.r for b in one.scores.values())
 
@@ -733,6 +737,32 @@ def test_the_weight_is_not_zero(case: Case) -> None:
     case.certificate["existence"].update(row=0, column=1, low="-1", high="1.5")
     status, line = case.verdict()
     assert (status, line) == (1, "existence: the weight 0.0 is zero, or not inside the interval")
+
+
+def test_claims_hold_over_the_whole_interval(case: Case) -> None:
+    """In an interval of weights a hundredth wide, later scores vary more than is claimed."""
+    low = float(case.certificate["existence"]["low"])
+    case.certificate["existence"].update(low=repr(low * 1.005), high=repr(low * 0.995))
+    status, line = case.verdict()
+    assert status in (1, 3)
+    assert "score of layer 2: " in line
+
+
+def test_the_target_must_score_least(case: Case) -> None:
+    """Layer 0 does next to nothing, and no bound of a score is claimed that says otherwise."""
+
+    def still(weights: dict[str, Tensor]) -> None:
+        weights["model.layers.0.mlp.down_proj.weight"].mul_(1e-12)
+
+    case.edit_weights(still)
+    low = float(case.certificate["existence"]["low"])
+    case.certificate["existence"].update(low=repr(low * 1.01), high=repr(low * 0.99))
+    case.certificate["deviation"] = "1e-7"
+    for bounds in case.certificate["scores"]:
+        bounds.update(low="-1", high="3")
+    status, line = case.verdict()
+    assert status == 1
+    assert line.startswith("score of the target against the score of layer 0: ")
 
 
 def test_the_number_of_layers_must_agree(case: Case) -> None:
