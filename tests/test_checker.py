@@ -43,6 +43,7 @@ from snowball.checker import (
     Stream,
     Undecided,
     Verdict,
+    all_balls,
     ends_of,
     hull,
     passage_over,
@@ -424,12 +425,31 @@ def inside(ball: Ball, wide: Ball) -> bool:
 def test_units_are_packed_in_blocks(general: General, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Reader(general.model, passage_of(general), 0, FOUND)
     expected = [(score.ends(), [b.ends() for b in some]) for score, some in whole.read(FOUND)]
-    monkeypatch.setattr(checker, "BLOCK", 3)
+    monkeypatch.setattr(checker, "BLOCK", 31)  # weights, of rows of 8
     parted = Reader(general.model, passage_of(general), 0, FOUND)
     assert [len(units) for units, _, _ in parted.parts] == [3, 3, 2]
     for (_, some), (_, others) in zip(parted.read(FOUND), expected, strict=True):
         assert len(some) == len(others)
         assert all(meet(b.ends(), other) for b, other in zip(some, others, strict=True))
+
+
+def test_balls_are_limited(general: General, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 tokens with 8 values, 16 distances with 4 heads and 4 coordinates; a matrix of 64."""
+    passage, found = passage_of(general), [((5,), {1}), ((5, *[2] * 15), {1})]
+    monkeypatch.setattr(checker, "BALLS", 2 * 8 + 16 * (4 + 4))
+    Reader(general.model, passage, 0, found)
+    monkeypatch.setattr(checker, "BALLS", 2 * 8 + 16 * (4 + 4) - 1)
+    with pytest.raises(Verdict) as error:
+        Reader(general.model, passage, 0, found)
+    assert error.value.args == (3, "attention to 2 tokens takes more than 143 balls")
+    matrix = general.model.layers[-1].v_proj
+    monkeypatch.setattr(checker, "BALLS", 64)
+    assert len(all_balls(matrix, 96)) == 8
+    assert all_balls(matrix, 96)[3].keys() == matrix.row(3).keys()
+    monkeypatch.setattr(checker, "BALLS", 63)
+    with pytest.raises(Verdict) as error:
+        all_balls(matrix, 96)
+    assert error.value.args == (3, "a matrix has more than 63 nonzero weights")
 
 
 def meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
