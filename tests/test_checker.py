@@ -43,7 +43,9 @@ from snowball.checker import (
     Stream,
     Undecided,
     Verdict,
+    all_balls,
     ends_of,
+    hull,
     passage_over,
     read_config,
     read_data,
@@ -409,6 +411,9 @@ def test_passages_over_an_interval_hold_those_of_its_weights(
         for wide in (one, four):
             assert all(inside(ball, wide.stream[c]) for c, ball in found.stream.items())
             assert inside(found.square, wide.square)
+    ends = hull([Ball.of(low, 200), Ball.of(high, 200)])
+    same = Passage(general.model, 200, place, ends)
+    assert [b.ends() for b in one.scores.values()] == [b.ends() for b in same.scores.values()]
     assert one.scores.keys() == four.scores.keys() == found.scores.keys()
     assert sum(b.r for b in four.scores.values()) < sum(b.r for b in one.scores.values())
 
@@ -420,12 +425,31 @@ def inside(ball: Ball, wide: Ball) -> bool:
 def test_units_are_packed_in_blocks(general: General, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Reader(general.model, passage_of(general), 0, FOUND)
     expected = [(score.ends(), [b.ends() for b in some]) for score, some in whole.read(FOUND)]
-    monkeypatch.setattr(checker, "BLOCK", 3)
+    monkeypatch.setattr(checker, "BLOCK", 31)  # weights, of rows of 8
     parted = Reader(general.model, passage_of(general), 0, FOUND)
     assert [len(units) for units, _, _ in parted.parts] == [3, 3, 2]
     for (_, some), (_, others) in zip(parted.read(FOUND), expected, strict=True):
         assert len(some) == len(others)
         assert all(meet(b.ends(), other) for b, other in zip(some, others, strict=True))
+
+
+def test_balls_are_limited(general: General, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 tokens with 8 values, 16 distances with 4 heads and 4 coordinates; a matrix of 64."""
+    passage, found = passage_of(general), [((5,), {1}), ((5, *[2] * 15), {1})]
+    monkeypatch.setattr(checker, "BALLS", 2 * 8 + 16 * (4 + 4))
+    Reader(general.model, passage, 0, found)
+    monkeypatch.setattr(checker, "BALLS", 2 * 8 + 16 * (4 + 4) - 1)
+    with pytest.raises(Verdict) as error:
+        Reader(general.model, passage, 0, found)
+    assert error.value.args == (3, "attention to 2 tokens takes more than 143 balls")
+    matrix = general.model.layers[-1].v_proj
+    monkeypatch.setattr(checker, "BALLS", 64)
+    assert len(all_balls(matrix, 96)) == 8
+    assert all_balls(matrix, 96)[3].keys() == matrix.row(3).keys()
+    monkeypatch.setattr(checker, "BALLS", 63)
+    with pytest.raises(Verdict) as error:
+        all_balls(matrix, 96)
+    assert error.value.args == (3, "a matrix has more than 63 nonzero weights")
 
 
 def meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
@@ -733,6 +757,32 @@ def test_the_weight_is_not_zero(case: Case) -> None:
     case.certificate["existence"].update(row=0, column=1, low="-1", high="1.5")
     status, line = case.verdict()
     assert (status, line) == (1, "existence: the weight 0.0 is zero, or not inside the interval")
+
+
+def test_claims_hold_over_the_whole_interval(case: Case) -> None:
+    """In an interval of weights a hundredth wide, later scores vary more than is claimed."""
+    low = float(case.certificate["existence"]["low"])
+    case.certificate["existence"].update(low=repr(low * 1.005), high=repr(low * 0.995))
+    status, line = case.verdict()
+    assert status in (1, 3)
+    assert "score of layer 2: " in line
+
+
+def test_the_target_must_score_least(case: Case) -> None:
+    """Layer 0 does next to nothing, and no bound of a score is claimed that says otherwise."""
+
+    def still(weights: dict[str, Tensor]) -> None:
+        weights["model.layers.0.mlp.down_proj.weight"].mul_(1e-12)
+
+    case.edit_weights(still)
+    low = float(case.certificate["existence"]["low"])
+    case.certificate["existence"].update(low=repr(low * 1.01), high=repr(low * 0.99))
+    case.certificate["deviation"] = "1e-7"
+    for bounds in case.certificate["scores"]:
+        bounds.update(low="-1", high="3")
+    status, line = case.verdict()
+    assert status == 1
+    assert line.startswith("score of the target against the score of layer 0: ")
 
 
 def test_the_number_of_layers_must_agree(case: Case) -> None:

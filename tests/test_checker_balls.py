@@ -237,6 +237,8 @@ def test_exp(ball: Ball, place: Fraction) -> None:
     found = ball.exp()
     assert holds_real(found, arb.exp, point(ball, place))
     assert found.p == ball.p
+    if ball.m < -ball.p * one:
+        assert (found.m, found.r) == (0, 2 + (2 * ball.r >> ball.p))
     middle = found.m + ROUNDING
     assert found.r <= ROUNDING + 2 * middle * ball.r // one + 1
 

@@ -415,7 +415,7 @@ def test_numbers_beyond_the_doubles_are_malformed() -> None:
     "changes",
     [
         {"vocab_size": 2**20 + 1},
-        {"hidden_size": 2**20 + 1},
+        {"hidden_size": 2**15 + 1},
         {"intermediate_size": 2**20 + 1},
         {"num_hidden_layers": 10**19},
         {"num_attention_heads": 2**18 + 1},
@@ -425,10 +425,14 @@ def test_numbers_beyond_the_doubles_are_malformed() -> None:
 def test_sizes_are_limited(changes: Document) -> None:
     with pytest.raises(Verdict) as error:
         config_of(**changes)
-    assert error.value.args == (3, "config.json: a size exceeds 1048576")
+    assert error.value.args == (
+        3,
+        "config.json: a size exceeds 1048576, or the hidden size 32768",
+    )
 
 
 def test_sizes_up_to_the_limit_are_read() -> None:
+    assert config_of(hidden_size=2**15).hidden_size == 2**15
     assert config_of(vocab_size=2**20).vocab_size == 2**20
     assert config_of(num_attention_heads=2**18).num_attention_heads == 2**18
     assert config_of(head_dim=2**19).head_dim == 2**19
