@@ -131,10 +131,7 @@ STATEMENTS = (
         "lem:reader-score",
         "The reader scores more than epsilon, whatever it adds to context and answer.",
         ("epsilon in (0, 2)", "every input"),
-        (
-            "for epsilon > 2/3: recall so sharp that |answer|^2 <= q C / 64 at every input; "
-            "the builder ensures it on the nodes",
-        ),
+        ("G >= (t/2) log(128 n)", "leaks of attention move a gate by at most 1/(128 n)"),
         ("lem:other-scores", "lem:update-factor", "lem:recall-gate", "lem:silu-leak", "lem:recall"),
     ),
     # The switch
@@ -150,8 +147,7 @@ STATEMENTS = (
         "For epsilon <= 1/2 the divergence caused by removing the target grows at every later "
         "layer and ends above 1/2.",
         ("epsilon in (0, 1/2]", "L >= 3", "every input"),
-        ("in the reader: |answer|^2 <= q C / 64, as in lem:reader-score",),
-        uses=("lem:mirror", "lem:update-factor"),
+        uses=("lem:mirror", "lem:update-factor", "lem:reader-score"),
         source=f"{PAPER}, section 4 (snowball effect)",
     ),
     # Reading

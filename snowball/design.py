@@ -253,11 +253,13 @@ def _gather(
     resolution = torch.finfo(dtype).eps
     # Rounding of a score at coldness 1: four operations in the dtype, and the angle of RoPE.
     noise = 4 * resolution + tree.longest * torch.finfo(_wide(dtype)).eps
-    leak = min(resolution, 1 / (128 * marks.heads))
+    entries = marks.heads * len(gadgets.context_layout(marks.width))
+    # Leaks move a gate, G <= 4 steepness, by 2 H k leak G / t: at most 1/(128 n).
+    moved = 2 * entries / marks.separation * 4 * _steepness(tree, marks, plan)
+    leak = min(resolution, 1 / (128 * len(tree) * moved))
     # Where the noise is too large this is no solution, and the constant below does not hold.
     coldness = math.log((tree.longest + 1) / leak) / max(kernel.sharpness - 2 * noise, noise)
 
-    entries = marks.heads * len(gadgets.context_layout(marks.width))
     unit = code_size * gadgets.norm_factor(stream.width, plan.norm[plan.reader])
     scale = _power_of_two_below(math.sqrt(plan.context_square / entries) / unit)
     size = scale * unit
@@ -284,6 +286,15 @@ def _gather(
     return GatherDesign(kernel, coldness, leak, scale, size, entries, constants)
 
 
+def _steepness(tree: PrefixTree, marks: Fingerprint, plan: Schedule) -> float:
+    """Least gate of a node on itself: each sign beyond the middle, t/2, costs log(128 n g).
+
+    So at most one unit is loud at any input whatever, and all others together write next to
+    nothing. Proof: lem:reader-score.
+    """
+    return marks.separation / 2 * math.log(128 * len(tree) * plan.gain)
+
+
 def _recall(
     tree: PrefixTree,
     marks: Fingerprint,
@@ -295,7 +306,7 @@ def _recall(
     """Gates sharp enough that the own node fires and all others together stay silent."""
     norm = math.sqrt(plan.norm[plan.reader] ** 2 + gather.entries * gather.size**2)
     firing = 1 - 2 * gather.entries * gather.leak / marks.separation
-    quiet = math.log(128 * len(tree) * plan.gain)
+    quiet = _steepness(tree, marks, plan)
     # Gate of a node on itself at sharpness 1.
     pull = marks.separation * gather.size * gadgets.norm_factor(stream.width, norm)
     sharpness = 1 / _power_of_two_below(pull * firing / quiet)
@@ -315,7 +326,7 @@ def _recall(
             symbol="G",
             value=sharpness * pull,
             meaning="gate of a node on its own fingerprint",
-            inequality="log(128 n g) <= G (1 - 2 H k leak / t), so that other units stay silent",
+            inequality="t/2 log(128 n g) <= G (1 - 2 H k leak / t), so that other units stay silent",
             left=quiet,
             right=sharpness * pull * firing,
             remedy=_INTERNAL,

@@ -79,7 +79,10 @@ class Schedule:
         )
 
     def _reader_slack(self) -> float:
-        """Least factor by which the context, lowering the gain of the MLP, shrinks an update."""
+        """A lower bound on the factor of an update where the context lowers the gain of the MLP.
+
+        With the gate at the stationary point of silu the factor is 1 or more (lem:update-factor).
+        """
         square = self.norm[self.reader] ** 2
         return math.sqrt(square / (square + self.context_square))
 
