@@ -25,7 +25,7 @@ from snowball.checkpoint import (
 from snowball.constructions import Counterexample, LayerRole
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder
-from snowball.design import Constant
+from snowball.reading import Constant
 
 CARD = "snowball.json"
 DATASET = "dataset.jsonl"

@@ -16,10 +16,11 @@ from snowball import gadgets
 from snowball.answer_codes import AnswerCodes, answer_codes, unembedding_rows
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
-from snowball.design import Constant, Design, design
+from snowball.design import Design, design
 from snowball.errors import SnowballError
 from snowball.fingerprint import LEAST_CODE_WIDTH, Fingerprint, fingerprint
 from snowball.prefix_tree import PrefixTree, prefix_tree
+from snowball.reading import Constant, code_size
 from snowball.residual import ResidualStream
 
 # Nodes whose recall weights are computed at a time.
@@ -194,7 +195,7 @@ def _weights(
         _write_layer(layer, index, chosen)
         if index == chosen.plan.reader:
             _write_reader(layer, tree, marks, answers, chosen)
-    rows = unembedding_rows(answers, chosen.readout.scale)
+    rows = unembedding_rows(answers, chosen.reader.readout.scale)
     weights["lm_head.weight"][answers.tokens, chosen.stream["answer"]] = rows.to(dtype)
     return weights
 
@@ -233,13 +234,13 @@ def _write_embedding(embedding: Tensor, marks: Fingerprint, chosen: Design) -> N
     embedding[:, stream["const"]] = 1
     embedding[:, stream["filler"].start] = chosen.plan.filler
     embedding[:, stream["switch"]] = -chosen.plan.half
-    embedding[:, stream["code"]] = marks.codes.to(embedding.dtype) * chosen.code_size
+    embedding[:, stream["code"]] = marks.codes.to(embedding.dtype) * code_size(marks)
 
 
 def _write_layer(layer: gadgets.LayerWeights, index: int, chosen: Design) -> None:
     plan, stream = chosen.plan, chosen.stream
     reads = index == plan.reader
-    norm = chosen.recall.norm if reads else plan.norm[index]
+    norm = chosen.reader.recall.norm if reads else plan.norm[index]
     if plan.angle[index] != 0:
         gadgets.rotation(layer, norm, stream["filler"], plan.angle[index])
     if index == plan.target:
@@ -256,15 +257,15 @@ def _write_reader(
     answers: AnswerCodes,
     chosen: Design,
 ) -> None:
-    plan, stream, gather = chosen.plan, chosen.stream, chosen.gather
+    plan, stream, gather = chosen.plan, chosen.stream, chosen.reader.gather
     norm = plan.norm[plan.reader]
     heads = tuple(reversed(marks.distances))  # distance 0, inside every node, comes last
     gadgets.gather(layer, norm, gather.kernel, gather.coldness, heads, gather.scale)
     # Where both wanted tokens agree the unit reads the constant, else the sign of the switch.
-    rho = gadgets.norm_factor(stream.width, chosen.recall.norm)
+    rho = gadgets.norm_factor(stream.width, chosen.reader.recall.norm)
     reads = torch.where(answers.agree, stream["const"].start, stream["switch"].start)
     size = torch.where(answers.agree, 1.0, plan.switch[plan.reader]).double()
-    fired = chosen.recall.gate / (1 + math.exp(-chosen.recall.gate))
+    fired = chosen.reader.recall.gate / (1 + math.exp(-chosen.reader.recall.gate))
     distances = torch.tensor(heads)
     for start in range(0, len(tree), _BLOCK):
         nodes = torch.arange(start, min(start + _BLOCK, len(tree)))
@@ -274,10 +275,10 @@ def _write_reader(
             layer.take_units(len(nodes)),
             marks.codes[seen.clamp(min=0)] * (seen >= 0)[..., None],
             marks.separation,
-            chosen.recall.sharpness,
+            chosen.reader.recall.sharpness,
             up=1 / (rho * size[nodes]),
             up_reads=reads[nodes],
-            down=answers.written[nodes].T.double() * (chosen.readout.answer_size / fired),
+            down=answers.written[nodes].T.double() * (chosen.reader.readout.answer_size / fired),
         )
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from snowball.design import CONFIDENCE
 from snowball.measurement import Measurements
+from snowball.reading import CONFIDENCE
 
 # Relative deviation from epsilon that the target's score may have at a token, by dtype: the
 # rounding of a handful of operations, with room for their number.

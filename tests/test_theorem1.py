@@ -28,8 +28,8 @@ from torch import Tensor
 from snowball.constructions import ConstructionError, Counterexample, counterexample
 from snowball.dataset import Dataset, DatasetError
 from snowball.decoder import Decoder
-from snowball.design import CONFIDENCE
 from snowball.metrics import cosine_score, divergence
+from snowball.reading import CONFIDENCE
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 NOTHING: frozenset[int] = frozenset()

@@ -12,8 +12,8 @@ from torch import Tensor
 from snowball.constructions import Counterexample, counterexample
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder
-from snowball.design import CONFIDENCE
 from snowball.measurement import Measurements, measure
+from snowball.reading import CONFIDENCE
 from snowball.verification import SCORE_TOLERANCE, guarantees
 
 EPSILON, LAYERS, TARGET = 1e-14, 6, 2
