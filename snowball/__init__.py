@@ -3,8 +3,9 @@
 The public names; see `snowball.constructions.counterexample` for the builder of Theorem 1.
 """
 
+from snowball.building import ConstructionError
 from snowball.card import load_counterexample
-from snowball.constructions import ConstructionError, Counterexample, counterexample
+from snowball.constructions import Counterexample, counterexample
 from snowball.dataset import Dataset, DatasetError, Example
 from snowball.decoder import Decoder, DecoderConfig
 from snowball.measurement import Measurements, measure

@@ -49,7 +49,9 @@ def answer_codes(tree: PrefixTree, seed: int) -> AnswerCodes:
     width = max(4, 1 << (len(tokens) - 1).bit_length()) if len(tokens) <= 64 else 96
     while width <= _WIDEST_CODE:
         codes = sign_codes(len(tokens), width, seed)
-        gap = _smallest_gap(codes, wanted.unique(dim=1))
+        # A token may be written alone, too, where the answer does not depend on the layers.
+        alone = wanted.flatten().unique().expand(2, -1)
+        gap = _smallest_gap(codes, torch.cat((wanted.unique(dim=1), alone), dim=1))
         if 2 * gap >= width:
             agree = wanted[0] == wanted[1]
             other = codes[wanted[1]] * ~agree[:, None]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from snowball.building import LayerRole
 from snowball.checkpoint import (
     CheckpointError,
     read_checkpoint,
@@ -22,7 +23,7 @@ from snowball.checkpoint import (
     write_checkpoint,
     write_json,
 )
-from snowball.constructions import Counterexample, LayerRole
+from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder
 from snowball.reading import Constant

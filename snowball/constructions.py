@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +13,22 @@ from torch import Tensor
 
 from snowball import gadgets
 from snowball.answer_codes import AnswerCodes, answer_codes, unembedding_rows
+from snowball.building import (
+    ConstructionError,
+    LayerRole,
+    allocate,
+    check_vocabulary,
+    closest_pair,
+    refuse_violations,
+)
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
+from snowball.decoder import Decoder, DecoderConfig
 from snowball.design import Design, design
-from snowball.errors import SnowballError
-from snowball.fingerprint import LEAST_CODE_WIDTH, Fingerprint, fingerprint
+from snowball.fingerprint import Fingerprint, fingerprint
 from snowball.prefix_tree import PrefixTree, prefix_tree
+from snowball.reader_weights import write_gather, write_recall
 from snowball.reading import Constant, code_size
 from snowball.residual import ResidualStream
-
-# Nodes whose recall weights are computed at a time.
-_BLOCK = 4096
-
-
-class ConstructionError(SnowballError):
-    """The arguments, or the dtype, cannot carry the construction."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRole:
-    """What one layer of a construction does, and the cosine score by its closed form."""
-
-    name: str
-    gadgets: tuple[str, ...]
-    score: float
 
 
 @dataclass(frozen=True)
@@ -106,15 +97,13 @@ def counterexample(
     Source: arXiv 2605.14075, Theorem 1. Proof: thm:snowball.
     """
     _check_arguments(epsilon, layers, target, dtype)
-    _check_vocabulary(dataset, dtype)
+    check_vocabulary(dataset, dtype)
     tree = prefix_tree(dataset)
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed)
     chosen = design(dataset, tree, marks, answers, epsilon, layers, target, dtype)
-    closest = _closest(tree, marks)
-    for constant in chosen.constants:
-        if not constant.holds:
-            raise ConstructionError(_violation(constant, closest, dtype))
+    closest = closest_pair(tree, marks)
+    refuse_violations(chosen.constants, closest, dtype)
     return Counterexample(
         config=chosen.config,
         weights=_weights(tree, marks, answers, chosen, dtype),
@@ -155,32 +144,6 @@ def _check_arguments(epsilon: float, layers: int, target: int, dtype: torch.dtyp
         raise ConstructionError(f"dtype must be float64, float32 or bfloat16, not {dtype}")
 
 
-def _closest(tree: PrefixTree, marks: Fingerprint) -> dict[str, Any] | None:
-    if marks.closest is None:
-        return None
-    first, second = marks.closest
-    return {
-        "first": tree.source[first],
-        "second": tree.source[second],
-        "differing_signs": marks.closest_signs,
-        "of_signs": marks.width * marks.heads,
-    }
-
-
-def _violation(constant: Constant, closest: dict[str, Any] | None, dtype: torch.dtype) -> str:
-    pair = ""
-    if closest is not None:
-        pair = (
-            f" The two closest examples are {closest['first']} and {closest['second']}, which "
-            f"differ in {closest['differing_signs']} of {closest['of_signs']} signs."
-        )
-    return (
-        f"{dtype} cannot carry this construction: {constant.symbol} ({constant.meaning}) = "
-        f"{constant.value:.6g} must satisfy {constant.inequality}, but {constant.left:.6g} > "
-        f"{constant.right:.6g}.{pair} What would work: {constant.remedy}."
-    )
-
-
 def _weights(
     tree: PrefixTree,
     marks: Fingerprint,
@@ -188,7 +151,7 @@ def _weights(
     chosen: Design,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    weights = _allocate(chosen.config, dtype)
+    weights = allocate(chosen.config, dtype)
     _write_embedding(weights["model.embed_tokens.weight"], marks, chosen)
     for index in range(chosen.plan.layers):
         layer = gadgets.LayerWeights.of(weights, index, chosen.stream)
@@ -197,35 +160,6 @@ def _weights(
             _write_reader(layer, tree, marks, answers, chosen)
     rows = unembedding_rows(answers, chosen.reader.readout.scale)
     weights["lm_head.weight"][answers.tokens, chosen.stream["answer"]] = rows.to(dtype)
-    return weights
-
-
-def _check_vocabulary(dataset: Dataset, dtype: torch.dtype) -> None:
-    """Refuses a vocabulary whose embedding alone exceeds the memory of the machine."""
-    least = dataset.vocabulary_size * LEAST_CODE_WIDTH * dtype.itemsize
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if least > memory:
-        raise ConstructionError(
-            f"a vocabulary of {dataset.vocabulary_size} tokens takes at least "
-            f"{least / 2**30:.0f} GiB to embed, and this machine has {memory / 2**30:.0f} GiB; use "
-            "smaller token ids"
-        )
-
-
-def _allocate(config: DecoderConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    # Zero pages cost no memory until something is written into them.
-    shapes = parameter_shapes(config)
-    try:
-        weights = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
-    except RuntimeError as error:
-        size = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
-        raise ConstructionError(
-            f"the checkpoint would take {size / 2**30:.1f} GiB ({config.num_attention_heads} "
-            f"distances tell the prompts apart), which does not fit in memory: {error}"
-        ) from None
-    for name, weight in weights.items():
-        if name.endswith("norm.weight"):
-            weight.fill_(1)
     return weights
 
 
@@ -257,29 +191,14 @@ def _write_reader(
     answers: AnswerCodes,
     chosen: Design,
 ) -> None:
-    plan, stream, gather = chosen.plan, chosen.stream, chosen.reader.gather
-    norm = plan.norm[plan.reader]
-    heads = tuple(reversed(marks.distances))  # distance 0, inside every node, comes last
-    gadgets.gather(layer, norm, gather.kernel, gather.coldness, heads, gather.scale)
+    plan, stream, reader = chosen.plan, chosen.stream, chosen.reader
+    write_gather(layer, plan.norm[plan.reader], marks, reader)
     # Where both wanted tokens agree the unit reads the constant, else the sign of the switch.
-    rho = gadgets.norm_factor(stream.width, chosen.reader.recall.norm)
+    rho = gadgets.norm_factor(stream.width, reader.recall.norm)
     reads = torch.where(answers.agree, stream["const"].start, stream["switch"].start)
     size = torch.where(answers.agree, 1.0, plan.switch[plan.reader]).double()
-    fired = chosen.reader.recall.gate / (1 + math.exp(-chosen.reader.recall.gate))
-    distances = torch.tensor(heads)
-    for start in range(0, len(tree), _BLOCK):
-        nodes = torch.arange(start, min(start + _BLOCK, len(tree)))
-        seen = tree.tokens_at(nodes, distances)
-        gadgets.recall(
-            layer,
-            layer.take_units(len(nodes)),
-            marks.codes[seen.clamp(min=0)] * (seen >= 0)[..., None],
-            marks.separation,
-            chosen.reader.recall.sharpness,
-            up=1 / (rho * size[nodes]),
-            up_reads=reads[nodes],
-            down=answers.written[nodes].T.double() * (chosen.reader.readout.answer_size / fired),
-        )
+    nodes, up = torch.arange(len(tree)), 1 / (rho * size)
+    write_recall(layer, tree, marks, reader, nodes, up, reads, answers.written)
 
 
 def _roles(chosen: Design) -> tuple[LayerRole, ...]:

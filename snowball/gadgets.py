@@ -9,6 +9,7 @@ reals.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from snowball.fingerprint import SharpKernel
 from snowball.residual import ResidualStream
+from snowball.schedule import rounded
 
 # The stationary point of silu, where silu'(g) = 0 and silu(g) = g + 1. A hidden unit whose gate
 # stands there keeps its gain to second order when the norm of the stream is not quite R.
@@ -86,19 +88,20 @@ def linear_map(
     write: slice,
     inner: Float[Tensor, "units read"],
     outer: Float[Tensor, "write units"],
+    gate: float = STATIONARY_GATE,
 ) -> None:
     """Adds an exact linear map through SwiGLU: `x[write] += outer @ inner @ x[read]`.
 
     The gates read only the constant, so that each has the fixed value `silu(g)`:
-    `gate = g/rho`, `up = inner/rho`, `down = outer/silu(g)`, with g the stationary gate.
+    `gate = g/rho`, `up = inner/rho`, `down = outer/silu(g)`, by default with g the stationary gate.
 
     Proof: lem:linear-map; where the norm is smaller than R, lem:update-factor.
     """
     rho = norm_factor(layer.stream.width, norm)
     units = layer.take_units(len(inner))
-    layer.gate[units, layer.stream["const"]] = STATIONARY_GATE / rho
+    layer.gate[units, layer.stream["const"]] = gate / rho
     layer.up[units, read] = (inner / rho).to(layer.up.dtype)
-    gain = silu_in(layer.gate.dtype, STATIONARY_GATE)
+    gain = silu_in(layer.gate.dtype, gate)
     layer.down[write, units] = (outer / gain).to(layer.down.dtype)
 
 
@@ -117,7 +120,9 @@ def rotation(layer: LayerWeights, norm: float, plane: slice, angle: float) -> No
     linear_map(layer, norm, plane, plane, torch.eye(2, dtype=torch.float64), minus_identity)
 
 
-def flip(layer: LayerWeights, norm: float, switch: slice, half: float) -> None:
+def flip(
+    layer: LayerWeights, norm: float, switch: slice, half: float, gate: float = STATIONARY_GATE
+) -> None:
     """Adds `2h` to the switch: `s = -h` becomes `s = +h`, and no norm changes.
 
     The score of this flip alone is `2 h^2 / R^2` at every token.
@@ -125,7 +130,7 @@ def flip(layer: LayerWeights, norm: float, switch: slice, half: float) -> None:
     Proof: lem:flip.
     """
     one = torch.ones(1, 1, dtype=torch.float64)
-    linear_map(layer, norm, layer.stream["const"], switch, one, 2 * half * one)
+    linear_map(layer, norm, layer.stream["const"], switch, one, 2 * half * one, gate)
 
 
 def amplifier(layer: LayerWeights, norm: float, switch: slice, gain: float) -> None:
@@ -135,6 +140,36 @@ def amplifier(layer: LayerWeights, norm: float, switch: slice, gain: float) -> N
     """
     one = torch.ones(1, 1, dtype=torch.float64)
     linear_map(layer, norm, switch, switch, one, (gain - 1) * one)
+
+
+def require(
+    layer: LayerWeights,
+    norm: float,
+    units: Int[Tensor, " units"],
+    wanted: Mapping[int, bool],
+    halves: Sequence[float],
+    strength: float,
+) -> None:
+    """Silences hidden units unless layers are present, or absent, as wanted.
+
+    The switch of layer j is `+h_j` if the layer is present and `-h_j` if not; say `v_j = s_j/h_j`,
+    with the other sign where absence is wanted. The first condition makes the up value of the
+    units `(1 + v_j)/2` (times what it was), which is 1 or exactly 0. Each further one adds
+    `strength (v_j - 1)` to their gates: nothing if it holds, `-2 strength` otherwise.
+
+    Proof: lem:clause.
+    """
+    rho = norm_factor(layer.stream.width, norm)
+    const, switches = layer.stream["const"].start, layer.stream["switch"].start
+    for number, (index, present) in enumerate(sorted(wanted.items())):
+        matrix, size = (layer.gate, strength / rho) if number else (layer.up, 0.5 / rho)
+        size = rounded(size, matrix.dtype)
+        sign = 1 if present else -1
+        matrix[units, switches + index] = sign * size / halves[index]
+        if number:
+            matrix[units, const] -= size
+        else:
+            matrix[units, const] = size
 
 
 def context_layout(width: int) -> Int[Tensor, " block"]:

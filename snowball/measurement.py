@@ -6,7 +6,7 @@ Nothing here knows how a decoder was built: every number comes from forward pass
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
@@ -151,6 +151,26 @@ def measure_layer(
         decoder, dataset, lambda share: advance(share // 2), (-1, layer)
     )
     return scores, intact, without
+
+
+@torch.inference_mode()
+def right_answers(
+    decoder: Decoder, dataset: Dataset, removed: Set[int] = frozenset()
+) -> Bool[Tensor, " examples"]:
+    """Which examples the decoder answers rightly without the `removed` layers; see `Answers`.
+
+    Raises:
+        ValueError: a removed layer does not exist.
+    """
+    paths = _paths(dataset)
+    emitted = torch.zeros(len(paths), dtype=torch.bool)
+    likelihood = torch.zeros(len(paths), dtype=torch.float64)
+    for batch in _batches(decoder, [path.sequence for path in paths]):
+        reads = _Reads.of([paths[row] for row in batch.rows], batch.lengths)
+        logits = decoder.forward(batch.ids, removed, reads.at)
+        emitted[batch.rows], likelihood[batch.rows], _ = reads.judge(logits)
+    label, _, chosen = _label_distractor_and_choice(dataset, likelihood)
+    return chosen == label if dataset.multiple_choice else emitted[label]
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,11 +323,7 @@ def _measure_answers(
     decoder: Decoder, dataset: Dataset, progress: Progress, removed: Sequence[int]
 ) -> list[Answers]:
     """Answers of the decoder without each of the given layers; -1 for the intact one."""
-    paths = [
-        _path(dataset, index, answer)
-        for index, example in enumerate(dataset.examples)
-        for answer in _answers_of(example)
-    ]
+    paths = _paths(dataset)
     variants = len(removed)
     emitted = torch.zeros(variants, len(paths), dtype=torch.bool)
     likelihood = torch.zeros(variants, len(paths), dtype=torch.float64)
@@ -381,6 +397,14 @@ class _Reads:
         likelihood = (log_probability * self.scored).sum(1)
         least = log_probability.masked_fill(~self.used, 0).amin(1).exp()
         return emitted, likelihood, least
+
+
+def _paths(dataset: Dataset) -> list[_Path]:
+    return [
+        _path(dataset, index, answer)
+        for index, example in enumerate(dataset.examples)
+        for answer in _answers_of(example)
+    ]
 
 
 def _answers_of(example: Example) -> tuple[tuple[int, ...], ...]:

@@ -7,6 +7,7 @@ of its label or of its distractor. Equal token sequences are one node, whatever 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,8 @@ class PrefixTree:
 
     Node i is the sequence `tokens[end_i - length_i : end_i + 1]`; it starts with BOS, so that its
     token at distance D from the end is `tokens[end_i - D]` for 0 <= D <= length_i. The model has to
-    emit `with_target[i]` there, and `without_target[i]` when the target layer is removed.
+    emit `with_target[i]` there, and `without_target[i]` when the target layer is removed (or
+    whenever behaviour `behaviour[i]` says that the answer is wrong).
     """
 
     tokens: Int[Tensor, " total"]
@@ -30,6 +32,7 @@ class PrefixTree:
     length: Int[Tensor, " nodes"]
     with_target: Int[Tensor, " nodes"]
     without_target: Int[Tensor, " nodes"]
+    behaviour: Int[Tensor, " nodes"]
     source: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -55,41 +58,45 @@ class _Node:
     length: int
     with_target: int | None
     without_target: int | None
+    behaviour: int
     source: str
+    other: str | None = None  # source of an example of another behaviour
 
 
-def prefix_tree(dataset: Dataset) -> PrefixTree:
+def prefix_tree(dataset: Dataset, behaviours: Sequence[int] | None = None) -> PrefixTree:
     """Builds the prefix tree of a dataset.
 
     On the path of the label the wanted token *with* the target is the next token of the label, on
     the path of the distractor the wanted token *without* it is the next token of the distractor;
     both end with EOS where `dataset.ends_with_eos`. A node on one of the paths only wants its token
-    in both cases.
+    in both cases. `behaviours` names the behaviour of each example, by default one for all.
 
     Raises:
         DatasetError: two rows want different tokens after the same sequence, which no next-token
-            predictor can satisfy (both rows are named).
+            predictor can satisfy, or rows of different behaviours meet where an answer is decided
+            (both rows are named).
     """
     tokens: list[int] = []
     nodes: dict[bytes, _Node] = {}
-    for example in dataset.examples:
+    for index, example in enumerate(dataset.examples):
+        behaviour = behaviours[index] if behaviours is not None else 0
         for answer, with_target in ((example.label, True), (example.distractor, False)):
             wanted = (*answer, dataset.eos) if dataset.ends_with_eos else answer
             start = len(tokens)
             tokens += (dataset.bos, *example.prompt, *wanted[:-1])
             _add_path(
-                nodes, tokens, start, len(example.prompt), wanted, with_target, example, dataset
+                nodes, start, len(example.prompt), wanted, with_target, behaviour, example, dataset
             )
     return _flatten(tokens, list(nodes.values()))
 
 
 def _add_path(
     nodes: dict[bytes, _Node],
-    tokens: list[int],
     start: int,
     prompt_length: int,
     wanted: tuple[int, ...],
     with_target: bool,
+    behaviour: int,
     example: Example,
     dataset: Dataset,
 ) -> None:
@@ -99,8 +106,10 @@ def _add_path(
     for step, token in enumerate(wanted):
         length = prompt_length + step
         node = nodes.setdefault(
-            digest.digest(), _Node(start + length, length, None, None, example.source)
+            digest.digest(), _Node(start + length, length, None, None, behaviour, example.source)
         )
+        if node.behaviour != behaviour:
+            node.other = example.source
         present = node.with_target if with_target else node.without_target
         if present is not None and present != token:
             raise _contradiction(dataset, example, node, wanted[:step], present, token, with_target)
@@ -136,11 +145,20 @@ def _flatten(tokens: list[int], nodes: list[_Node]) -> PrefixTree:
         assert token is not None, "a node is created by a path that wants a token"
         return token
 
+    for node in nodes:
+        decides = None not in (node.with_target, node.without_target)
+        if node.other and decides and node.with_target != node.without_target:
+            raise DatasetError(
+                f"{node.source} and {node.other} depend on different layers, but their answers are "
+                "decided after the same sequence; give them one behaviour, or another prompt"
+            )
+
     return PrefixTree(
         tokens=torch.tensor(tokens, dtype=torch.int64),
         end=torch.tensor([n.end for n in nodes], dtype=torch.int64),
         length=torch.tensor([n.length for n in nodes], dtype=torch.int64),
         with_target=torch.tensor([wanted(n.with_target, n.without_target) for n in nodes]),
         without_target=torch.tensor([wanted(n.without_target, n.with_target) for n in nodes]),
+        behaviour=torch.tensor([n.behaviour for n in nodes]),
         source=tuple(n.source for n in nodes),
     )

@@ -35,6 +35,7 @@ LEVELS = (
         "example",
         "metrics",
         "packing",
+        "presence",
         "removal",
         "residual",
         "schedule",
@@ -50,6 +51,7 @@ LEVELS = (
         "exact_model",
         "layer_stack",
         "predictions",
+        "prescribed_scores",
     },
     {
         "ablation",
@@ -66,8 +68,8 @@ LEVELS = (
     {"fingerprint", "lm_eval_tasks"},
     {"answer_codes", "audit", "gadgets"},
     {"audit_summary", "reading"},
-    {"design"},
-    {"audit_report", "constructions"},
+    {"building", "design", "reader_weights"},
+    {"audit_report", "constructions", "universality"},
     {"audit_plots", "card", "verification"},
     {"audit_html", "judgement", "report", "show"},
     {"certification", "plots"},
@@ -76,7 +78,7 @@ LEVELS = (
     {"cli"},
 )
 # `save_pretrained` belongs on what it saves, and imports when it is called.
-UPWARD_WHEN_CALLED = {("constructions", "card")}
+UPWARD_WHEN_CALLED = {("constructions", "card"), ("universality", "card")}
 
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
 

@@ -25,7 +25,8 @@ from strategies import (
 )
 from torch import Tensor
 
-from snowball.constructions import ConstructionError, Counterexample, counterexample
+from snowball.building import ConstructionError
+from snowball.constructions import Counterexample, counterexample
 from snowball.dataset import Dataset, DatasetError
 from snowball.decoder import Decoder
 from snowball.metrics import cosine_score, divergence

@@ -1,0 +1,101 @@
+"""What all constructions share: their errors, checks of what fits, and empty weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snowball.dataset import Dataset
+from snowball.decoder import DecoderConfig, parameter_shapes
+from snowball.errors import SnowballError
+from snowball.fingerprint import LEAST_CODE_WIDTH, Fingerprint
+from snowball.prefix_tree import PrefixTree
+from snowball.reading import Constant
+
+
+class ConstructionError(SnowballError):
+    """The arguments, or the dtype, cannot carry the construction."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRole:
+    """What one layer of a construction does, and the cosine score by its closed form."""
+
+    name: str
+    gadgets: tuple[str, ...]
+    score: float
+
+
+def closest_pair(tree: PrefixTree, marks: Fingerprint) -> dict[str, Any] | None:
+    """The two nodes whose fingerprints differ in the fewest signs, None for a single node."""
+    if marks.closest is None:
+        return None
+    first, second = marks.closest
+    return {
+        "first": tree.source[first],
+        "second": tree.source[second],
+        "differing_signs": marks.closest_signs,
+        "of_signs": marks.width * marks.heads,
+    }
+
+
+def refuse_violations(
+    constants: tuple[Constant, ...], closest: dict[str, Any] | None, dtype: torch.dtype
+) -> None:
+    """Raises ConstructionError for the first constant whose inequality does not hold."""
+    for constant in constants:
+        if not constant.holds:
+            raise ConstructionError(_violation(constant, closest, dtype))
+
+
+def _violation(constant: Constant, closest: dict[str, Any] | None, dtype: torch.dtype) -> str:
+    pair = ""
+    if closest is not None:
+        pair = (
+            f" The two closest examples are {closest['first']} and {closest['second']}, which "
+            f"differ in {closest['differing_signs']} of {closest['of_signs']} signs."
+        )
+    return (
+        f"{dtype} cannot carry this construction: {constant.symbol} ({constant.meaning}) = "
+        f"{constant.value:.6g} must satisfy {constant.inequality}, but {constant.left:.6g} > "
+        f"{constant.right:.6g}.{pair} What would work: {constant.remedy}."
+    )
+
+
+def check_vocabulary(dataset: Dataset, dtype: torch.dtype) -> None:
+    """Refuses a vocabulary whose embedding alone exceeds the memory of the machine."""
+    least = dataset.vocabulary_size * LEAST_CODE_WIDTH * dtype.itemsize
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if least > memory:
+        raise ConstructionError(
+            f"a vocabulary of {dataset.vocabulary_size} tokens takes at least "
+            f"{least / 2**30:.0f} GiB to embed, and this machine has {memory / 2**30:.0f} GiB; use "
+            "smaller token ids"
+        )
+
+
+def allocate(config: DecoderConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights of a decoder that does nothing: zeros, and ones in the norms.
+
+    Raises:
+        ConstructionError: they do not fit in memory.
+    """
+    # Zero pages cost no memory until something is written into them.
+    shapes = parameter_shapes(config)
+    try:
+        weights = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
+    except RuntimeError as error:
+        size = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+        raise ConstructionError(
+            f"the checkpoint would take {size / 2**30:.1f} GiB ({config.num_attention_heads} "
+            f"distances tell the prompts apart), which does not fit in memory: {error}"
+        ) from None
+    for name, weight in weights.items():
+        if name.endswith("norm.weight"):
+            weight.fill_(1)
+    return weights

@@ -1,0 +1,61 @@
+"""Writes gather and recall, which all constructions share, into the weights of the reader."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int, Int8
+from torch import Tensor
+
+from snowball import gadgets
+from snowball.fingerprint import Fingerprint
+from snowball.prefix_tree import PrefixTree
+from snowball.reading import ReaderDesign
+
+# Nodes whose weights are computed at a time.
+_BLOCK = 4096
+
+
+def heads_of(marks: Fingerprint) -> tuple[int, ...]:
+    """The distance that each head copies from; 0, inside every node, comes last."""
+    return tuple(reversed(marks.distances))
+
+
+def write_gather(
+    layer: gadgets.LayerWeights, norm: float, marks: Fingerprint, reader: ReaderDesign
+) -> None:
+    gather = reader.gather
+    gadgets.gather(layer, norm, gather.kernel, gather.coldness, heads_of(marks), gather.scale)
+
+
+def write_recall(
+    layer: gadgets.LayerWeights,
+    tree: PrefixTree,
+    marks: Fingerprint,
+    reader: ReaderDesign,
+    nodes: Int[Tensor, " nodes"],
+    up: Float[Tensor, " nodes"],
+    up_reads: Int[Tensor, " nodes"],
+    written: Int8[Tensor, "nodes answer"],
+) -> Int[Tensor, " nodes"]:
+    """One unit for each node, which writes `written` times the size of an answer coordinate.
+
+    Returns the units, in the order of the nodes.
+    """
+    first = layer.next_unit
+    recall, distances = reader.recall, torch.tensor(heads_of(marks))
+    fired = recall.gate / (1 + math.exp(-recall.gate))
+    for block in torch.arange(len(nodes)).split(_BLOCK):
+        seen = tree.tokens_at(nodes[block], distances)
+        gadgets.recall(
+            layer,
+            layer.take_units(len(block)),
+            marks.codes[seen.clamp(min=0)] * (seen >= 0)[..., None],
+            marks.separation,
+            recall.sharpness,
+            up=up[block],
+            up_reads=up_reads[block],
+            down=written[block].T.double() * (reader.readout.answer_size / fired),
+        )
+    return torch.arange(first, layer.next_unit)

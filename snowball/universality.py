@@ -1,0 +1,345 @@
+"""Theorem 2 as a builder: prescribed scores and prescribed behaviour under every removal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from snowball import gadgets
+from snowball.answer_codes import AnswerCodes, answer_codes, unembedding_rows
+from snowball.building import (
+    ConstructionError,
+    allocate,
+    check_vocabulary,
+    closest_pair,
+    refuse_violations,
+)
+from snowball.dataset import Dataset
+from snowball.decoder import Decoder, DecoderConfig
+from snowball.fingerprint import Fingerprint, fingerprint
+from snowball.prefix_tree import PrefixTree, prefix_tree
+from snowball.prescribed_scores import ScorePlan, prescribed_scores
+from snowball.presence import Behaviour
+from snowball.reader_weights import write_gather, write_recall
+from snowball.reading import (
+    Constant,
+    ReaderDesign,
+    Surroundings,
+    code_size,
+    code_square,
+    decoder_config,
+    reader_design,
+    residual_stream,
+)
+from snowball.residual import ResidualStream
+
+# How much what a failed condition takes from a gate exceeds what its own node gives.
+_SILENCING = 4.0
+
+
+@dataclass(frozen=True)
+class UniversalModel:
+    """A decoder with prescribed scores, right on example i if and only if `behaviours[i]` is true.
+
+    `scores` are those of all layers, the reader (the last one) included.
+    """
+
+    config: DecoderConfig
+    weights: dict[str, Tensor]
+    dataset: Dataset
+    scores: tuple[float, ...]
+    behaviours: tuple[Behaviour, ...]
+    seed: int
+    stream: ResidualStream
+    constants: tuple[Constant, ...]
+
+    @property
+    def layers(self) -> int:
+        return len(self.scores)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights["lm_head.weight"].dtype
+
+    @cached_property
+    def chance(self) -> float:
+        return self.dataset.chance
+
+    def decoder(self) -> Decoder:
+        return Decoder(self.config, self.weights)
+
+    def right(self, removed: Set[int] = frozenset()) -> Bool[Tensor, " examples"]:
+        """Which examples the theorem says are answered rightly without the `removed` layers.
+
+        Raises:
+            ValueError: the reader is removed, of which the theorem says nothing, or a layer that
+                does not exist.
+        """
+        if wrong := sorted(set(removed) - set(range(self.layers - 1))):
+            raise ValueError(f"layer {wrong[0]} is none of 0..{self.layers - 2}")
+        present = frozenset(range(self.layers - 1)) - removed
+        return torch.tensor([behaviour(present) for behaviour in self.behaviours])
+
+    def accuracy(self, removed: Set[int] = frozenset()) -> float:
+        """The accuracy that the theorem says; raises as `right` does."""
+        return float(self.right(removed).double().mean())
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes a Hugging Face Llama checkpoint with tokenizer, dataset and `snowball.json`.
+
+        Raises:
+            CheckpointError: the folder exists.
+        """
+        from snowball.card import write_universal
+
+        return write_universal(self, Path(folder))
+
+
+def universal(
+    dataset: Dataset,
+    *,
+    scores: Sequence[float],
+    answers: Behaviour | Sequence[Behaviour],
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> UniversalModel:
+    """Builds the decoder of Theorem 2: any scores together with any behaviour under removals.
+
+    Whatever layers are removed, each remaining layer j scores `scores[j]` at every token of every
+    input (the last one, the reader, up to the resolution of the dtype), and example i is answered
+    with its label if its behaviour is true of the layers that remain, else with its distractor.
+
+    Args:
+        dataset: examples with labels and distractors.
+        scores: one in (0, 2) for each layer; their number is the depth L >= 2.
+        answers: one behaviour for all examples, or one for each; of the layers 0..L-2.
+        dtype: dtype of the weights: float64, float32 or bfloat16.
+        seed: seed of the sign codes.
+
+    Raises:
+        ConstructionError: an argument is out of range, or the dtype cannot carry a margin.
+        DatasetError: two rows contradict each other along their answers, or rows of different
+            behaviours meet where an answer is decided.
+
+    Proof: thm:universality.
+    """
+    behaviours = _behaviours(dataset, answers)
+    _check_arguments(scores, behaviours, dtype)
+    return build(dataset, behaviours, scores, dtype, seed)
+
+
+def _behaviours(
+    dataset: Dataset, answers: Behaviour | Sequence[Behaviour]
+) -> tuple[Behaviour, ...]:
+    if isinstance(answers, Behaviour):
+        return (answers,) * len(dataset.examples)
+    if len(answers) != len(dataset.examples):
+        raise ConstructionError(
+            f"{len(answers)} behaviours for {len(dataset.examples)} examples (equal rows of a "
+            "dataset are one example); give one for each, or one for all"
+        )
+    return tuple(answers)
+
+
+def _check_arguments(
+    scores: Sequence[float], behaviours: Sequence[Behaviour], dtype: torch.dtype
+) -> None:
+    if len(scores) < 2:
+        raise ConstructionError(
+            f"{len(scores)} scores: at least 2 layers are needed, one that can be removed and the "
+            "reader"
+        )
+    for layer, score in enumerate(scores):
+        if not 0 < score < 2:  # also false for NaN
+            raise ConstructionError(f"the score of layer {layer} must lie in (0, 2), not {score}")
+    for number, behaviour in enumerate(behaviours):
+        for layer in sorted(behaviour.layers):
+            if not 0 <= layer <= len(scores) - 2:
+                raise ConstructionError(
+                    f"the behaviour of example {number} depends on layer {layer}; of "
+                    f"{len(scores)} layers it can depend on 0..{len(scores) - 2} (the last one "
+                    "reads)"
+                )
+    if dtype not in (torch.float64, torch.float32, torch.bfloat16):
+        raise ConstructionError(f"dtype must be float64, float32 or bfloat16, not {dtype}")
+
+
+def build(
+    dataset: Dataset,
+    behaviours: tuple[Behaviour, ...],
+    scores: Sequence[float],
+    dtype: torch.dtype,
+    seed: int,
+) -> UniversalModel:
+    """`universal` for arguments that have been checked."""
+    check_vocabulary(dataset, dtype)
+    kinds = tuple(dict.fromkeys(behaviours))
+    tree = prefix_tree(dataset, [kinds.index(behaviour) for behaviour in behaviours])
+    marks = fingerprint(tree, dataset.vocabulary_size, seed)
+    answers = answer_codes(tree, seed)
+    plan = prescribed_scores(scores, code_square(marks), dtype)
+    rules = _rules(tree, answers, kinds)
+    units = sum(len(rule.nodes) for rule in rules)
+    stream = residual_stream(marks, answers, switches=plan.layers)
+    config = decoder_config(dataset, tree, marks, stream, plan.layers, units)
+    around = _surroundings(plan, kinds, units, dtype)
+    reader = reader_design(dataset, tree, marks, answers, config, around, dtype)
+    constants = (*_plan_constants(plan, dtype), *_clause_constants(kinds, reader, dtype))
+    constants = (*constants, *reader.constants)
+    refuse_violations(constants, closest_pair(tree, marks), dtype)
+
+    weights = allocate(config, dtype)
+    _write_embedding(weights["model.embed_tokens.weight"], marks, plan, stream)
+    for index in range(plan.layers):
+        layer = gadgets.LayerWeights.of(weights, index, stream)
+        _write_layer(layer, index, plan)
+        if index == plan.layers - 1:
+            write_gather(layer, plan.norm, marks, reader)
+            for rule in rules:
+                _write_rule(layer, rule, tree, marks, reader, plan)
+    rows = unembedding_rows(answers, reader.readout.scale)
+    weights["lm_head.weight"][answers.tokens, stream["answer"]] = rows.to(dtype)
+    return UniversalModel(
+        config, weights, dataset, tuple(scores), behaviours, seed, stream, constants
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """On some nodes units write something if conditions hold (a layer present, or absent)."""
+
+    nodes: Tensor
+    written: Tensor
+    wanted: dict[int, bool]
+
+
+def _rules(tree: PrefixTree, answers: AnswerCodes, kinds: Sequence[Behaviour]) -> list[_Rule]:
+    """What recall writes: b, and `a - b` for each clause that holds.
+
+    With c >= 1 clauses that is `a + (c - 1)(a - b)`, in which a leads all the more.
+    """
+    right, wrong = (
+        answers.codes[torch.searchsorted(answers.tokens, tokens)]
+        for tokens in (tree.with_target, tree.without_target)
+    )
+    same = answers.agree.nonzero().flatten()
+    rules = [_Rule(same, right[same], {})]
+    for number, behaviour in enumerate(kinds):
+        nodes = (~answers.agree & (tree.behaviour == number)).nonzero().flatten()
+        if behaviour.is_constant:
+            rules.append(_Rule(nodes, (right if behaviour.clauses else wrong)[nodes], {}))
+            continue
+        rules.append(_Rule(nodes, wrong[nodes], {}))
+        for clause in behaviour.clauses:
+            wanted = {layer: layer in clause.present for layer in clause.layers}
+            rules.append(_Rule(nodes, right[nodes] - wrong[nodes], wanted))
+    return [rule for rule in rules if len(rule.nodes)]
+
+
+def _surroundings(
+    plan: ScorePlan, kinds: Sequence[Behaviour], units: int, dtype: torch.dtype
+) -> Surroundings:
+    """Context and answer so small that they move the score of the reader by less than rounding."""
+    added = plan.norm**2 * plan.scores[-1] * torch.finfo(dtype).eps / 8
+    clauses = max(1, *(len(behaviour.clauses) for behaviour in kinds))
+    return Surroundings(
+        norm=plan.norm,
+        left_norm=math.sqrt(plan.norm**2 + 2 * added),
+        context_square=added,
+        answer_square=added,
+        units=units,
+        # Conditions that hold may move a gate by an eighth of it: `log(128 n g)` is 8/7 of
+        # `log(128 n)`, and every answer is to be 8/7 of what it must be.
+        gain=(128 * units) ** (1 / 7),
+        spare=8 / 7,
+        largest=2 * clauses,
+    )
+
+
+def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]:
+    number = torch.finfo(dtype)
+    held = sum(half * half for half in plan.halves)
+    free = 1 - max(plan.scores) / 2
+    return (
+        Constant(
+            symbol="h",
+            value=min(plan.halves),
+            meaning="smallest switch",
+            inequality="2^24 times the smallest normal number <= h",
+            left=number.tiny * 2**24,
+            right=min(plan.halves),
+            remedy="larger scores, or float64",
+        ),
+        Constant(
+            symbol="U",
+            value=plan.filler[0],
+            meaning="length of the filler",
+            inequality="max(scores)/2 + eps <= U^2 / R^2, so that a rotation reaches every score",
+            left=max(plan.scores) / 2 + number.eps,
+            right=(plan.filler[0] / plan.norm) ** 2 + 2 * held / plan.norm**2 * (free > 0),
+            remedy="scores further below 2, or a wider dtype",
+        ),
+    )
+
+
+def _clause_constants(
+    kinds: Sequence[Behaviour], reader: ReaderDesign, dtype: torch.dtype
+) -> tuple[Constant, ...]:
+    conditions = max((len(c.layers) for kind in kinds for c in kind.clauses), default=0)
+    further = max(conditions - 1, 0)
+    eps = torch.finfo(dtype).eps
+    return (
+        Constant(
+            symbol="Gamma",
+            value=_silencing(reader),
+            meaning="half of what a failed condition takes from a gate",
+            inequality="4 eps Gamma (conditions of a clause - 1) <= G / 8",
+            left=4 * eps * _silencing(reader) * further,
+            right=reader.recall.gate / 8,
+            remedy="clauses of fewer layers, or a wider dtype",
+        ),
+    )
+
+
+def _silencing(reader: ReaderDesign) -> float:
+    return _SILENCING / 2 * reader.recall.gate
+
+
+def _write_embedding(
+    embedding: Tensor, marks: Fingerprint, plan: ScorePlan, stream: ResidualStream
+) -> None:
+    dtype = embedding.dtype
+    embedding[:, stream["const"]] = 1
+    embedding[:, stream["filler"]] = torch.tensor(plan.filler, dtype=dtype)
+    embedding[:, stream["switch"]] = -torch.tensor(plan.halves, dtype=torch.float64).to(dtype)
+    embedding[:, stream["code"]] = marks.codes.to(dtype) * code_size(marks)
+
+
+def _write_layer(layer: gadgets.LayerWeights, index: int, plan: ScorePlan) -> None:
+    start = layer.stream["filler"].start
+    if plan.angles[index] != 0:
+        gadgets.rotation(layer, plan.norm, slice(start, start + 2), plan.angles[index])
+    switch = layer.stream["switch"].start + index
+    gadgets.flip(layer, plan.norm, slice(switch, switch + 1), plan.halves[index])
+
+
+def _write_rule(
+    layer: gadgets.LayerWeights,
+    rule: _Rule,
+    tree: PrefixTree,
+    marks: Fingerprint,
+    reader: ReaderDesign,
+    plan: ScorePlan,
+) -> None:
+    norm, const = reader.recall.norm, layer.stream["const"].start
+    up = torch.full((len(rule.nodes),), 1 / gadgets.norm_factor(layer.stream.width, norm))
+    reads = torch.full((len(rule.nodes),), const)
+    units = write_recall(layer, tree, marks, reader, rule.nodes, up, reads, rule.written)
+    gadgets.require(layer, norm, units, rule.wanted, plan.halves, _silencing(reader))
