@@ -27,6 +27,7 @@ from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder
 from snowball.reading import Constant
+from snowball.universality import UniversalModel
 
 CARD = "snowball.json"
 DATASET = "dataset.jsonl"
@@ -49,15 +50,50 @@ class Card:
     body: Mapping[str, Any]
 
 
+def write_universal(built: UniversalModel, folder: Path) -> Path:
+    """Writes the folder of a model with prescribed scores and behaviours, all of it or nothing.
+
+    Raises:
+        CheckpointError: the folder exists or cannot be written.
+    """
+    return _write_folder(built, universal_card_of(built), folder)
+
+
+def universal_card_of(built: UniversalModel) -> dict[str, Any]:
+    """The card of such a model: `behaviours[b]` is a list of clauses, `behaviour_of[i]` is b."""
+    kinds = list(dict.fromkeys(built.behaviours))
+    return {
+        "format": FORMAT,
+        "theorem": "thm:universality",
+        "scores": list(built.scores),
+        "behaviours": [
+            [{"present": sorted(c.present), "absent": sorted(c.absent)} for c in kind.clauses]
+            for kind in kinds
+        ],
+        "behaviour_of": [kinds.index(behaviour) for behaviour in built.behaviours],
+        "dtype": str(built.dtype).removeprefix("torch."),
+        "seed": built.seed,
+        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
+        "constants": [asdict(constant) for constant in built.constants],
+        "dataset": _dataset_facts(built.dataset),
+        "provenance": provenance(),
+    }
+
+
 def write_counterexample(built: Counterexample, folder: Path) -> Path:
     """Writes the folder of a counterexample, all of it or nothing.
 
     Raises:
         CheckpointError: the folder exists or cannot be written.
     """
+    return _write_folder(built, card_of(built), folder)
 
+
+def _write_folder(
+    built: Counterexample | UniversalModel, card: Mapping[str, Any], folder: Path
+) -> Path:
     def write_extras(partial: Path) -> None:
-        write_json(partial / CARD, card_of(built))
+        write_json(partial / CARD, card)
         built.dataset.to_jsonl(partial / DATASET)
         if built.dataset.tokenizer is not None:
             built.dataset.tokenizer.save_pretrained(partial)
@@ -83,20 +119,24 @@ def card_of(built: Counterexample) -> dict[str, Any]:
         "distances": list(built.distances),
         "nodes": built.nodes,
         "closest": built.closest,
-        "dataset": {
-            "examples": len(dataset.examples),
-            "duplicates": dataset.duplicates,
-            "multiple_choice": dataset.multiple_choice,
-            "ends_with_eos": dataset.ends_with_eos,
-            "scores_eos": dataset.scores_eos,
-            "vocabulary_size": dataset.vocabulary_size,
-            "bos": dataset.bos,
-            "eos": dataset.eos,
-            "chance": dataset.chance,
-            "majority": dataset.majority,
-            "sha256": dataset.fingerprint,
-        },
+        "dataset": _dataset_facts(dataset),
         "provenance": provenance(),
+    }
+
+
+def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "examples": len(dataset.examples),
+        "duplicates": dataset.duplicates,
+        "multiple_choice": dataset.multiple_choice,
+        "ends_with_eos": dataset.ends_with_eos,
+        "scores_eos": dataset.scores_eos,
+        "vocabulary_size": dataset.vocabulary_size,
+        "bos": dataset.bos,
+        "eos": dataset.eos,
+        "chance": dataset.chance,
+        "majority": dataset.majority,
+        "sha256": dataset.fingerprint,
     }
 
 

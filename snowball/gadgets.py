@@ -18,12 +18,9 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from snowball.fingerprint import SharpKernel
+from snowball.prescribed_scores import STATIONARY_GATE
 from snowball.residual import ResidualStream
 from snowball.schedule import rounded
-
-# The stationary point of silu, where silu'(g) = 0 and silu(g) = g + 1. A hidden unit whose gate
-# stands there keeps its gain to second order when the norm of the stream is not quite R.
-STATIONARY_GATE = -1.2784645427610738
 
 
 @dataclass(slots=True)

@@ -123,11 +123,13 @@ def code_square(marks: Fingerprint) -> float:
     return marks.width * code_size(marks) ** 2
 
 
-def residual_stream(marks: Fingerprint, answers: AnswerCodes, switches: int) -> ResidualStream:
+def residual_stream(
+    marks: Fingerprint, answers: AnswerCodes, switches: int, filler: int = 2
+) -> ResidualStream:
     """The direct sum of all constructions, padded to a width that the heads divide."""
     dimensions = {
         "const": 1,
-        "filler": 2,
+        "filler": filler,
         "switch": switches,
         "code": marks.width,
         "context": marks.heads * len(gadgets.context_layout(marks.width)),

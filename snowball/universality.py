@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig
 from snowball.fingerprint import Fingerprint, fingerprint
 from snowball.prefix_tree import PrefixTree, prefix_tree
-from snowball.prescribed_scores import ScorePlan, prescribed_scores
+from snowball.prescribed_scores import PrescribedScores, ScoreChoice, ScorePlan
 from snowball.presence import Behaviour
 from snowball.reader_weights import write_gather, write_recall
 from snowball.reading import (
@@ -42,6 +41,8 @@ from snowball.residual import ResidualStream
 
 # How much what a failed condition takes from a gate exceeds what its own node gives.
 _SILENCING = 4.0
+# Small against every margin, and above 0 in every dtype.
+_IDLE_LOGIT = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,6 @@ class UniversalModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.weights["lm_head.weight"].dtype
-
-    @cached_property
-    def chance(self) -> float:
-        return self.dataset.chance
 
     def decoder(self) -> Decoder:
         return Decoder(self.config, self.weights)
@@ -132,7 +129,7 @@ def universal(
     """
     behaviours = _behaviours(dataset, answers)
     _check_arguments(scores, behaviours, dtype)
-    return build(dataset, behaviours, scores, dtype, seed)
+    return build(dataset, behaviours, PrescribedScores(tuple(scores)), dtype, seed)
 
 
 def _behaviours(
@@ -174,20 +171,20 @@ def _check_arguments(
 def build(
     dataset: Dataset,
     behaviours: tuple[Behaviour, ...],
-    scores: Sequence[float],
+    choice: ScoreChoice,
     dtype: torch.dtype,
     seed: int,
 ) -> UniversalModel:
-    """`universal` for arguments that have been checked."""
+    """`universal` for arguments that have been checked, with any choice of scores."""
     check_vocabulary(dataset, dtype)
     kinds = tuple(dict.fromkeys(behaviours))
     tree = prefix_tree(dataset, [kinds.index(behaviour) for behaviour in behaviours])
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed)
-    plan = prescribed_scores(scores, code_square(marks), dtype)
     rules = _rules(tree, answers, kinds)
     units = sum(len(rule.nodes) for rule in rules)
-    stream = residual_stream(marks, answers, switches=plan.layers)
+    stream = residual_stream(marks, answers, choice.layers, choice.filler_dimensions)
+    plan = choice.plan(code_square(marks), stream.width, dtype)
     config = decoder_config(dataset, tree, marks, stream, plan.layers, units)
     around = _surroundings(plan, kinds, units, dtype)
     reader = reader_design(dataset, tree, marks, answers, config, around, dtype)
@@ -205,9 +202,12 @@ def build(
             for rule in rules:
                 _write_rule(layer, rule, tree, marks, reader, plan)
     rows = unembedding_rows(answers, reader.readout.scale)
-    weights["lm_head.weight"][answers.tokens, stream["answer"]] = rows.to(dtype)
+    head = weights["lm_head.weight"]
+    head[answers.tokens, stream["answer"]] = rows.to(dtype)
+    # Without the reader all other logits are 0, and BOS, which is no answer, is emitted.
+    head[dataset.bos, stream["const"]] = _IDLE_LOGIT / gadgets.norm_factor(stream.width, plan.norm)
     return UniversalModel(
-        config, weights, dataset, tuple(scores), behaviours, seed, stream, constants
+        config, weights, dataset, plan.scores, behaviours, seed, stream, constants
     )
 
 
@@ -265,8 +265,9 @@ def _surroundings(
 
 def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]:
     number = torch.finfo(dtype)
-    held = sum(half * half for half in plan.halves)
-    free = 1 - max(plan.scores) / 2
+    square = plan.norm**2
+    layers = zip(plan.scores, plan.halves, plan.angles, strict=True)
+    rotated = [score - 2 * half**2 / square for score, half, angle in layers if angle]
     return (
         Constant(
             symbol="h",
@@ -280,10 +281,10 @@ def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]
         Constant(
             symbol="U",
             value=plan.filler[0],
-            meaning="length of the filler",
-            inequality="max(scores)/2 + eps <= U^2 / R^2, so that a rotation reaches every score",
-            left=max(plan.scores) / 2 + number.eps,
-            right=(plan.filler[0] / plan.norm) ** 2 + 2 * held / plan.norm**2 * (free > 0),
+            meaning="length of the plane that is rotated",
+            inequality="what rotations must add to scores <= 2 U^2 / R^2",
+            left=max(rotated, default=0.0),
+            right=2 * plan.filler[0] ** 2 / square,
             remedy="scores further below 2, or a wider dtype",
         ),
     )
@@ -327,7 +328,7 @@ def _write_layer(layer: gadgets.LayerWeights, index: int, plan: ScorePlan) -> No
     if plan.angles[index] != 0:
         gadgets.rotation(layer, plan.norm, slice(start, start + 2), plan.angles[index])
     switch = layer.stream["switch"].start + index
-    gadgets.flip(layer, plan.norm, slice(switch, switch + 1), plan.halves[index])
+    gadgets.flip(layer, plan.norm, slice(switch, switch + 1), plan.halves[index], plan.gate)
 
 
 def _write_rule(

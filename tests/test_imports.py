@@ -70,7 +70,7 @@ LEVELS = (
     {"audit_summary", "reading"},
     {"building", "design", "reader_weights"},
     {"audit_report", "constructions", "universality"},
-    {"audit_plots", "card", "verification"},
+    {"audit_plots", "card", "corollaries", "verification"},
     {"audit_html", "judgement", "report", "show"},
     {"certification", "plots"},
     {"__init__", "terminal"},
