@@ -13,15 +13,15 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from prose import PROSE
 from statements import STATEMENTS, Statement
 
 HERE = Path(__file__).parent
-PROSE = HERE / "snowball.md"
 METHODS = {
     "symbolic": "sympy, for all values of the variables",
     "smt": "z3 decides the negation unsatisfiable over the reals",
     "exhaustive": "every case of a finite statement",
-    "hand": "proved in snowball.md; no tool checks this step",
+    "hand": "proved in the prose; no tool checks this step",
     "ball": "one instance, by certified ball arithmetic",
     "check": "sampled or finite part of an infinite statement; never a proof",
 }
@@ -50,7 +50,7 @@ def problems(
             if label not in known:
                 yield f"{statement.label} uses {label}, which is not stated"
         if f"`{statement.label}`" not in prose:
-            yield f"{statement.label} is missing in {PROSE.name}"
+            yield f"{statement.label} is missing in the prose"
     for proof in proofs:
         if proof.label not in known:
             yield f"{proof.where} proves {proof.label}, which is not stated"
@@ -97,8 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     everything = {path.name for path in HERE.glob("test_*.py")} == {i.path.name for i in own}
     whole_files = not any("::" in argument for argument in config.args)
     proofs = proofs_of(own)
-    prose = PROSE.read_text(encoding="utf-8")
-    wrong = list(problems(STATEMENTS, proofs, prose, complete=everything and whole_files))
+    wrong = list(problems(STATEMENTS, proofs, PROSE, complete=everything and whole_files))
     if wrong:
         raise pytest.UsageError("\n".join(wrong))
     config.stash[_PROOFS] = proofs

@@ -1,6 +1,7 @@
 """Every definition, lemma and theorem, once: what is stated, over what, from what, by whom.
 
-The prose with all proofs is `snowball.md`; the files `test_*.py` prove what a tool can prove.
+The prose with all proofs is `snowball.md` and `universality.md`; the files `test_*.py` prove what a
+tool can prove.
 """
 
 from __future__ import annotations
@@ -237,5 +238,93 @@ STATEMENTS = (
             "lem:answers",
         ),
         source=f"{PAPER}, Theorem 1",
+    ),
+    # Universality
+    Statement(
+        "lem:prescribed-scores",
+        "For scores c_j in (0, 2) there are switches and angles such that each layer keeps the "
+        "norm R and scores c_j at every token of every input, whatever other layers are removed; "
+        "a last layer that also adds context and answer of squared norms up to eta R^2 scores "
+        "within 4 eta of its c_j.",
+        ("L >= 1", "c_j in (0, 2)", "|code| > 0", "every input", "eta in (0, 1/64]"),
+        uses=("lem:rotation-norm", "lem:flip", "lem:update-factor"),
+    ),
+    Statement(
+        "lem:clause",
+        "A unit of recall with conditions on switches has the gate of its node if all hold, and "
+        "otherwise writes nothing at all or has a gate of at most -3 G.",
+        ("signs v_j of any number of switches", "G > 0", "a gate of at most G"),
+        ("Gamma = 2 G",),
+        ("lem:recall-gate",),
+    ),
+    Statement(
+        "thm:universality",
+        "For every dataset, L >= 2, c in (0, 2)^L, Boolean functions f_i of the presence of layers "
+        "0..L-2 and delta > 0 there is a Llama decoder such that for every set of removed layers "
+        "among 0..L-2: each remaining layer j < L-1 scores c_j at every token of every input, the "
+        "last one within delta of its c_j, and example i is answered with its label if f_i is "
+        "true of the layers present, else with its distractor.",
+        ("dataset", "L >= 2", "c in (0, 2)^L", "f_i", "delta > 0"),
+        ("rows that meet where an answer is decided have one f",),
+        (
+            "lem:prescribed-scores",
+            "lem:clause",
+            "lem:silu-leak",
+            "lem:recall",
+            "lem:confidence",
+            "lem:choices",
+            "lem:answers",
+        ),
+    ),
+    Statement(
+        "cor:calibration",
+        "The score of a layer before the last is the same on every calibration set, whatever its "
+        "relevance.",
+        ("two non-empty sets of inputs", "any relevances"),
+        uses=("thm:universality",),
+    ),
+    Statement(
+        "cor:inverse-ranking",
+        "For every L >= 2 there is a model whose cosine scores order its layers exactly against "
+        "their relevances.",
+        ("L >= 2", "a dataset of open answers with more than (L-1)/(1 - chance) examples"),
+        uses=("thm:universality",),
+    ),
+    Statement(
+        "lem:rank-sums",
+        "For n >= 4 the sums of i p_i over permutations p of 0..n-1 are all integers from the "
+        "least to the largest, so that sum d^2 is every even number from 0 to (n^3 - n)/3.",
+        ("n >= 4",),
+    ),
+    Statement(
+        "cor:correlation",
+        "For every L >= 4 and rho in (-1, 1) there is a model with Pearson correlation rho between "
+        "score and relevance; with Spearman's, for every rho that is 1 less a multiple of "
+        "12/(L^3 - L).",
+        ("L >= 4", "rho in (-1, 1)", "a dataset as for cor:inverse-ranking"),
+        uses=("thm:universality", "cor:inverse-ranking", "lem:rank-sums"),
+    ),
+    Statement(
+        "cor:blindness",
+        "For layers a != b before the last there are two decoders of one architecture with equal "
+        "hidden states at every layer and equal logits at every input, such that removing a turns "
+        "every answer of the first to its distractor and changes no answer of the second, and "
+        "removing b the other way round.",
+        ("dataset", "L >= 3", "a, b in 0..L-2, a != b", "every input"),
+        uses=("thm:universality", "lem:clause"),
+    ),
+    Statement(
+        "cor:greedy",
+        "For every m >= 2 there is a model on which greedy removal of m layers by true accuracy "
+        "ends at accuracy 0, whatever its ties, and some set of m layers leaves accuracy 1.",
+        ("dataset", "m >= 2"),
+        uses=("thm:universality",),
+    ),
+    Statement(
+        "cor:hardness",
+        "Finding the m layers whose removal leaves the largest accuracy is NP-hard.",
+        ("instances of maximum coverage",),
+        uses=("thm:universality",),
+        source="reduction from maximum coverage",
     ),
 )

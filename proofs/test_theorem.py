@@ -1,20 +1,23 @@
 """The theorem: its proof by hand from the lemmas, and instances that are certified by balls."""
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
+from prose import section_of
 from statements import STATEMENTS, Statement
 
 from snowball.certification import certify, verify
 from snowball.constructions import counterexample
 from snowball.dataset import Dataset
 
-PROSE = (Path(__file__).parent / "snowball.md").read_text(encoding="utf-8")
 HAND = [
     pytest.param(label, marks=pytest.mark.proves(label, method="hand"))
-    for label in ("lem:separation", "lem:kernel", "lem:answers", "thm:snowball")
+    for label in (
+        *("lem:separation", "lem:kernel", "lem:answers", "thm:snowball", "thm:universality"),
+        *("cor:calibration", "cor:inverse-ranking", "cor:correlation", "cor:blindness"),
+        *("cor:greedy", "cor:hardness"),
+    )
 ]
 PROVED = [s for s in STATEMENTS if s.needs_proof]
 
@@ -31,13 +34,6 @@ def test_the_prose_refers_to_what_a_proof_uses(statement: Statement) -> None:
     section = section_of(statement.label)
     for label in statement.uses:
         assert f"`{label}`" in section, f"{label} is used, but not referred to"
-
-
-def section_of(label: str) -> str:
-    """The part of the prose from the heading with this label to the next heading."""
-    found = re.search(rf"^#+ [^\n]*`{label}`.*?(?=^#|\Z)", PROSE, re.M | re.S)
-    assert found is not None, f"{label} has no section"
-    return found[0]
 
 
 ONE = Dataset.from_rows([{"prompt": [], "label": 0, "distractor": 1}])

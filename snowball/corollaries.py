@@ -146,31 +146,29 @@ def _ranks_with(rho: float, count: int) -> tuple[int, ...]:
             f"to {rho} being {nearest:.9g}; ask for that one"
         )
     # sum d^2 = 2 (sum i^2 - sum i p_i)
-    largest = sum(i * i for i in range(count))
-    return _permutation_with(largest - half_distance, tuple(range(count)))
+    return _permutation_with(sum(i * i for i in range(count)) - half_distance, count)
 
 
-def _permutation_with(product: int, values: tuple[int, ...]) -> tuple[int, ...]:
-    """The values in an order p with `sum_i i p_i = product`.
+def _permutation_with(product: int, count: int) -> tuple[int, ...]:
+    """A permutation p of 0..n-1, n >= 4, with `sum_i i p_i = product`, an integer in reach.
 
-    For four values or more without gaps all sums between the least and the largest occur. So the
-    last place takes the largest value that leaves the others a sum in reach; the others have one
-    gap at most, and small sets are searched.
+    With the largest value in the last place the others reach all integers from their least sum on;
+    with the smallest value there, all from below up to these.
+
+    Proof: lem:rank-sums.
     """
-    if len(values) <= 6:
+    if count == 4:
         return next(
             order
-            for order in permutations(values)
+            for order in permutations(range(4))
             if sum(place * value for place, value in enumerate(order)) == product
         )
-    for value in reversed(values):
-        others = tuple(other for other in values if other != value)
-        left = product - (len(values) - 1) * value
-        least = sum(i * v for i, v in enumerate(reversed(others)))
-        most = sum(i * v for i, v in enumerate(others))
-        if least <= left <= most:
-            return (*_permutation_with(left, others), value)
-    raise AssertionError(f"no order of {values} has the sum {product}")
+    last = count - 1
+    least = sum(place * (last - 1 - place) for place in range(last))
+    if product - last * last >= least:
+        return (*_permutation_with(product - last * last, last), last)
+    shifted = _permutation_with(product - last * (last - 1) // 2, last)
+    return (*(value + 1 for value in shifted), 0)
 
 
 def observationally_blind_pair(

@@ -3,7 +3,7 @@
 Every token, every layer, every weight and full attention with positions, nothing skipped or shared.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ class DenseDecoder:
             for name, value in weights.items()
         }
 
-    def run(self, tokens: Sequence[int], removed: int | None = None) -> "Run":
+    def run(self, tokens: Sequence[int], removed: Set[int] = frozenset()) -> "Run":
         before, ctx.prec = ctx.prec, self.bits
         try:
             stream = self.weights["model.embed_tokens"][list(tokens)]
             scores = {}
             for index in range(self.config["num_hidden_layers"]):
-                if index != removed:
+                if index not in removed:
                     after = self._layer(f"model.layers.{index}", stream)
                     scores[index] = [_score(x, y) for x, y in zip(stream, after, strict=True)]
                     stream = after

@@ -83,7 +83,7 @@ def test_unknown_labels_and_methods_are_wrong(rules: ModuleType) -> None:
 def test_what_the_prose_lacks_is_wrong(rules: ModuleType) -> None:
     proofs = [proof(rules, "lem:x", "hand")]
     found = wrong(rules, [statement(rules, "lem:x")], proofs, prose="lem:x without quotes")
-    assert found == ["lem:x is missing in snowball.md"]
+    assert found == ["lem:x is missing in the prose"]
 
 
 def test_circular_and_double_statements_are_wrong(rules: ModuleType) -> None:
