@@ -366,7 +366,7 @@ def test_enclosures_hold_what_the_dense_decoder_computes(
     read = list(reader.read(FOUND))
     assert len(read) == len(FOUND)
     for (tokens, wanted), (score, margins) in zip(FOUND, read, strict=True):
-        run = general.dense.run(tokens, removed)
+        run = general.dense.run(tokens, frozenset() if removed is None else {removed})
         at = len(tokens) - 1
         assert held(score, run.scores[3][at], width)
         assert len(margins) == len(wanted)

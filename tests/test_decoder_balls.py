@@ -51,7 +51,7 @@ def test_logits_and_scores(
     weights = random_weights(config, seed)
     removed = config.num_hidden_layers - 1 if remove else None
     run = DenseDecoder(asdict(config), {n: w.numpy() for n, w in weights.items()}, 128).run(
-        tokens, removed
+        tokens, frozenset() if removed is None else {removed}
     )
     decoder, ids = Decoder(config, weights), torch.tensor([tokens])
     without = frozenset() if removed is None else frozenset({removed})

@@ -117,7 +117,8 @@ def test_the_table_tells_what_failed_or_did_not_run(rules: ModuleType) -> None:
     ],
 )
 def test_pytest_refuses_to_run(tmp_path: Path, label: str, message: str) -> None:
-    for name in ("conftest.py", "statements.py", "snowball.md"):
+    pages = [page.name for page in PROOFS.glob("*.md")]
+    for name in ("conftest.py", "prose.py", "statements.py", *pages):
         shutil.copy(PROOFS / name, tmp_path)
     mark = f"@pytest.mark.proves({label!r}, method='hand')"
     (tmp_path / "test_one.py").write_text(f"import pytest\n{mark}\ndef test_one(): pass\n")
