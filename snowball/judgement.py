@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from snowball.certainty import Enclosure, Rejection, Undecided
 from snowball.certificate import Certificate, Runtime
 from snowball.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
+from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
 from snowball.strict_files import sha256_of
 from snowball.token_data import TokenData, read_data
 from snowball.verification import SCORE_TOLERANCE
@@ -52,12 +53,12 @@ def read_subject(folder: Path, data_path: Path) -> Subject:
 
 def check_files(certificate: Certificate, folder: Path, data_path: Path) -> None:
     """Raises Rejection unless the files are those that the certificate names."""
-    for path, stated in (
-        (folder / CONFIG, certificate.config_sha256),
-        (folder / WEIGHTS, certificate.weights_sha256),
-        (data_path, certificate.dataset_sha256),
+    for path, limit, stated in (
+        (folder / CONFIG, TEXT_BYTES, certificate.config_sha256),
+        (data_path, TEXT_BYTES, certificate.dataset_sha256),
+        (folder / WEIGHTS, WEIGHT_BYTES, certificate.weights_sha256),
     ):
-        if (found := sha256_of(path)) != stated:
+        if (found := sha256_of(path, limit)) != stated:
             raise Rejection("files", f"{path} has the SHA-256 {found[:16]}.., not {stated[:16]}..")
 
 

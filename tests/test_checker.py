@@ -436,20 +436,20 @@ def test_units_are_packed_in_blocks(general: General, monkeypatch: pytest.Monkey
 def test_balls_are_limited(general: General, monkeypatch: pytest.MonkeyPatch) -> None:
     """2 tokens with 8 values, 16 distances with 4 heads and 4 coordinates; a matrix of 64."""
     passage, found = passage_of(general), [((5,), {1}), ((5, *[2] * 15), {1})]
-    monkeypatch.setattr(checker, "BALLS", 2 * 8 + 16 * (4 + 4))
+    monkeypatch.setattr(checker, "BITS", 96 * (2 * 8 + 16 * (4 + 4)))
     Reader(general.model, passage, 0, found)
-    monkeypatch.setattr(checker, "BALLS", 2 * 8 + 16 * (4 + 4) - 1)
+    monkeypatch.setattr(checker, "BITS", 96 * (2 * 8 + 16 * (4 + 4)) - 1)
     with pytest.raises(Verdict) as error:
         Reader(general.model, passage, 0, found)
-    assert error.value.args == (3, "attention to 2 tokens takes more than 143 balls")
+    assert error.value.args == (3, "attention: 144 balls of 96 bits are more than 13823 bits")
     matrix = general.model.layers[-1].v_proj
-    monkeypatch.setattr(checker, "BALLS", 64)
+    monkeypatch.setattr(checker, "BITS", 96 * 64)
     assert len(all_balls(matrix, 96)) == 8
     assert all_balls(matrix, 96)[3].keys() == matrix.row(3).keys()
-    monkeypatch.setattr(checker, "BALLS", 63)
+    monkeypatch.setattr(checker, "BITS", 96 * 64 - 1)
     with pytest.raises(Verdict) as error:
         all_balls(matrix, 96)
-    assert error.value.args == (3, "a matrix has more than 63 nonzero weights")
+    assert error.value.args == (3, "a matrix: 64 balls of 96 bits are more than 6143 bits")
 
 
 def meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
