@@ -105,8 +105,13 @@ def _require_less(claim: str, what: str, left: Enclosure, right: Enclosure) -> N
 
 
 def _show(enclosure: Enclosure) -> str:
-    low, high = (f"{float(end):.12g}" for end in enclosure)
+    low, high = (_digits(end) for end in enclosure)
     return low if low == high else f"[{low}, {high}]"
+
+
+def _digits(number: Fraction) -> str:
+    """Not by way of a float: claims reach beyond the largest."""
+    return f"{Decimal(number.numerator) / number.denominator:.12g}"
 
 
 def judge_existence(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
@@ -207,7 +212,7 @@ def judge_runtime(
             raise Rejection(
                 "runtime",
                 f"{measured.dtype}: layer {layer} scored {bounds.low} to {bounds.high}, outside "
-                f"{float(low):.12g} to {float(high):.12g}",
+                f"{_digits(low)} to {_digits(high)}",
             )
     for name, probability, claimed in (
         ("with", measured.probability_with, certificate.probability_with),
@@ -218,7 +223,7 @@ def judge_runtime(
             raise Rejection(
                 "runtime",
                 f"{measured.dtype}: probability_{name} was {probability}, less than "
-                f"{float(least):.12g} or more than 1",
+                f"{_digits(least)} or more than 1",
             )
 
 
