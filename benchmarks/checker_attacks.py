@@ -2,6 +2,8 @@
 
     python benchmarks/checker_attacks.py [--tampers 10000] [--fuzz 100000] [--times] [--out FOLDER]
 
+Figures of each part are printed and written as soon as it is done.
+
 *Tampers* change a weight, the config, the dataset or the certificate of a small certified model,
 and let the certificate name the changed files. A tamper counts if it makes a claim false, which an
 oracle decides: the float64 decoder measures every score and every margin at every position, and
@@ -66,24 +68,34 @@ CHOICES = [
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(1)
-    figures: Document = {}
+
+    def done(part: str, figures: Document) -> None:
+        print_table(part, figures)
+        if arguments.out is not None:
+            write(arguments.out / f"{part}.json", figures, arguments)
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = _models(folder) if arguments.tampers or arguments.fuzz else []
         if arguments.tampers:
-            figures["tampers"] = tamper(models, arguments.tampers, arguments.seed, folder / "work")
+            done("tampers", tamper(models, arguments.tampers, arguments.seed, folder / "work"))
         if arguments.fuzz:
-            figures["fuzz"] = fuzz(models[0], arguments.fuzz, arguments.seed)
+            for found in fuzz(models[0], arguments.fuzz, arguments.seed):
+                done("fuzz", found)
         if arguments.times:
-            figures["times"] = times(folder)
-    print_tables(figures)
-    if arguments.out is not None:
-        for key, value in figures.items():
-            host = {"cores": os.cpu_count(), "machine": platform.machine()}
-            origin = {**provenance(), "command": " ".join(["python", *sys.argv])}
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            content = {"figures": value, "host": host, "provenance": origin}
-            write_json(arguments.out / f"{key}.json", content)
+            done("times", times(folder))
+
+
+def write(path: Path, figures: Document, arguments: argparse.Namespace) -> None:
+    """Writes figures with the command that made them, without the folders of this machine."""
+    options = [f"--tampers {arguments.tampers}"] if arguments.tampers else []
+    options += [f"--fuzz {arguments.fuzz}"] if arguments.fuzz else []
+    options += ["--times"] if arguments.times else []
+    command = f"python benchmarks/{Path(__file__).name} {' '.join(options)} --seed {arguments.seed}"
+    host = {"cores": os.cpu_count(), "machine": platform.machine()}
+    origin = {**provenance(), "command": command}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"figures": figures, "host": host, "provenance": origin})
 
 
 def _arguments() -> argparse.Namespace:
@@ -496,14 +508,14 @@ def _false_existence(
 # Fuzz
 
 
-def fuzz(folder: Path, count: int, seed: int) -> Document:
-    """Outcomes by exit status of both checkers on the same mutated files."""
-    found = {}
+def fuzz(folder: Path, count: int, seed: int) -> Iterator[Document]:
+    """Outcomes by exit status of one, then of both checkers on the same mutated files."""
+    found: Document = {}
     for name in ("standard", "flint"):
         command = [sys.executable, str(FUZZ), name, str(folder), str(count), str(seed)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[name] = json.loads(done.stdout)
-    return found
+        yield found
 
 
 # Times
@@ -562,17 +574,16 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return result, round(time.perf_counter() - start, 2)
 
 
-def print_tables(figures: Document) -> None:
-    if "tampers" in figures:
-        found = figures["tampers"]
+def print_table(part: str, found: Document) -> None:
+    if part == "tampers":
         print(f"| {found['judged']} tampers that make a claim false | outcomes |\n|---|---|")
         for name, one in found["by kind"].items():
             print(f"| {name} | {', '.join(f'{k} {v}' for k, v in one.items())} |")
         print(f"| accepted | {found['accepted']} |\n")
-    if "fuzz" in figures:
+    if part == "fuzz":
         print("| checker | fuzzed inputs | outcomes | untyped | peak MiB | of which added |")
         print("|---|--:|---|--:|--:|--:|")
-        for name, one in figures["fuzz"].items():
+        for name, one in found.items():
             outcomes = ", ".join(f"{k} {v}" for k, v in one["outcomes"].items())
             peak, added = (one[key] / 2**20 for key in ("peak_bytes", "added_bytes"))
             untyped = sum(one["untyped"].values())
@@ -580,9 +591,9 @@ def print_tables(figures: Document) -> None:
                 f"| {name} | {one['inputs']} | {outcomes} | {untyped} | {peak:.0f} | {added:.0f} |"
             )
         print()
-    if "times" in figures:
+    if part == "times":
         print("| model | certify s | flint s | standard s | peak MiB |\n|---|--:|--:|--:|--:|")
-        for name, one in figures["times"].items():
+        for name, one in found.items():
             row = [one["certify_seconds"], one["flint"]["seconds"], one["standard"]["seconds"]]
             peak = one["standard"]["peak_bytes"] / 2**20
             print(f"| {name} | {' | '.join(f'{x:.1f}' for x in row)} | {peak:.0f} |")

@@ -162,7 +162,7 @@ class _Object:
             raise MalformedError(f"{where}: must be an object")
         if set(value) != expected:
             odd = ", ".join(sorted(set(value) ^ expected))
-            raise MalformedError(f"{where}: missing or unknown: {odd}")
+            raise MalformedError(f"{where}: missing or unknown: {odd:.200}")
         self.entries, self.where = value, where
 
     def _of(self, key: str, kind: type[_Result]) -> _Result:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -29,6 +30,7 @@ from snowball.judgement import (
     place_of,
     read_subject,
 )
+from snowball.limits import ACTIVATION_BYTES, WEIGHT_BYTES, OutOfResources, require
 from snowball.measurement import measure_layer
 from snowball.residual import ResidualStream
 from snowball.strict_files import MalformedError, sha256_of
@@ -52,8 +54,19 @@ Progress = Callable[[int], None]
 _Result = TypeVar("_Result")
 
 
-class OutOfResources(Exception):
-    """A comparison that the largest precision leaves open, or a model too large."""
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    """What a hostile file can bring about wherever it is read, as what it is."""
+    try:
+        yield
+    except RecursionError as error:
+        raise MalformedError(f"nested too deeply: {error}") from None
+    except (MemoryError, OverflowError) as error:
+        raise OutOfResources(f"out of memory: {error}") from None
+    except RuntimeError as error:  # of torch, which has no type for it
+        if "allocate memory" not in str(error):
+            raise
+        raise OutOfResources(f"out of memory: {error!s:.200}") from None
 
 
 def _until_decided(layers: int, attempt: Callable[[Effort], _Result]) -> _Result:
@@ -65,17 +78,15 @@ def _until_decided(layers: int, attempt: Callable[[Effort], _Result]) -> _Result
     from snowball.balls import Effort
 
     reason = ""
-    try:
-        for number in range(ATTEMPTS):
-            try:
-                return attempt(Effort.of(layers, number))
-            except Undecided as error:
-                reason = str(error)
-    except (MemoryError, OverflowError) as error:
-        raise OutOfResources(f"out of memory: {error}") from None
+    for number in range(ATTEMPTS):
+        try:
+            return attempt(Effort.of(layers, number))
+        except Undecided as error:
+            reason = str(error)
     raise OutOfResources(f"undecided at the largest precision: {reason}")
 
 
+@_typed_errors()
 def verify(
     certificate: Certificate, folder: Path, data_path: Path, progress: Progress | None = None
 ) -> None:
@@ -84,10 +95,11 @@ def verify(
     Raises:
         MalformedError: a file is not what its format says.
         Rejection: a claim is certainly false.
-        OutOfResources: the largest precision does not decide.
+        OutOfResources: the largest precision does not decide, or something is beyond a limit.
     """
     check_files(certificate, folder, data_path)
     subject = read_subject(folder, data_path)
+    _require_measurable(subject)
     check_statement(certificate, subject)
     claim = certificate.existence
     low, high = Fraction(claim.low), Fraction(claim.high)
@@ -112,9 +124,23 @@ def verify(
         judge_runtime(certificate, subject.model.dtype, again, found)
 
 
+def _require_measurable(subject: Subject) -> None:
+    """Raises OutOfResources if torch takes too much memory for the longest sequence."""
+    config, last = subject.model.config, subject.model.layers[-1]
+    answers = ((*r.choices, r.label, r.distractor) for r in subject.data.rows)
+    longest = max(
+        len(row.prompt) + max(map(len, some)) + 1
+        for row, some in zip(subject.data.rows, answers, strict=True)
+    )
+    streams = (config.layers + 3) * config.width + 3 * len(last.active)
+    heads = 3 * config.heads * (longest + config.head_dim)
+    require("activations", 8 * longest * (streams + heads), ACTIVATION_BYTES)
+
+
 # Producing
 
 
+@_typed_errors()
 def certify(
     folder: Path, data_path: Path | None = None, progress: Progress | None = None
 ) -> Certificate:
@@ -123,7 +149,7 @@ def certify(
     Raises:
         MalformedError, CheckpointError: a file is not what its format says.
         Rejection: something cannot be certified; the claim is named.
-        OutOfResources: the largest precision does not decide.
+        OutOfResources: the largest precision does not decide, or something is beyond a limit.
     """
     card = read_card(folder)
     subject = read_subject(folder, data_path or folder / DATASET)
@@ -202,7 +228,7 @@ def _claims(
     ]
     return Certificate(
         config_sha256=sha256_of(subject.folder / CONFIG),
-        weights_sha256=sha256_of(subject.folder / WEIGHTS),
+        weights_sha256=sha256_of(subject.folder / WEIGHTS, WEIGHT_BYTES),
         dataset_sha256=sha256_of(subject.data_path),
         epsilon=epsilon,
         target=target,

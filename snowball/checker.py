@@ -35,9 +35,10 @@ from typing import Any, BinaryIO
 ATTEMPTS = 6
 PASS, REJECT, MALFORMED, RESOURCES = range(4)
 # Limits, which keep memory below a few GiB: bytes of a JSON text, of the weights, of a read, of all
-# nonzero rows; sizes of the model; weights packed at a time; tokens of all sequences; balls.
+# nonzero rows; sizes of the model; weights packed at a time; tokens of all sequences; bits of the
+# balls that are held together.
 TEXT, FILE, CHUNK, HELD = 1 << 24, 1 << 36, 1 << 20, 1 << 29
-SIZE, WIDTH, BLOCK, TOKENS, BALLS = 1 << 20, 1 << 15, 1 << 19, 1 << 26, 1 << 24
+SIZE, WIDTH, BLOCK, TOKENS, BITS = 1 << 20, 1 << 15, 1 << 19, 1 << 26, 1 << 30
 
 
 class Verdict(Exception):
@@ -402,13 +403,18 @@ def balls(matrix: Matrix, row: int, p: int) -> Stream:
     return rounded(matrix.row(row), p)
 
 
+def limit(what: str, count: int, p: int) -> None:
+    """Decides whether so many balls may be held at once."""
+    if count * p > BITS:
+        raise Verdict(RESOURCES, f"{what}: {count} balls of {p} bits are more than {BITS} bits")
+
+
 def all_balls(matrix: Matrix, p: int) -> dict[int, Stream]:
     found, held = {}, 0
     for index in matrix.rows:
         found[index] = rounded(matrix.row(index), p)
         held += len(found[index])
-        if held > BALLS:
-            raise Verdict(RESOURCES, f"a matrix has more than {BALLS} nonzero weights")
+        limit("a matrix", held, p)
     return found
 
 
@@ -458,9 +464,13 @@ def read_weights(path: str, config: SimpleNamespace) -> tuple[dict[str, Matrix],
 
 def layout(header: Any, size: int, path: str, config: SimpleNamespace) -> dict[str, Matrix]:
     """Matrices yet to be filled, whose bytes follow each other as the header lists them."""
-    found, expected, end, shapes = {}, {}, 0, tensor_shapes(config)
+    found, expected, end = {}, {}, 0
     header = header if isinstance(header, dict) else {}
     header.pop("__metadata__", None)
+    wrong = Verdict(MALFORMED, f"{path}: the header is not that of the tensors of config.json")
+    if len(header) != 9 * config.num_hidden_layers + 3:  # so many names would take long
+        raise wrong
+    shapes = tensor_shapes(config)
     for name in (name for name in header if name in shapes):
         matrix = found[name] = Matrix(shapes[name], config.dtype)
         start, end = end, end + matrix.height * matrix.row_bytes
@@ -468,7 +478,7 @@ def layout(header: Any, size: int, path: str, config: SimpleNamespace) -> dict[s
         expected[name] = entry
     if header == expected and found.keys() == shapes.keys() and end == size:
         return found
-    raise Verdict(MALFORMED, f"{path}: the header is not that of the tensors of config.json")
+    raise wrong
 
 
 def read_data(text: bytes, where: str, config: SimpleNamespace) -> list[SimpleNamespace]:
@@ -617,8 +627,9 @@ def passage_over(
 ) -> Passage:
     """The hull of the passages of all weights between two, cut into n parts."""
     cuts = [Ball.of(low + (high - low) * Fraction(i, n), p) for i in range(n + 1)]
-    found, *others = [Passage(model, p, place, hull(ends)) for ends in pairwise(cuts)]
-    for one in others:
+    parts = (Passage(model, p, place, hull(ends)) for ends in pairwise(cuts))
+    found = next(parts)
+    for one in parts:
         found.scores = {i: hull([b, one.scores[i]]) for i, b in found.scores.items()}
         found.stream = {c: hull([b, one.stream[c]]) for c, b in found.stream.items()}
         found.square = hull([found.square, one.square])
@@ -661,10 +672,8 @@ class Reader:
         norm, inverse = self.layer.input_layernorm, inverse_rms(self.square, c)
         tokens = sorted({token for sequence, _ in found for token in sequence})
         length, size = len(found[-1][0]), c.num_key_value_heads * c.head_dim
-        if len(tokens) * size + length * (c.num_attention_heads + c.head_dim) > BALLS:
-            raise Verdict(
-                RESOURCES, f"attention to {len(tokens)} tokens takes more than {BALLS} balls"
-            )
+        held = len(tokens) * size + length * (c.num_attention_heads + c.head_dim)
+        limit("attention", held, self.p)
         read: list[Stream] = [{} for _ in range(size)]
         for token in tokens:
             normed = scaled(self._entering(token), norm)
@@ -844,6 +853,7 @@ def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], at
     """Decides all claims that need balls."""
     p, target, epsilon = (64 + 25 * claims.layers) << attempt, claims.target, claims.epsilon
     row, column, low, high = (claims.existence[key] for key in ("row", "column", *BOUNDS))
+    limit("the layers before the last", len(model.touched) + claims.layers, p)
     entry, where = model.layers[target].down_proj.row(row).get(column, 0.0), (target, row, column)
     if not (low < entry < high and entry != 0):
         raise Verdict(REJECT, f"existence: the weight {entry} is zero, or not inside the interval")

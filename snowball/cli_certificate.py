@@ -94,10 +94,16 @@ def verify(
     """Check a certificate from the weights alone, with two checkers that share no code."""
     with refusals():
         from snowball.certificate import read_certificate
+        from snowball.limits import OutOfResources
         from snowball.token_data import DATASET
 
         data = data or folder / DATASET
-        claims = read_certificate(certificate)
+        try:
+            claims = read_certificate(certificate)
+        except OutOfResources as error:
+            verdict = Verdict("flint", "OUT OF RESOURCES", str(error))
+            errors.print(verdict.line, markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(verdict.status) from None
         verdicts = []
         if checker is not Checker.standard:
             verdicts.append(_check_with_flint(claims, folder, data))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ from snowball.balls import (
     dot,
     ends,
     exact,
-    hull,
     inverse_rms,
     positive,
     precision,
@@ -35,6 +35,7 @@ from snowball.balls import (
 )
 from snowball.certainty import Enclosure, Range, Rejection, Undecided
 from snowball.exact_model import ExactModel, Layer
+from snowball.limits import require_balls
 from snowball.reader_enclosure import positions, read
 from snowball.token_data import TokenData
 
@@ -84,10 +85,14 @@ def enclose(
     Raises:
         Undecided: the effort is too small, for instance a norm is not certainly positive.
         Rejection: the varied weight is zero, or the stream is.
+        OutOfResources: it takes more memory than the limits allow.
     """
     advance = progress or (lambda _: None)
     if shipped_weight(model, place) == 0:
         raise Rejection("existence", f"the weight at {place} is zero")
+    # Scores and touched coordinates: of a few passages at once, and as fractions.
+    held = 32 * (len(model.touched) + model.config.layers)
+    require_balls("the layers before the last", held, effort.bits)
     with precision(effort.bits):
         sampled = [
             {index: ends(score) for index, score in _pass(model, weight).scores.items()}
@@ -211,9 +216,14 @@ def _over_pieces(
 ) -> Passage:
     """The hull of the passages over parts of the interval of weights."""
     cuts = [low + (high - low) * Fraction(i, pieces) for i in range(pieces + 1)]
-    found = [_pass(model, _Varied(place, ball(a).union(ball(b)))) for a, b in pairwise(cuts)]
+    # One after the other: passages of many layers are large.
+    found = (_pass(model, _Varied(place, ball(a).union(ball(b)))) for a, b in pairwise(cuts))
+    return reduce(_joined, found)
+
+
+def _joined(one: Passage, other: Passage) -> Passage:
     return Passage(
-        {index: hull(one.scores[index] for one in found) for index in found[0].scores},
-        {c: hull(one.stream[c] for one in found) for c in found[0].stream},
-        hull(one.square for one in found),
+        {index: score.union(other.scores[index]) for index, score in one.scores.items()},
+        {c: x.union(other.stream[c]) for c, x in one.stream.items()},
+        one.square.union(other.square),
     )

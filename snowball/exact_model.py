@@ -7,6 +7,7 @@ Nothing here shares code with the decoder, whose claims are to be certified.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snowball.certainty import Rejection
-from snowball.strict_files import MalformedError, bytes_of, strict_json
+from snowball.limits import (
+    ENTRIES,
+    ROW_BYTES,
+    SIZE,
+    TENSOR,
+    TEXT_BYTES,
+    WEIGHT_BYTES,
+    WIDTH,
+    require,
+)
+from snowball.strict_files import MalformedError, bytes_of, open_file, strict_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _CHUNK_BYTES = 1 << 24
-_LARGEST_HEADER = 100_000_000
 
 Doubles = NDArray[np.float64]
 
@@ -91,6 +101,7 @@ def read_config(folder: Path) -> Config:
 
     Raises:
         MalformedError: a key is unknown, missing or of another type, or its value not understood.
+        OutOfResources: a size is beyond the limits.
     """
     path = folder / CONFIG
     entries = strict_json(bytes_of(path), str(path), floats=True)
@@ -99,9 +110,11 @@ def read_config(folder: Path) -> Config:
     for key, value in entries.items():
         if key in _FIXED:
             if not any(type(value) is type(v) and value == v for v in _FIXED[key]):
-                raise MalformedError(f"{path}: {key}={value!r} is not understood")
+                raise MalformedError(f"{path}: {key}={value!r:.60} is not understood")
         elif key not in _READ and key not in _IGNORED:
-            raise MalformedError(f"{path}: unknown key {key!r}, which might change the computation")
+            raise MalformedError(
+                f"{path}: unknown key {key!r:.60}, which might change the computation"
+            )
     for key in ("model_type", "hidden_act", "tie_word_embeddings"):
         if key not in entries:
             raise MalformedError(f"{path}: {key} is missing")
@@ -119,13 +132,13 @@ def read_config(folder: Path) -> Config:
 def _integer(path: Path, entries: Mapping[str, Any], key: str) -> int:
     value = entries.get(key)
     if type(value) is not int:
-        raise MalformedError(f"{path}: {key} must be an integer, got {value!r}")
+        raise MalformedError(f"{path}: {key} must be an integer, got {value!r:.60}")
     return value
 
 
 def _number(path: Path, value: Any, key: str) -> float:
     if type(value) not in (int, float):
-        raise MalformedError(f"{path}: {key} must be a number, got {value!r}")
+        raise MalformedError(f"{path}: {key} must be a number, got {value!r:.60}")
     return float(value)
 
 
@@ -134,9 +147,11 @@ def _rope_theta(path: Path, entries: Mapping[str, Any]) -> float:
     theta = top
     if rope is not None:
         if not isinstance(rope, dict) or set(rope) != {"rope_type", "rope_theta"}:
-            raise MalformedError(f"{path}: rope_parameters={rope!r} is not understood")
+            raise MalformedError(f"{path}: rope_parameters={rope!r:.90} is not understood")
         if rope["rope_type"] != "default" or top not in (None, rope["rope_theta"]):
-            raise MalformedError(f"{path}: rope_parameters={rope!r} with rope_theta={top!r}")
+            raise MalformedError(
+                f"{path}: rope_parameters={rope!r:.90} with rope_theta={top!r:.60}"
+            )
         theta = rope["rope_theta"]
     return _number(path, theta, "rope_theta")
 
@@ -144,7 +159,7 @@ def _rope_theta(path: Path, entries: Mapping[str, Any]) -> float:
 def _dtype(path: Path, entries: Mapping[str, Any]) -> str | None:
     stated = {entries[key] for key in ("dtype", "torch_dtype") if isinstance(entries.get(key), str)}
     if len(stated) > 1 or not stated <= set(_DTYPES.values()):
-        raise MalformedError(f"{path}: dtype {sorted(stated)} is not understood")
+        raise MalformedError(f"{path}: dtype {sorted(stated)!s:.60} is not understood")
     return stated.pop() if stated else None
 
 
@@ -152,6 +167,9 @@ def _check_config(path: Path, config: Config) -> None:
     sizes = (config.vocabulary, config.width, config.units, config.layers, config.heads)
     if min(*sizes, config.key_heads, config.head_dim) < 1:
         raise MalformedError(f"{path}: sizes must be positive")
+    for size in (*sizes, config.key_heads, config.heads * config.head_dim):
+        require(f"{path}: a size", size, SIZE)
+    require(f"{path}: hidden_size", config.width, WIDTH)
     if config.heads % config.key_heads or config.head_dim % 2:
         raise MalformedError(f"{path}: heads must share keys evenly, and head_dim be even")
     if not (0 <= config.bos < config.vocabulary and 0 <= config.eos < config.vocabulary):
@@ -377,21 +395,25 @@ class _Tensors:
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
-        self.shapes = _shapes(config)
+        self.entries = self.row_bytes = 0
         header, start = self._header()
+        # Before the names are made: a config may speak of any number of layers.
+        if len(header) != (count := len(_LAYER) * config.layers + 3):
+            raise MalformedError(f"{path}: tensors missing or unknown: {len(header)}, not {count}")
+        self.shapes = _shapes(config)
         self.dtype = self._check(header, start)
         if config.dtype not in (None, _DTYPES[self.dtype]):
             raise MalformedError(f"{path}: {self.dtype}, but config.json says {config.dtype}")
         self.places = {name: start + header[name]["data_offsets"][0] for name in self.shapes}
 
     def _header(self) -> tuple[dict[str, Any], int]:
-        try:
-            with self.path.open("rb") as file:
-                prefix = file.read(8)
-                length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _LARGEST_HEADER + 1
-                text = file.read(length) if length <= _LARGEST_HEADER else b""
-        except OSError as error:
-            raise MalformedError(f"cannot read {self.path}: {error.strerror}") from None
+        with open_file(self.path, WEIGHT_BYTES) as file:
+            size, prefix = os.fstat(file.fileno()).st_size, file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if length >= size:
+                raise MalformedError(f"{self.path}: header: truncated")
+            require(f"{self.path}: bytes of the header", length, TEXT_BYTES)
+            text = file.read(length)
         header = strict_json(text, f"{self.path}: header")
         if not isinstance(header, dict):
             raise MalformedError(f"{self.path}: header: must be a JSON object")
@@ -401,7 +423,9 @@ class _Tensors:
     def _check(self, header: Mapping[str, Any], start: int) -> str:
         if set(header) != set(self.shapes):
             odd = sorted(set(header) ^ set(self.shapes))
-            raise MalformedError(f"{self.path}: tensors missing or unknown: {', '.join(odd[:3])}")
+            raise MalformedError(
+                f"{self.path}: tensors missing or unknown: {', '.join(odd[:3]):.200}"
+            )
         dtypes, spans = set(), []
         for name, entry in header.items():
             if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -411,10 +435,13 @@ class _Tensors:
                     f"{self.path}: {name} has the shape {entry['shape']!r:.60}, not "
                     f"{list(self.shapes[name])}"
                 )
+            require(f"{self.path}: entries of {name}", math.prod(self.shapes[name]), TENSOR)
             dtypes.add(str(entry["dtype"]))
             spans.append((entry["data_offsets"], math.prod(self.shapes[name])))
         if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
-            raise MalformedError(f"{self.path}: dtypes {sorted(dtypes)}: one of BF16, F32, F64")
+            raise MalformedError(
+                f"{self.path}: dtypes {sorted(dtypes)!s:.60}: one of BF16, F32, F64"
+            )
         dtype = dtypes.pop()
         end = 0
         try:
@@ -434,6 +461,7 @@ class _Tensors:
         """A matrix as its nonzero entries, a vector in full."""
         shape = self.shapes[name]
         kind = {"BF16": "<u2", "F32": "<f4", "F64": "<f8"}[self.dtype]
+        self._hold(shape[0], 0)
         raw = np.memmap(self.path, kind, "r", self.places[name], shape)
         if len(shape) == 1:
             return self._finite(name, _doubles(np.asarray(raw)))
@@ -443,10 +471,16 @@ class _Tensors:
             chunk = np.asarray(raw[first : first + step])
             # The sign bit alone is minus zero.
             row, column = np.nonzero(chunk & 0x7FFF if self.dtype == "BF16" else chunk)
+            self._hold(len(row), len(np.unique(row)) * chunk[0].nbytes)
             rows.append(row + first)
             columns.append(column)
             values.append(self._finite(name, _doubles(chunk[row, column])))
         return _sparse(shape, np.concatenate(rows), np.concatenate(columns), np.concatenate(values))
+
+    def _hold(self, entries: int, row_bytes: int) -> None:
+        self.entries, self.row_bytes = self.entries + entries, self.row_bytes + row_bytes
+        require(f"{self.path}: rows, and entries that are not zero", self.entries, ENTRIES)
+        require(f"{self.path}: bytes of rows that are not zero", self.row_bytes, ROW_BYTES)
 
     def _finite(self, name: str, values: Doubles) -> Doubles:
         if not np.isfinite(values).all():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from snowball.certainty import Enclosure, Rejection, Undecided
 from snowball.certificate import Certificate, Runtime
 from snowball.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
+from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
 from snowball.strict_files import sha256_of
 from snowball.token_data import TokenData, read_data
 from snowball.verification import SCORE_TOLERANCE
@@ -52,12 +53,12 @@ def read_subject(folder: Path, data_path: Path) -> Subject:
 
 def check_files(certificate: Certificate, folder: Path, data_path: Path) -> None:
     """Raises Rejection unless the files are those that the certificate names."""
-    for path, stated in (
-        (folder / CONFIG, certificate.config_sha256),
-        (folder / WEIGHTS, certificate.weights_sha256),
-        (data_path, certificate.dataset_sha256),
+    for path, limit, stated in (
+        (folder / CONFIG, TEXT_BYTES, certificate.config_sha256),
+        (data_path, TEXT_BYTES, certificate.dataset_sha256),
+        (folder / WEIGHTS, WEIGHT_BYTES, certificate.weights_sha256),
     ):
-        if (found := sha256_of(path)) != stated:
+        if (found := sha256_of(path, limit)) != stated:
             raise Rejection("files", f"{path} has the SHA-256 {found[:16]}.., not {stated[:16]}..")
 
 
@@ -104,8 +105,13 @@ def _require_less(claim: str, what: str, left: Enclosure, right: Enclosure) -> N
 
 
 def _show(enclosure: Enclosure) -> str:
-    low, high = (f"{float(end):.12g}" for end in enclosure)
+    low, high = (_digits(end) for end in enclosure)
     return low if low == high else f"[{low}, {high}]"
+
+
+def _digits(number: Fraction) -> str:
+    """Not by way of a float: claims reach beyond the largest."""
+    return f"{Decimal(number.numerator) / number.denominator:.12g}"
 
 
 def judge_existence(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
@@ -206,7 +212,7 @@ def judge_runtime(
             raise Rejection(
                 "runtime",
                 f"{measured.dtype}: layer {layer} scored {bounds.low} to {bounds.high}, outside "
-                f"{float(low):.12g} to {float(high):.12g}",
+                f"{_digits(low)} to {_digits(high)}",
             )
     for name, probability, claimed in (
         ("with", measured.probability_with, certificate.probability_with),
@@ -217,7 +223,7 @@ def judge_runtime(
             raise Rejection(
                 "runtime",
                 f"{measured.dtype}: probability_{name} was {probability}, less than "
-                f"{float(least):.12g} or more than 1",
+                f"{_digits(least)} or more than 1",
             )
 
 

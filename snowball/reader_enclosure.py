@@ -33,6 +33,7 @@ from snowball.balls import (
 )
 from snowball.certainty import Enclosure, Range, Rejection
 from snowball.exact_model import Doubles, ExactModel, Layer, Sparse
+from snowball.limits import BLOCK_BYTES, DENSE, ball_bytes, require, require_balls
 from snowball.token_data import TokenData, TokenIds
 
 # Positions whose gates are bounded by one matrix product.
@@ -97,11 +98,14 @@ def read(
     scores: list[Enclosure] = []
     margins: list[Enclosure] = []
     done = 0
-    for start in range(0, len(positions), _BLOCK):
-        block = positions[start : start + _BLOCK]
+    step = reader.block_length()
+    for start in range(0, len(positions), step):
+        block = positions[start : start + step]
         leaving = reader.run(block)
-        scores += [ends(one.score) for one in leaving]
+        # The range of all is that of the new ones and of the two ends of the range so far.
+        scores = [*range_of([*scores, *(ends(one.score) for one in leaving)])]
         margins += reader.margins(block, leaving)
+        margins = [*range_of(margins)] if margins else []
         share = 1000 * (start + len(block)) // len(positions)
         progress(share - done)
         done = share
@@ -135,10 +139,10 @@ class _Reader:
         self.layer = model.layers[-1]
         self.inverse_rms = inverse_rms(model, passage.square)
         tokens = sorted({token for position in positions for token in position.tokens})
+        length = max(p.end for p in positions) + 1
+        self._require_memory(tokens, length)
         self.entering = {token: self._entering(token) for token in tokens}
-        self.attention = _Attention(
-            model, passage.stream, self.inverse_rms, max(p.end for p in positions) + 1, effort
-        )
+        self.attention = _Attention(model, passage.stream, self.inverse_rms, length, effort)
         norm, value = self.layer.attention_norm, self.layer.value
         rows = {int(row): scaled(value.row(row), norm) for row in value.nonzero_rows}
         self.values = {
@@ -152,6 +156,24 @@ class _Reader:
         ]
         self.units = _Units(self.layer, effort)
         self.readout = _Readout(model)
+
+    def _require_memory(self, tokens: Sequence[int], length: int) -> None:
+        """What all positions share: entering streams and values, scores by distance, weights."""
+        config, model, layer = self.model.config, self.model, self.layer
+        own = sum(int(np.diff(model.embedding.starts[t : t + 2])[0]) for t in tokens)
+        by_token = len(model.touched) + len(layer.value.nonzero_rows)
+        by_distance = config.heads + config.head_dim
+        rows = 2 * (config.heads + config.key_heads) * config.head_dim
+        weights = len(layer.output.values) + len(layer.value.values)
+        count = own + len(tokens) * by_token + length * by_distance + rows + weights
+        require_balls("the last layer", count, self.effort.reader_bits)
+
+    def block_length(self) -> int:
+        """Positions that are bounded by one matrix product, within the memory allowed."""
+        balls = 4 * self.model.config.width + 2 * len(self.readout.tokens)
+        doubles = 8 * len(self.units.active)
+        held = balls * ball_bytes(self.effort.reader_bits) + 8 * doubles
+        return max(1, min(_BLOCK, BLOCK_BYTES // held))
 
     def _entering(self, token: int) -> dict[int, arb]:
         own = {c: arb(value) for c, value in self.model.embedding.row(token)}
@@ -276,12 +298,16 @@ class _Attention:
         self.guesses *= guess
         self.powers: dict[tuple[int, int], tuple[list[arb], list[arb]]] = {}
         self.patterns: dict[tuple[int, int], tuple[list[tuple[int, arb]], arb]] = {}
+        self.held, self.room = 0, BLOCK_BYTES // ball_bytes(effort.reader_bits)
 
     def pattern(self, head: int, length: int) -> tuple[list[tuple[int, arb]], arb]:
         """Weights by distance, the large ones, and the sum of all others."""
         key = head, length
         if key not in self.patterns:
+            if self.held > self.room:
+                self.powers, self.patterns, self.held = {}, {}, 0
             self.patterns[key] = self._pattern(head, length)
+            self.held += len(self.patterns[key][0])
         return self.patterns[key]
 
     def _pattern(self, head: int, length: int) -> tuple[list[tuple[int, arb]], arb]:
@@ -304,6 +330,7 @@ class _Attention:
         for d in range(len(powers), length):
             powers.append((self.scale * (scores[d] - scores[top])).exp())
             totals.append(totals[-1] + powers[-1])
+            self.held += 2
         return powers, totals
 
 
@@ -352,12 +379,14 @@ class _Units:
         columns = product.columns.tolist()
         found = np.array(
             [
-                [
-                    as_double(stream[c] * arb(float(norm[c])) if norm[c] != 1 else stream[c])
-                    if c in stream
-                    else nothing
-                    for c in columns
-                ]
+                np.array(
+                    [
+                        as_double(stream[c] * arb(float(norm[c])) if norm[c] != 1 else stream[c])
+                        if c in stream
+                        else nothing
+                        for c in columns
+                    ]
+                )
                 for stream, _ in streams
             ]
         )
@@ -381,6 +410,7 @@ class _Product:
 
     def __init__(self, matrix: Sparse, rows: NDArray[np.int64]) -> None:
         self.columns = np.unique(matrix.columns[np.isin(matrix.rows, rows)])
+        require("weights of the hidden units", len(rows) * len(self.columns), DENSE)
         self.dense = matrix.dense(rows, self.columns)
         # gamma_k of the product, with room for the rounding of this bound itself.
         self.gamma = 2.0**-52 * (len(self.columns) + 4)
@@ -408,6 +438,7 @@ class _Readout:
         self.row_of = {int(token): i for i, token in enumerate(self.tokens)}
         self.columns = matrix.nonzero_columns
         self.norm = [arb(float(model.norm[c])) for c in self.columns]
+        require_balls("unembedding", len(self.tokens) * len(self.columns), 64)
         dense = matrix.dense(self.tokens, self.columns)
         self.matrix = arb_mat(len(self.columns), len(self.tokens), dense.T.ravel().tolist())
         self.zeros = matrix.shape[0] - len(self.tokens)  # tokens whose logit is exactly 0

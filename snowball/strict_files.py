@@ -5,23 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import stat
+from collections import Counter
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from snowball.errors import SnowballError
+from snowball.limits import TEXT_BYTES, require
 
 
 class MalformedError(SnowballError):
     """A file that is not what its format says."""
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+def open_file(path: Path, limit: int) -> BufferedReader:
+    """Opens a regular file: pipes and devices may never end.
+
+    Raises:
+        MalformedError: there is none, or it cannot be read.
+        OutOfResources: it has more bytes than the limit.
+    """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise MalformedError(f"cannot read {path}: not a file")
+        require(f"bytes of {path}", found.st_size, limit)
+        return path.open("rb")
     except OSError as error:
         raise MalformedError(f"cannot read {path}: {error.strerror}") from None
+
+
+def sha256_of(path: Path, limit: int = TEXT_BYTES) -> str:
+    """The SHA-256 of a file, in hexadecimal; raises as `open_file`."""
+    with open_file(path, limit) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def strict_json(text: str | bytes, where: str, *, floats: bool = False) -> Any:
@@ -34,10 +53,14 @@ def strict_json(text: str | bytes, where: str, *, floats: bool = False) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
         if len(entries) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} stands twice")
+            (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"the key {twice!r:.60} stands twice")
         return entries
+
+    def integer(digits: str) -> int:
+        if len(digits) > 20:  # of a size no file states; converting long ones takes long
+            raise ValueError(f"{digits:.20}.. is too large")
+        return int(digits)
 
     def refuse(number: str) -> Any:
         raise ValueError(f"{number:.40} is not an integer; other numbers are decimal strings")
@@ -53,6 +76,7 @@ def strict_json(text: str | bytes, where: str, *, floats: bool = False) -> Any:
         return json.loads(
             text,
             object_pairs_hook=unique,
+            parse_int=integer,
             parse_float=finite if floats else refuse,
             parse_constant=refuse,
         )
@@ -61,8 +85,8 @@ def strict_json(text: str | bytes, where: str, *, floats: bool = False) -> Any:
 
 
 def bytes_of(path: Path) -> bytes:
-    """The content of a file; raises MalformedError if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MalformedError(f"cannot read {path}: {error.strerror}") from None
+    """The content of a text file; raises as `open_file`."""
+    with open_file(path, TEXT_BYTES) as file:
+        text = file.read(TEXT_BYTES + 1)
+    require(f"bytes of {path}", len(text), TEXT_BYTES)
+    return text

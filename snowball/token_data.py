@@ -9,6 +9,7 @@ from typing import Any
 
 from snowball.certainty import Rejection
 from snowball.exact_model import Config
+from snowball.limits import POSITIONS, TOKENS, require
 from snowball.strict_files import MalformedError, bytes_of, strict_json
 
 DATASET = "dataset.jsonl"
@@ -56,13 +57,19 @@ def read_data(path: Path, folder: Path, config: Config) -> TokenData:
     Raises:
         MalformedError: a line is no row of token ids.
         Rejection: ids out of range, BOS or EOS inside, equal or empty answers.
+        OutOfResources: there are too many tokens.
     """
-    rows = []
+    rows, positions, tokens = [], 0, 0
     for number, line in enumerate(bytes_of(path).splitlines(), start=1):
         if line.strip():
             where = f"{path}:{number}"
             row = _row(strict_json(line, where), where, folder)
             _check_row(row, where, config)
+            answers = row.label, row.distractor, *row.choices
+            positions += len(row.prompt) + len(row.label) + 2
+            tokens += sum(len(row.prompt) + len(answer) + 2 for answer in answers)
+            require(f"{where}: tokens of prompts and labels", positions, POSITIONS)
+            require(f"{where}: tokens of prompts and answers", tokens, TOKENS)
             rows.append(row)
     if not rows:
         raise MalformedError(f"{path}: no rows")
@@ -79,7 +86,9 @@ def _row(entry: Any, where: str, folder: Path) -> Row:
             f"{where}: text, but a certificate is about token ids; they stand in {folder / DATASET}"
         )
     if set(entry) - {"choices"} != {"prompt", "label", "distractor"}:
-        raise MalformedError(f"{where}: keys {sorted(entry)}, not prompt, label and distractor")
+        raise MalformedError(
+            f"{where}: keys {sorted(entry)!s:.60}, not prompt, label and distractor"
+        )
     choices = entry.get("choices", [])
     if not isinstance(choices, list) or ("choices" in entry and not choices):
         raise MalformedError(f"{where}: choices must be a non-empty list")

@@ -46,11 +46,14 @@ from snowball.checker import (
     all_balls,
     ends_of,
     hull,
+    inner,
+    inverse_rms,
     passage_over,
     read_config,
     read_data,
     read_weights,
     rounded,
+    scaled,
     sequences,
 )
 from snowball.checkpoint import write_safetensors
@@ -436,20 +439,20 @@ def test_units_are_packed_in_blocks(general: General, monkeypatch: pytest.Monkey
 def test_balls_are_limited(general: General, monkeypatch: pytest.MonkeyPatch) -> None:
     """2 tokens with 8 values, 16 distances with 4 heads and 4 coordinates; a matrix of 64."""
     passage, found = passage_of(general), [((5,), {1}), ((5, *[2] * 15), {1})]
-    monkeypatch.setattr(checker, "BALLS", 2 * 8 + 16 * (4 + 4))
+    monkeypatch.setattr(checker, "BITS", 96 * (2 * 8 + 16 * (4 + 4)))
     Reader(general.model, passage, 0, found)
-    monkeypatch.setattr(checker, "BALLS", 2 * 8 + 16 * (4 + 4) - 1)
+    monkeypatch.setattr(checker, "BITS", 96 * (2 * 8 + 16 * (4 + 4)) - 1)
     with pytest.raises(Verdict) as error:
         Reader(general.model, passage, 0, found)
-    assert error.value.args == (3, "attention to 2 tokens takes more than 143 balls")
+    assert error.value.args == (3, "attention: 144 balls of 96 bits are more than 13823 bits")
     matrix = general.model.layers[-1].v_proj
-    monkeypatch.setattr(checker, "BALLS", 64)
+    monkeypatch.setattr(checker, "BITS", 96 * 64)
     assert len(all_balls(matrix, 96)) == 8
     assert all_balls(matrix, 96)[3].keys() == matrix.row(3).keys()
-    monkeypatch.setattr(checker, "BALLS", 63)
+    monkeypatch.setattr(checker, "BITS", 96 * 64 - 1)
     with pytest.raises(Verdict) as error:
         all_balls(matrix, 96)
-    assert error.value.args == (3, "a matrix has more than 63 nonzero weights")
+    assert error.value.args == (3, "a matrix: 64 balls of 96 bits are more than 6143 bits")
 
 
 def meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
@@ -552,6 +555,61 @@ def test_bounds_of_silent_units_are_as_stated(
     assert reader._screen(x, inverse) == (loud, expected)
 
 
+@pytest.mark.parametrize(("a", "shift"), [(655360, 14), (4542758, 99), (4542955, 100)])
+def test_a_silent_unit_to_the_last_bit(a: int, shift: int) -> None:
+    """`-(gate + 5) least` is a in units of 2^-16, for the least 1 of an inverse from 1 to 3.
+
+    `floor(1.4426 a)` is the shift, by a margin below 1e-4 of a. The unit after it is loud by the
+    least that there is.
+    """
+    reader = Reader.__new__(Reader)
+    reader.p, reader.silent, reader.unit = 96, a >> 16, 32
+    gates, ups = [-(a << 16) - 5, -(a >> 16 << 32) - 4], [8 - 2**32, 0]
+    parts = (
+        SimpleNamespace(product=lambda _, found=found: found) for found in ((gates, 5), (ups, 7))
+    )
+    reader.parts = [([7, 8], *parts)]  # type: ignore[list-item]
+    silu = (a << 80 >> shift) + 1
+    bound = silu * (2**32 - 1) // 2**32 + 1
+    assert reader._screen({}, Ball(2 << 96, 1 << 96, 96)) == ([8], 3 * bound + 2)
+
+
+def test_silent_units_move_no_middle(general: General) -> None:
+    reader = Reader(general.model, passage_of(general), 0, FOUND)
+    reader.steady, reader.down = [], {3: Ball.of(3, 96)}
+    reader._screen = lambda *_: ([], 5 << 96)  # type: ignore[method-assign]
+    update = reader._mlp({0: Ball.of(1, 96)})
+    assert {row: ball.ends() for row, ball in update.items()} == {
+        3: (-(15 << 96) - 2, (15 << 96) + 2)
+    }
+
+
+def test_nothing_is_computed_twice(general: General) -> None:
+    """Patterns once for each length, powers once for each distance, margins where they count."""
+    reader = Reader(general.model, passage_of(general), 0, FOUND)
+    weigh, measure, lengths, wanted, kept = reader._weights, reader._margins, [], [], 0
+
+    def weights(head: int, length: int) -> list[Ball]:
+        nonlocal kept
+        (top, powers), _ = reader.powers[head], lengths.append(length)
+        before, found = list(powers), weigh(head, length)
+        if reader.powers[head][0] == top:
+            kept += len(before)
+            assert all(a is b for a, b in zip(before, reader.powers[head][1], strict=False))
+        return found
+
+    def margins(y: Stream, square: Ball, tokens: set[int]) -> list[Ball]:
+        wanted.append(tokens)
+        return measure(y, square, tokens)
+
+    reader._weights = weights  # type: ignore[method-assign]
+    reader._margins = margins  # type: ignore[method-assign]
+    assert len(list(reader.read(FOUND))) == 5
+    assert lengths == [n for n in (1, 2, 3, 9) for _ in range(4)]
+    assert wanted == [{0, 1}, {4}, {6}, {2, 3}]
+    assert kept > 0
+
+
 def test_attention_undecided_when_weights_are_too_wide(general: General) -> None:
     passage = passage_of(general)
     passage.square = passage.square.widened(passage.square.m - 1)
@@ -604,6 +662,23 @@ def test_margins_of_tokens_that_all_have_a_row() -> None:
     reader.unembedding = {t: rounded({0: v}, p) for t, v in ((0, -1.0), (1, -3.0))}
     found = reader._margins({0: Ball.of(1, p)}, Ball.of(1, p), {0, 1})
     assert [round(ball.m / 2**p) for ball in found] == [2, -2]
+
+
+def test_margins_to_the_last_bit() -> None:
+    """Logits -1, -3 and 0: nothing is added to the logit zero."""
+    reader, p = Reader.__new__(Reader), 60
+    norm = Matrix([1], "float64")
+    norm.rows = {0: np.array([1.0]).tobytes()}
+    config = SimpleNamespace(vocab_size=3, hidden_size=1, rms_norm_eps=0.0)
+    reader.model, reader.p = SimpleNamespace(config=config, norm=norm), p  # type: ignore
+    reader.unembedding = {t: rounded({0: v}, p) for t, v in ((0, -1.0), (1, -3.0))}
+    one = Ball.of(1, p)
+    minus = inner({0: Ball.of(-1, p)}, scaled({0: one}, norm), p)
+    inverse = inverse_rms(one, config)
+    (found,) = reader._margins({0: one}, one, {0})
+    assert found.ends() == (minus * inverse).ends()
+    (found,) = reader._margins({0: one}, one, {2})
+    assert found.ends() == ((Ball(0, 0, p) - minus) * inverse).ends()
 
 
 # Tampered claims
@@ -1143,6 +1218,19 @@ def test_probability_of_a_margin() -> None:
     model.config.vocab_size = 3
     with pytest.raises(Verdict, match=r"probability_with: 0.880797 is not less than 0.7869860421"):
         checker.judge_answers(claims, "with", margins, rows, model)
+
+
+def test_a_probability_must_be_below_the_whole_enclosure() -> None:
+    power = Ball.of(-2, 128).exp() * Ball.of(1, 128)
+    low, high = ends_of((power + Ball.of(1, 128)).inverse())
+    claims = SimpleNamespace(margin_with=Fraction(1), probability_with=low - Fraction(1, 2**200))
+    model: Any = SimpleNamespace(config=SimpleNamespace(vocab_size=2))
+    rows = [SimpleNamespace(choices=[], wanted=[1], instead=[2])]
+    checker.judge_answers(claims, "with", [(Fraction(2), Fraction(2))], rows, model)
+    for claimed in (low, (low + high) / 2):
+        claims.probability_with = claimed
+        with pytest.raises(Undecided):
+            checker.judge_answers(claims, "with", [(Fraction(2), Fraction(2))], rows, model)
 
 
 def runtime_of(**changes: Any) -> tuple[SimpleNamespace, dict[str, Any]]:

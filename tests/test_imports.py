@@ -29,7 +29,7 @@ BALLS = {"balls", "enclosure", "reader_enclosure"}
 # A module imports from the rows above its own only. So what measures cannot know what was built,
 # and what computes cannot know what reads files.
 LEVELS = (
-    {"certainty", "checker", "errors"},
+    {"certainty", "checker", "errors", "limits"},
     {
         "decoder",
         "example",
