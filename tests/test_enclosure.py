@@ -135,7 +135,8 @@ def measured(
     margins = []
     for row in subject.data.rows:
         wanted = subject.data.wanted(row.label if removed is None else row.distractor)
-        run = decoder.run((subject.model.config.bos, *row.prompt, *wanted[:-1]), removed)
+        gone = frozenset() if removed is None else {removed}
+        run = decoder.run((subject.model.config.bos, *row.prompt, *wanted[:-1]), gone)
         for layer, found in run.scores.items():
             scores.setdefault(layer, []).extend(map(ends, found))
         margins += [ends(run.margin(len(row.prompt) + i, t)) for i, t in enumerate(wanted)]

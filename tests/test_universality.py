@@ -1,5 +1,6 @@
 """Theorem 2 on what a decoder computes: scores and answers under every set of removals."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,15 +58,24 @@ def behaviours(layers: int) -> st.SearchStrategy[Behaviour]:
     return forms | tables
 
 
+@dataclass(frozen=True)
+class Case:
+    """What the theorem quantifies over."""
+
+    dataset: Dataset
+    scores: list[float]
+    behaviour: Behaviour
+    dtype: torch.dtype
+
+    def build(self) -> UniversalModel:
+        return universal(self.dataset, scores=self.scores, answers=self.behaviour, dtype=self.dtype)
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> UniversalModel:
-    dataset = draw(datasets())
+def cases(draw: st.DrawFn) -> Case:
     layers = draw(st.integers(2, 5))
-    return universal(
-        dataset,
-        scores=draw(scores(layers)),
-        answers=draw(behaviours(layers - 1)),
-        dtype=draw(dtypes()),
+    return Case(
+        draw(datasets()), draw(scores(layers)), draw(behaviours(layers - 1)), draw(dtypes())
     )
 
 
@@ -77,7 +87,8 @@ def assert_right_under_every_removal(model: UniversalModel, decoder: Decoder) ->
 
 @given(cases(), st.data())
 @settings(max_examples=60)
-def test_scores_and_answers_under_every_removal(model: UniversalModel, data: st.DataObject) -> None:
+def test_scores_and_answers_under_every_removal(case: Case, data: st.DataObject) -> None:
+    model = case.build()
     decoder = model.decoder()
     assert_right_under_every_removal(model, decoder)
     tokens = torch.tensor([data.draw(inputs(model.dataset))])
@@ -181,7 +192,9 @@ def test_the_card_says_what_was_built(tmp_path: Path) -> None:
     assert card["scores"] == [0.3, 1e-6, 0.2]
     assert card["behaviours"] == [[{"present": [0], "absent": [1]}], []]
     assert card["behaviour_of"] == [0, 1, 0]
-    assert card["dataset"]["sha256"] == WORDS.fingerprint
+    facts = card["dataset"]
+    assert isinstance(facts, dict)
+    assert facts["sha256"] == WORDS.fingerprint
 
 
 @pytest.mark.parametrize("layer", [-1, 2, 3])
