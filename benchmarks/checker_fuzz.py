@@ -109,6 +109,7 @@ def standard() -> Callable[[Path], str]:
         except BaseException as error:
             return repr(error)
         line = out.getvalue()
+        # Decoders say "unexpected end of data" of malformed files.
         if line.count("\n") != 1 or line.startswith("REJECT: unexpected: "):
             return line
         return str(status)
