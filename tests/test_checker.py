@@ -431,6 +431,9 @@ def test_units_are_packed_in_blocks(general: General, monkeypatch: pytest.Monkey
     monkeypatch.setattr(checker, "BLOCK", 31)  # weights, of rows of 8
     parted = Reader(general.model, passage_of(general), 0, FOUND)
     assert [len(units) for units, _, _ in parted.parts] == [3, 3, 2]
+    monkeypatch.setattr(checker, "BLOCK", 7)  # less than a row
+    single = Reader(general.model, passage_of(general), 0, FOUND)
+    assert [len(units) for units, _, _ in single.parts] == [1] * 8
     for (_, some), (_, others) in zip(parted.read(FOUND), expected, strict=True):
         assert len(some) == len(others)
         assert all(meet(b.ends(), other) for b, other in zip(some, others, strict=True))
@@ -471,6 +474,18 @@ def test_largest_down_weights_are_those_of_screened_units(general: General) -> N
             ball.ends()[0] <= Fraction(float(down[row, screened].max())) * 2**96 <= ball.ends()[1]
         )
         assert ball.r <= 1
+
+
+def test_screened_units_may_lack_weights(general: General, tmp_path: Path) -> None:
+    """A row of the down projection without most of them; what is left is less than 1."""
+    weights = {name: weight.clone() for name, weight in general.weights.items()}
+    down = weights["model.layers.3.mlp.down_proj.weight"]
+    down[2, 4:11], down[2, 11] = 0, 0.125
+    write_safetensors(tmp_path / "w", weights)
+    config = read_config(json.dumps(GENERAL).encode(), "config.json")
+    model = Model(config, read_weights(str(tmp_path / "w"), config)[0])
+    reader = Reader(model, Passage(model, 200), 0, FOUND)
+    assert reader.down[2].ends() == (1 << 93, 1 << 93)
 
 
 def test_a_layer_may_have_no_screened_units(general: General, tmp_path: Path) -> None:
@@ -1134,6 +1149,18 @@ def read_case(case: Case) -> tuple[SimpleNamespace, Model, list[SimpleNamespace]
     tensors, _ = read_weights(str(case.folder / WEIGHTS), config)
     rows = read_data(case.data.read_bytes(), "dataset.jsonl", config)
     return checker.read_certificate(str(case.path)), Model(config, tensors), rows
+
+
+def test_passages_are_limited(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims, model, rows = read_case(case)
+    p, count = 64 + 25 * claims.layers, len(model.touched) + claims.layers
+    monkeypatch.setattr(checker, "BITS", p * count - 1)
+    with pytest.raises(Verdict) as error:
+        checker.judge(claims, model, rows, 0)
+    why = (
+        f"the layers before the last: {count} balls of {p} bits are more than {p * count - 1} bits"
+    )
+    assert error.value.args == (3, why)
 
 
 @pytest.mark.parametrize(

@@ -426,3 +426,57 @@ def test_nothing_is_shared_with_the_package() -> None:
     ]
     assert found
     assert {name.partition(".")[0] for name in found} <= sys.stdlib_module_names
+
+
+# The bounds of the proofs, once more: no more is lost than they say.
+
+
+def test_terms_and_precisions_of_taylor_sums() -> None:
+    """An argument below 4 is halved 2 + 8 times; each term is worth 8 bits or more."""
+    terms, k, q = taylor(3 << 60, 60)
+    assert (len(terms), k, q) == (q // 8 + 2, 10, 60 + 2 * 10 + 16)
+    terms, k, q = taylor(0, 60)
+    assert (len(terms), k, q) == (13, 8, 92)
+    assert terms == [1 << 92, *[0] * 12]
+
+
+@pytest.mark.parametrize("m", [0, 1, -1, 3 << 90, -5 << 95, -96 << 96, (-96 << 96) - 1])
+@pytest.mark.parametrize("r", [0, 5, 1 << 80])
+def test_exp_to_the_last_bit(m: int, r: int) -> None:
+    power = Ball(0, 1, 96)
+    if m >= -96 << 96:
+        terms, k, q = taylor(m, 96)
+        power = Ball(sum(terms), 2 * len(terms) + 1, q)
+        for _ in range(k):
+            power = power * power
+        power = power.at(96)
+    more = (2 * r * (power.m + power.r) >> 96) + 1
+    assert Ball(m, r, 96).exp().ends() == (power.m - power.r - more, power.m + power.r + more)
+
+
+@pytest.mark.parametrize("m", [0, 1, -1, 3 << 90, -5 << 95])
+def test_sigmoid_to_the_last_bit(m: int) -> None:
+    power = Ball(-abs(m), 0, 96).exp()
+    value = (power + Ball.of(1, 96)).inverse()
+    expected = value if m >= 0 else power * value
+    assert Ball(m, 0, 96).sigmoid().ends() == expected.ends()
+    low, high = (Ball(end, 0, 96).sigmoid().ends() for end in (m - 7, m + 7))
+    assert Ball(m, 7, 96).sigmoid().ends() == Ball.between(low[0], high[1], 96).ends()
+
+
+@pytest.mark.parametrize("m", [0, 1, -1, 3 << 90, -5 << 95])
+def test_cos_and_sin_to_the_last_bit(m: int) -> None:
+    terms, k, q = taylor(m, 96)
+    parts = (sum(terms[i::4]) - sum(terms[i + 2 :: 4]) for i in (0, 1))
+    x, y = (Ball(part, 2 * len(terms) + 1, q) for part in parts)
+    for _ in range(k):
+        x, y = Ball.of(1, q) - y * (y + y), y * (x + x)
+    cos, sin = Ball(m, 9, 96).cos_sin()
+    assert (cos.m, cos.r) == (x.at(96).m, x.at(96).r + 9)
+    assert (sin.m, sin.r) == (y.at(96).m, y.at(96).r + 9)
+
+
+def test_a_base_beyond_the_precision_has_a_frequency_near_zero() -> None:
+    """2^-100 at 96 bits: between 0 and 1 units."""
+    _, found = frequencies(Fraction(2**200), 2, 96)
+    assert found.ends() == (Ball.of(1, 96) * Ball.between(0, 1, 96)).ends()

@@ -3,6 +3,7 @@
 No file, however made, may end in anything but a verdict, or take more than the stated memory.
 """
 
+import io
 import json
 import os
 import struct
@@ -89,6 +90,31 @@ def test_read_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(read_text, os.devnull) == (2, f"{os.devnull} is not a file")
     os.mkfifo(tmp_path / "fifo")
     assert refusal(read_text, str(tmp_path / "fifo"))[0] == 2
+
+
+def test_no_more_than_one_byte_beyond_the_limit_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device, or a file that grows, has no end."""
+    asked: list[int] = []
+
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size is not None
+            asked.append(size)
+            return b"x" * size
+
+    monkeypatch.setattr(checker, "TEXT", 7)
+    monkeypatch.setattr(checker, "open_file", lambda _: Endless())
+    assert refusal(read_text, "a") == (3, "a has more than 7 bytes")
+    assert asked == [8]
+
+
+def test_what_is_no_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_bytes(b"{")
+    assert refusal(read_certificate, str(path))[1].startswith(f"{path}: Expecting")
+    assert refusal(read_config, b"{", "config.json")[1].startswith("config.json: Expecting")
 
 
 # JSON
@@ -431,6 +457,16 @@ def test_sizes_are_limited(changes: Document) -> None:
     )
 
 
+def test_bases_of_rope_below_one_are_read() -> None:
+    rope = {"rope_type": "default", "rope_theta": 0.5}
+    assert config_of(rope_theta=0.5, rope_parameters=rope).rope_theta == 0.5
+
+
+def test_contradictions_are_named() -> None:
+    why = "config.json: sizes, ids or constants contradict each other"
+    assert refusal(lambda: config_of(head_dim=3)) == (2, why)
+
+
 def test_sizes_up_to_the_limit_are_read() -> None:
     assert config_of(hidden_size=2**15).hidden_size == 2**15
     assert config_of(vocab_size=2**20).vocab_size == 2**20
@@ -575,6 +611,16 @@ def test_headers_that_end_at_the_file_are_not_read(file: File) -> None:
     assert file.refusal()[0] == 2
 
 
+def test_headers_as_long_as_the_file_are_malformed(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They end 8 bytes beyond it; no header is read then, of whatever length."""
+    monkeypatch.setattr(checker, "TEXT", 10)
+    file.path.write_bytes(struct.pack("<Q", 20) + b" " * 10 + b"{}")
+    why = f"{file.path}: Expecting value: line 1 column 1 (char 0)"
+    assert refusal(read_weights, str(file.path), config_of()) == (2, why)
+
+
 def test_headers_are_limited(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
     (length,) = struct.unpack("<Q", file.path.read_bytes()[:8])
     monkeypatch.setattr(checker, "TEXT", length)
@@ -611,6 +657,12 @@ def test_a_file_that_is_no_file(file: File, tmp_path: Path) -> None:
 def data_of(*rows: Any) -> Any:
     text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
     return read_data(text.encode(), "d", config_of())
+
+
+def test_a_row_of_nothing_is_rejected() -> None:
+    row = {"prompt": [], "label": [], "distractor": []}
+    why = "dataset: d:1: an empty answer, or label and distractor agree"
+    assert refusal(data_of, row) == (1, why)
 
 
 ROW: Document = {"prompt": [0, 1], "label": [1], "distractor": [2]}
