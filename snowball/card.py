@@ -11,9 +11,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from snowball.building import LayerRole
 from snowball.checkpoint import (
@@ -25,9 +26,8 @@ from snowball.checkpoint import (
 )
 from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder
+from snowball.decoder import Decoder, DecoderConfig
 from snowball.reading import Constant
-from snowball.universality import UniversalModel
 
 CARD = "snowball.json"
 DATASET = "dataset.jsonl"
@@ -50,48 +50,35 @@ class Card:
     body: Mapping[str, Any]
 
 
-def write_universal(built: UniversalModel, folder: Path) -> Path:
-    """Writes the folder of a model with prescribed scores and behaviours, all of it or nothing.
-
-    Raises:
-        CheckpointError: the folder exists or cannot be written.
-    """
-    return _write_folder(built, universal_card_of(built), folder)
-
-
-def universal_card_of(built: UniversalModel) -> dict[str, Any]:
-    """The card of such a model: `behaviours[b]` is a list of clauses, `behaviour_of[i]` is b."""
-    kinds = list(dict.fromkeys(built.behaviours))
-    return {
-        "format": FORMAT,
-        "theorem": "thm:universality",
-        "scores": list(built.scores),
-        "behaviours": [
-            [{"present": sorted(c.present), "absent": sorted(c.absent)} for c in kind.clauses]
-            for kind in kinds
-        ],
-        "behaviour_of": [kinds.index(behaviour) for behaviour in built.behaviours],
-        "dtype": str(built.dtype).removeprefix("torch."),
-        "seed": built.seed,
-        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
-        "constants": [asdict(constant) for constant in built.constants],
-        "dataset": _dataset_facts(built.dataset),
-        "provenance": provenance(),
-    }
-
-
 def write_counterexample(built: Counterexample, folder: Path) -> Path:
     """Writes the folder of a counterexample, all of it or nothing.
 
     Raises:
         CheckpointError: the folder exists or cannot be written.
     """
-    return _write_folder(built, card_of(built), folder)
+    return write_folder(built, card_of(built), folder)
 
 
-def _write_folder(
-    built: Counterexample | UniversalModel, card: Mapping[str, Any], folder: Path
-) -> Path:
+class Built(Protocol):
+    """What every construction has: a decoder and its dataset."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def dataset(self) -> Dataset: ...
+
+
+def write_folder(built: Built, card: Mapping[str, Any], folder: Path) -> Path:
+    """Writes checkpoint, card, dataset and tokenizer, all of it or nothing.
+
+    Raises:
+        CheckpointError: the folder exists or cannot be written.
+    """
+
     def write_extras(partial: Path) -> None:
         write_json(partial / CARD, card)
         built.dataset.to_jsonl(partial / DATASET)
@@ -119,12 +106,13 @@ def card_of(built: Counterexample) -> dict[str, Any]:
         "distances": list(built.distances),
         "nodes": built.nodes,
         "closest": built.closest,
-        "dataset": _dataset_facts(dataset),
+        "dataset": dataset_facts(dataset),
         "provenance": provenance(),
     }
 
 
-def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """What a card says of its dataset."""
     return {
         "examples": len(dataset.examples),
         "duplicates": dataset.duplicates,
@@ -161,21 +149,17 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     body = read_json(path)
-    if body.get("format") != FORMAT or body.get("theorem") != _THEOREM:
-        raise CheckpointError(
-            f"{path}: format {body.get('format')!r} of {body.get('theorem')!r} is not read, only "
-            f"format {FORMAT} of {_THEOREM!r}"
-        )
+    check_format(path, body, _THEOREM)
     try:
-        stream = _entry(body, "stream", dict)
+        stream = entry(body, "stream", dict)
         card = Card(
-            epsilon=_number(body, "epsilon"),
-            target=_entry(body, "target", int),
-            layers=_entry(body, "layers", int),
-            width=_entry(stream, "width", int),
+            epsilon=number(body, "epsilon"),
+            target=entry(body, "target", int),
+            layers=entry(body, "layers", int),
+            width=entry(stream, "width", int),
             subspaces=_subspaces(stream),
-            roles=tuple(map(_role, _entry(body, "roles", list))),
-            constants=tuple(map(_constant, _entry(body, "constants", list))),
+            roles=tuple(map(_role, entry(body, "roles", list))),
+            constants=tuple(map(_constant, entry(body, "constants", list))),
             body=body,
         )
     except (KeyError, OverflowError, TypeError) as error:
@@ -189,7 +173,29 @@ def read_card(folder: Path) -> Card:
     return card
 
 
-def _entry(entries: Any, key: str, kind: type[_Kind]) -> _Kind:
+def theorem_of(folder: Path) -> str:
+    """The label of the theorem that a folder is a model of.
+
+    Raises:
+        CheckpointError: the card is missing, malformed or names no theorem.
+    """
+    path = folder / CARD
+    theorem = read_json(path).get("theorem")
+    if not isinstance(theorem, str):
+        raise CheckpointError(f"{path}: 'theorem' must be of type str, not {theorem!r:.60}")
+    return theorem
+
+
+def check_format(path: Path, body: Mapping[str, Any], theorem: str) -> None:
+    """Raises CheckpointError unless a card has the format read here, and is of the theorem."""
+    if body.get("format") != FORMAT or body.get("theorem") != theorem:
+        raise CheckpointError(
+            f"{path}: format {body.get('format')!r} of {body.get('theorem')!r} is not read, only "
+            f"format {FORMAT} of {theorem!r}"
+        )
+
+
+def entry(entries: Any, key: str, kind: type[_Kind]) -> _Kind:
     """The entry of a JSON object under a key.
 
     Raises:
@@ -205,30 +211,30 @@ def _entry(entries: Any, key: str, kind: type[_Kind]) -> _Kind:
     return value
 
 
-def _number(entries: Any, key: str) -> float:
+def number(entries: Any, key: str) -> float:
     integer = isinstance(entries, dict) and type(entries.get(key)) is int
-    return float(_entry(entries, key, int)) if integer else _entry(entries, key, float)
+    return float(entry(entries, key, int)) if integer else entry(entries, key, float)
 
 
 def _subspaces(stream: Any) -> dict[str, int]:
-    subspaces = _entry(stream, "subspaces", dict)
-    return {name: _entry(subspaces, name, int) for name in subspaces}
+    subspaces = entry(stream, "subspaces", dict)
+    return {name: entry(subspaces, name, int) for name in subspaces}
 
 
-def _role(entry: Any) -> LayerRole:
-    gadgets = _entry(entry, "gadgets", list)
-    return LayerRole(_entry(entry, "name", str), tuple(map(str, gadgets)), _number(entry, "score"))
+def _role(body: Any) -> LayerRole:
+    gadgets = entry(body, "gadgets", list)
+    return LayerRole(entry(body, "name", str), tuple(map(str, gadgets)), number(body, "score"))
 
 
-def _constant(entry: Any) -> Constant:
+def _constant(body: Any) -> Constant:
     return Constant(
-        symbol=_entry(entry, "symbol", str),
-        value=_number(entry, "value"),
-        meaning=_entry(entry, "meaning", str),
-        inequality=_entry(entry, "inequality", str),
-        left=_number(entry, "left"),
-        right=_number(entry, "right"),
-        remedy=_entry(entry, "remedy", str),
+        symbol=entry(body, "symbol", str),
+        value=number(body, "value"),
+        meaning=entry(body, "meaning", str),
+        inequality=entry(body, "inequality", str),
+        left=number(body, "left"),
+        right=number(body, "right"),
+        remedy=entry(body, "remedy", str),
     )
 
 
@@ -241,10 +247,21 @@ def load_counterexample(folder: str | Path) -> tuple[Decoder, Dataset, Card]:
     """
     folder = Path(folder)
     card = read_card(folder)
+    decoder, dataset = load_model(folder, card.layers)
+    return decoder, dataset, card
+
+
+def load_model(folder: Path, layers: int) -> tuple[Decoder, Dataset]:
+    """Reads decoder and dataset of a folder whose card says how many layers there are.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, or the config has another depth.
+        DatasetError: the dataset is malformed.
+    """
     config, weights = read_checkpoint(folder)
-    if config.num_hidden_layers != card.layers:
+    if config.num_hidden_layers != layers:
         raise CheckpointError(
-            f"{folder / CARD} says {card.layers} layers, config.json {config.num_hidden_layers}"
+            f"{folder / CARD} says {layers} layers, config.json {config.num_hidden_layers}"
         )
     if not (folder / DATASET).is_file():
         raise CheckpointError(f"{folder / DATASET} does not exist: not a counterexample folder")
@@ -256,7 +273,7 @@ def load_counterexample(folder: str | Path) -> tuple[Decoder, Dataset, Card]:
         eos=config.eos_token_id,
     )
     try:
-        return Decoder(config, weights), dataset, card
+        return Decoder(config, weights), dataset
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 

@@ -6,14 +6,13 @@ Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused, 3 out o
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snowball import cli_audit, cli_certificate
+from snowball import cli_audit, cli_certificate, cli_universal
 from snowball.terminal import out as console
 from snowball.terminal import progress_bar, refusals, refuse_existing, say
 
@@ -150,12 +149,19 @@ def check(
         Path | None, typer.Option(help="Run folder to write with report.json, CSV and pictures.")
     ] = None,
 ) -> None:
-    """Measure everything again from the files alone; status 1 if a guarantee fails."""
+    """Measure everything again from the files alone; status 1 if a guarantee fails.
+
+    A model of `snowball.universal` is measured under every set of removed layers.
+    """
     with refusals():
-        from snowball.card import load_counterexample, load_dataset_for
+        from snowball.card import load_counterexample, load_dataset_for, theorem_of
+        from snowball.universal_card import THEOREM
 
         if report is not None:
             refuse_existing(report)
+        if theorem_of(folder) == THEOREM:
+            holds = cli_universal.judge(folder, data, report)
+            raise typer.Exit(0 if holds else 1)
         decoder, dataset, card = load_counterexample(folder)
         if data is not None:
             dataset = load_dataset_for(folder, data, split, limit)
@@ -251,7 +257,9 @@ def _judge(
         console.print(line, highlight=False, soft_wrap=True)
     if run is not None:
         context = _context(card, dataset)
-        _write_run(run, report.report_json(found, rows, judged, context), report.layer_csv(rows))
+        report.write_run(
+            run, report.report_json(found, rows, judged, context), report.layer_csv(rows)
+        )
     if run is not None and plots:
         from snowball.plots import plot_scores, plot_snowball
 
@@ -281,14 +289,3 @@ def _context(card: Card, dataset: Dataset) -> dict[str, Any]:
         "provenance": provenance(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _write_run(run: Path, report: Mapping[str, Any], table: str) -> None:
-    from snowball.checkpoint import CheckpointError, write_json
-
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "report.json", report)
-        (run / "layers.csv").write_text(table, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {run}: {error}") from error

@@ -174,16 +174,18 @@ def right_answers(
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class PaddedBatch:
+    """Sequences of these rows of a list, padded on the right, and their lengths."""
+
     rows: list[int]
     ids: Int[Tensor, "batch length"]
     lengths: Int[Tensor, " batch"]
 
 
-def _batches(decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> list[_Batch]:
+def _batches(decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> list[PaddedBatch]:
     """Right-padded batches of sequences of similar length, each within the memory allowance."""
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
-    batches: list[_Batch] = []
+    batches: list[PaddedBatch] = []
     rows: list[int] = []
     for row in order:
         if rows and (len(rows) + 1) * _row_bytes(decoder, len(sequences[row])) > _BATCH_BYTES:
@@ -193,6 +195,13 @@ def _batches(decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> list[_Ba
     return [*batches, _pad(sequences, rows)]
 
 
+def prompt_batches(
+    decoder: Decoder, dataset: Dataset, first: int | None = None
+) -> list[PaddedBatch]:
+    """Right-padded batches of the prompts of a dataset (of the `first` ones), BOS included."""
+    return _batches(decoder, _prompts(dataset)[:first])
+
+
 def _row_bytes(decoder: Decoder, length: int) -> int:
     config = decoder.config
     states = (config.num_hidden_layers + 3) * config.hidden_size
@@ -200,12 +209,12 @@ def _row_bytes(decoder: Decoder, length: int) -> int:
     return 8 * length * (states + patterns + 3 * config.intermediate_size)
 
 
-def _pad(sequences: Sequence[tuple[int, ...]], rows: list[int]) -> _Batch:
+def _pad(sequences: Sequence[tuple[int, ...]], rows: list[int]) -> PaddedBatch:
     lengths = torch.tensor([len(sequences[row]) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
     for index, row in enumerate(rows):
         ids[index, : lengths[index]] = torch.tensor(sequences[row])
-    return _Batch(rows, ids, lengths)
+    return PaddedBatch(rows, ids, lengths)
 
 
 def _prompts(dataset: Dataset) -> list[tuple[int, ...]]:
@@ -240,7 +249,7 @@ def _measure_scores(
     decoder: Decoder, dataset: Dataset, progress: Progress
 ) -> tuple[tuple[LayerProxies, ...], int]:
     tallies = [[_Tally() for _ in metrics.LayerScores._fields] for _ in range(decoder.num_layers)]
-    batches = _batches(decoder, _prompts(dataset))
+    batches = prompt_batches(decoder, dataset)
     tokens = 0
     for batch in _advancing(batches, progress):
         states = decoder.residual_states(batch.ids)
@@ -257,7 +266,7 @@ def _measure_curves(
 ) -> tuple[SnowballCurve, ...]:
     prompts = _prompts(dataset)
     curves = [_CurveTally(layer, decoder.num_layers) for layer in range(decoder.num_layers)]
-    few = _batches(decoder, prompts[:CURVE_PROMPTS])
+    few = prompt_batches(decoder, dataset, CURVE_PROMPTS)
     rest = _batches(decoder, prompts[CURVE_PROMPTS:]) if prompts[CURVE_PROMPTS:] else []
     work = [(b, curves) for b in few] + [(b, [curves[k] for k in sorted(follow)]) for b in rest]
     for batch, followed in _advancing(work, progress):

@@ -94,7 +94,7 @@ class UniversalModel:
         Raises:
             CheckpointError: the folder exists.
         """
-        from snowball.card import write_universal
+        from snowball.universal_card import write_universal
 
         return write_universal(self, Path(folder))
 
@@ -129,7 +129,7 @@ def universal(
     """
     behaviours = _behaviours(dataset, answers)
     _check_arguments(scores, behaviours, dtype)
-    return build(dataset, behaviours, PrescribedScores(tuple(scores)), dtype, seed)
+    return build(dataset, behaviours, PrescribedScores(tuple(map(float, scores))), dtype, seed)
 
 
 def _behaviours(

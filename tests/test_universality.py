@@ -13,13 +13,13 @@ from strategies import datasets, dtypes, inputs
 from test_presence import subsets
 
 from snowball.building import ConstructionError
-from snowball.card import write_universal
 from snowball.checkpoint import read_checkpoint, read_json
 from snowball.dataset import Dataset, DatasetError
 from snowball.decoder import Decoder
 from snowball.measurement import right_answers
 from snowball.metrics import cosine_score
 from snowball.presence import Behaviour, Clause
+from snowball.universal_card import write_universal
 from snowball.universality import UniversalModel, universal
 
 SMALLEST_SCORE, LARGEST_SCORE = 1e-30, 1.95
