@@ -151,13 +151,13 @@ def read_card(folder: Path) -> Card:
     body = read_json(path)
     check_format(path, body, _THEOREM)
     try:
-        stream = entry(body, "stream", dict)
+        width, subspaces = stream_of(body)
         card = Card(
             epsilon=number(body, "epsilon"),
             target=entry(body, "target", int),
             layers=entry(body, "layers", int),
-            width=entry(stream, "width", int),
-            subspaces=_subspaces(stream),
+            width=width,
+            subspaces=subspaces,
             roles=tuple(map(_role, entry(body, "roles", list))),
             constants=tuple(map(_constant, entry(body, "constants", list))),
             body=body,
@@ -216,9 +216,11 @@ def number(entries: Any, key: str) -> float:
     return float(entry(entries, key, int)) if integer else entry(entries, key, float)
 
 
-def _subspaces(stream: Any) -> dict[str, int]:
+def stream_of(body: Mapping[str, Any]) -> tuple[int, dict[str, int]]:
+    """Width of the residual stream and dimensions of its subspaces; raises as `entry` does."""
+    stream = entry(body, "stream", dict)
     subspaces = entry(stream, "subspaces", dict)
-    return {name: entry(subspaces, name, int) for name in subspaces}
+    return entry(stream, "width", int), {name: entry(subspaces, name, int) for name in subspaces}
 
 
 def _role(body: Any) -> LayerRole:

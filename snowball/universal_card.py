@@ -15,6 +15,7 @@ from snowball.card import (
     entry,
     load_model,
     provenance,
+    stream_of,
     write_folder,
 )
 from snowball.checkpoint import CheckpointError, read_json
@@ -32,6 +33,8 @@ class UniversalCard:
 
     scores: tuple[float, ...]
     behaviours: tuple[Behaviour, ...]
+    width: int
+    subspaces: Mapping[str, int]
     body: Mapping[str, Any]
 
     @property
@@ -82,10 +85,12 @@ def read_universal_card(folder: Path) -> UniversalCard:
     try:
         scores = _scores(entry(body, "scores", list))
         kinds = [_behaviour(kind, len(scores)) for kind in entry(body, "behaviours", list)]
+        width, subspaces = stream_of(body)
         chosen = [_index(number, len(kinds)) for number in entry(body, "behaviour_of", list)]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: malformed: {error.args[0]}") from None
-    return UniversalCard(scores, tuple(kinds[number] for number in chosen), body)
+    behaviours = tuple(kinds[number] for number in chosen)
+    return UniversalCard(scores, behaviours, width, subspaces, body)
 
 
 def _scores(values: list[Any]) -> tuple[float, ...]:
