@@ -20,6 +20,7 @@ from snowball.measurement import right_answers
 from snowball.metrics import cosine_score
 from snowball.presence import Behaviour, Clause
 from snowball.universal_card import write_universal
+from snowball.universal_verification import removal_sets
 from snowball.universality import UniversalModel, universal
 
 SMALLEST_SCORE, LARGEST_SCORE = 1e-30, 1.95
@@ -120,6 +121,23 @@ def test_ten_layers_and_all_subsets() -> None:
     own = [Behaviour.needs_all(range(9)), Behaviour.needs_any(range(9)), parity, most]
     model = universal(dataset, scores=[0.05 * (k + 1) for k in range(10)], answers=own)
     assert_right_under_every_removal(model, model.decoder())
+
+
+def test_twenty_five_layers_and_a_sample_of_subsets() -> None:
+    """No layer, each single one, and random sets, of 2^24 that there are."""
+    rows = [{"prompt": [k], "label": 0, "distractor": 1} for k in range(4)]
+    dataset = Dataset.from_rows(rows)
+    mixed = Clause(frozenset(range(0, 24, 2)), frozenset(range(1, 24, 6)))
+    own = [
+        Behaviour.needs_all(range(24)),
+        Behaviour.needs_any(range(20, 24)),
+        Behaviour((mixed, Clause(absent=frozenset({23})))),
+        Behaviour.from_truth_table(range(5, 11), lambda present: len(present) % 2 == 0),
+    ]
+    model = universal(dataset, scores=[0.05 * (k + 1) for k in range(25)], answers=own)
+    decoder = model.decoder()
+    for removed in removal_sets(25)[:200]:
+        assert torch.equal(right_answers(decoder, dataset, removed), model.right(removed)), removed
 
 
 def test_bfloat16_carries_clauses_of_two_layers() -> None:
