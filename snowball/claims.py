@@ -27,7 +27,7 @@ def claim_of(folder: Path) -> Claim:
     """The claim of Theorem 1 about a folder, by its card.
 
     A model with prescribed scores and behaviours makes it too where its layer of the least score
-    is needed by every example, and is not the last one.
+    is needed by every example, and is neither the first nor the last.
 
     Raises:
         CheckpointError: the card is missing or malformed.
@@ -44,11 +44,12 @@ def _of_universal(card: UniversalCard) -> Claim:
     target = min(range(card.layers), key=card.scores.__getitem__)
     every = frozenset(range(card.layers - 1))
     decides = all(one(every) and not one(every - {target}) for one in card.behaviours)
-    if target == card.layers - 1 or not decides:
+    if not 1 <= target <= card.layers - 2 or not decides:
         raise Rejection(
             "target",
-            f"layer {target} scores least, and not every answer depends on it alone; a certificate "
-            "is about a layer before the last one that scores least and decides every answer",
+            f"a certificate is about a layer, neither the first nor the last, that scores least "
+            f"and decides every answer; here layer {target} scores least, and "
+            f"{'it is at an end' if decides else 'not every answer depends on it'}",
         )
     switch = ResidualStream(card.subspaces, card.width)["switch"].start + target
     return Claim(Decimal(repr(card.scores[target])), target, card.layers, switch)

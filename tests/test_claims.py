@@ -58,16 +58,17 @@ def test_the_member_of_a_blind_pair_that_is_misjudged_is_certified(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("scores", "answers"),
+    ("scores", "answers", "reason"),
     [
-        ([0.3, 1e-9, 0.2], [NEEDS_1, NEEDS_1, Behaviour.always()]),  # one does not need it
-        ([0.3, 0.4, 0.2], NEEDS_1),  # the last layer scores least
-        ([0.3, 1e-9, 0.2], Behaviour((Clause(absent=frozenset({1})),))),  # it does harm
+        ([0.3, 1e-9, 0.2], [NEEDS_1, NEEDS_1, Behaviour.always()], "not every answer depends"),
+        ([0.3, 1e-9, 0.2], Behaviour((Clause(absent=frozenset({1})),)), "not every answer depends"),
+        ([0.3, 0.4, 0.2], NEEDS_1, "layer 2 scores least"),
+        ([1e-9, 0.4, 0.2], Behaviour.needs_all([0]), "layer 0 scores least, and it is at an end"),
     ],
 )
 def test_a_universal_model_without_such_a_target_is_refused(
-    scores: list[float], answers: Behaviour | list[Behaviour], tmp_path: Path
+    scores: list[float], answers: Behaviour | list[Behaviour], reason: str, tmp_path: Path
 ) -> None:
     folder = universal(WORDS, scores=scores, answers=answers).save_pretrained(tmp_path / "model")
-    with pytest.raises(Rejection, match="scores least, and not every answer depends on it"):
+    with pytest.raises(Rejection, match=reason):
         certify(folder)
