@@ -136,7 +136,7 @@ def test_twenty_five_layers_and_a_sample_of_subsets() -> None:
     ]
     model = universal(dataset, scores=[0.05 * (k + 1) for k in range(25)], answers=own)
     decoder = model.decoder()
-    for removed in removal_sets(25)[:200]:
+    for removed in removal_sets(range(24))[:200]:
         assert torch.equal(right_answers(decoder, dataset, removed), model.right(removed)), removed
 
 
