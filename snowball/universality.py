@@ -226,7 +226,7 @@ def build(
     plan = choice.plan(code_square(marks), stream.width, dtype)
     planes = 1 + len(plan.classes)
     config = decoder_config(dataset, tree, marks, stream, plan.layers, units, planes)
-    around = _surroundings(plan, kinds, units, dtype)
+    around = _surroundings(plan, gather, kinds, units, dtype)
     reader = reader_design(dataset, tree, marks, answers, config, around, dtype)
     constants = (*_plan_constants(plan, dtype), *_clause_constants(kinds, reader, dtype))
     constants = (*constants, *reader.constants)
@@ -298,10 +298,11 @@ def _rules(tree: PrefixTree, answers: AnswerCodes, kinds: Sequence[Behaviour]) -
 
 
 def _surroundings(
-    plan: ScorePlan, kinds: Sequence[Behaviour], units: int, dtype: torch.dtype
+    plan: ScorePlan, gather: int, kinds: Sequence[Behaviour], units: int, dtype: torch.dtype
 ) -> Surroundings:
-    """Context and answer so small that they move the score of the reader by less than rounding."""
-    added = plan.norm**2 * plan.scores[-1] * torch.finfo(dtype).eps / 8
+    """Context and answer so small that they move the scores of what reads by less than rounding."""
+    least = min(min(some[gather], some[-1]) for some in (plan.scores, *plan.classes))
+    added = plan.norm**2 * least * torch.finfo(dtype).eps / 8
     clauses = max(1, *(len(behaviour.clauses) for behaviour in kinds))
     return Surroundings(
         norm=plan.norm,
