@@ -16,12 +16,10 @@ from snowball.dataset import Dataset
 from snowball.decoder import Decoder
 from snowball.measurement import CURVE_PROMPTS, prompt_batches, right_answers
 from snowball.metrics import accuracy_based_relevance, cosine_score, token_roles
+from snowball.prescribed_scores import SCORE_TOLERANCE
 from snowball.universal_card import UniversalCard
 from snowball.verification import Guarantee
 
-# Relative deviation from a prescribed score that a token may show, by dtype: a handful of
-# roundings each of switch, angle and norm.
-SCORE_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
 # All sets of removals of ten layers; of deeper models this many are drawn.
 MOST_SETS = 1 << 10
 

@@ -24,7 +24,12 @@ from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig
 from snowball.fingerprint import Fingerprint, fingerprint
 from snowball.prefix_tree import PrefixTree, prefix_tree
-from snowball.prescribed_scores import PrescribedScores, ScoreChoice, ScorePlan
+from snowball.prescribed_scores import (
+    SCORE_TOLERANCE,
+    PrescribedScores,
+    ScoreChoice,
+    ScorePlan,
+)
 from snowball.presence import Behaviour
 from snowball.reader_weights import write_gather, write_recall
 from snowball.reading import (
@@ -126,7 +131,7 @@ def universal(
         answers: one behaviour for all examples, or one for each; of the layers 0..L-2.
         token_scores: scores of their own for some tokens, by id; one in (0, 2) for each layer.
         gather: the layer whose attention reads the prompt, the last one by default; without it
-            nothing is answered.
+            no open question is answered.
         dtype: dtype of the weights: float64, float32 or bfloat16.
         seed: seed of the sign codes.
 
@@ -319,21 +324,24 @@ def _surroundings(
 
 
 def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]:
-    number = torch.finfo(dtype)
+    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
     square = plan.norm**2
-    rotated = [
-        scores[layer] - 2 * half**2 / square
+    turns = [
+        (layer, scores[layer], plan.angles[layer][number])
         for number, scores in enumerate((plan.scores, *plan.classes))
-        for layer, half in enumerate(plan.halves)
+        for layer in range(plan.layers)
         if any(plan.angles[layer][number : number + 1])
     ]
+    rotated = [score - 2 * plan.halves[layer] ** 2 / square for layer, score, _ in turns]
+    # The filler has been turned before, so that a float rounds its coordinates by a share of U.
+    noise = [eps * plan.filler[0] ** 2 * a / (square * score) for _, score, a in turns]
     return (
         Constant(
             symbol="h",
             value=min(plan.halves),
             meaning="smallest switch",
             inequality="2^24 times the smallest normal number <= h",
-            left=number.tiny * 2**24,
+            left=tiny * 2**24,
             right=min(plan.halves),
             remedy="larger scores, or float64",
         ),
@@ -345,6 +353,15 @@ def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]
             left=max(rotated, default=0.0),
             right=2 * plan.filler[0] ** 2 / square,
             remedy="scores further below 2, or a wider dtype",
+        ),
+        Constant(
+            symbol="a",
+            value=min((a for *_, a in turns), default=0.0),
+            meaning="smallest angle of a rotation",
+            inequality="eps U^2 a / (R^2 score) <= tolerance of scores, with classes of tokens",
+            left=max(noise, default=0.0) if plan.classes else 0.0,
+            right=SCORE_TOLERANCE[dtype],
+            remedy="scores of a layer that differ less between tokens, or float64",
         ),
     )
 
