@@ -110,6 +110,23 @@ def judge_model(known: KnownAnswer, reported: Mapping[str, Any]) -> list[Finding
     ]
 
 
+def check(known: KnownAnswer, **reported: Any) -> None:
+    """Asserts that what a tool reports of one model is right: `check(known, cosine=[...])`.
+
+    Raises:
+        AssertionError: something is wrong; it says what, by how much, and the mistake if known.
+        ReportError: there is no such quantity, or a value has another form.
+    """
+    wrong = [one for one in judge_model(known, reported) if one.verdict in ("wrong", "failed")]
+    lines = [
+        f"{one.model}: {one.quantity} is {one.verdict}: {one.detail}"
+        + (f" (as if: {one.mistake})" if one.mistake else "")
+        for one in wrong
+    ]
+    if lines:
+        raise AssertionError("\n".join([*lines, f"the trap: {known.answer['trap']}"]))
+
+
 def judge(known: KnownAnswer, quantity: str, value: Any) -> Finding:
     """Judges one quantity; raises as `grade` does."""
     if quantity in SCORES:
@@ -131,8 +148,8 @@ def _judge_scores(known: KnownAnswer, quantity: str, value: Any) -> Finding:
     tolerance = known.answer["tolerance"]["score"]
     # The angle is sqrt(2 c)/pi for a small score c, and as ill-conditioned there.
     tolerance = math.sqrt(2 * tolerance) / math.pi if quantity == "angular" else tolerance
-    worst = max(differences, default=0.0)
-    if not math.isfinite(worst) or worst > tolerance:
+    worst = _largest(differences)
+    if worst > tolerance:
         return Finding(
             known.name,
             quantity,
@@ -171,7 +188,8 @@ def _judge_accuracy(known: KnownAnswer, value: Any) -> Finding:
                 "written as '' (none), '2', '0,2', '3.mlp'"
             )
         _number(known, f"accuracy without {removed!r}", number)
-    wrong = {r: number for r, number in value.items() if abs(number - right[r]) > 1e-9}
+    differences = {removed: number - right[removed] for removed, number in value.items()}
+    wrong = {r: value[r] for r, difference in differences.items() if not abs(difference) <= 1e-9}
     if not wrong:
         return Finding(known.name, "accuracy", "right", 0.0, f"{len(value)} removals")
     worst = max(wrong, key=lambda removed: abs(wrong[removed] - right[removed]))
@@ -179,7 +197,7 @@ def _judge_accuracy(known: KnownAnswer, value: Any) -> Finding:
         known.name,
         "accuracy",
         "wrong",
-        abs(wrong[worst] - right[worst]),
+        _largest([abs(differences[worst])]),
         f"{len(wrong)} of {len(value)} removals; without {worst or 'nothing'}: reported "
         f"{wrong[worst]:.4g}, right {right[worst]:.4g}",
         _other_layer(known, value),
@@ -203,7 +221,7 @@ def _judge_relevance(known: KnownAnswer, value: Any) -> Finding:
     right: list[float | None] = known.answer["relevance"]
     found = _numbers(known, "relevance", value, null=True)
     pairs = [(a, b) for a, b in zip(found, right, strict=True) if a is not None and b is not None]
-    worst = max((abs(a - b) for a, b in pairs), default=0.0)
+    worst = _largest([abs(a - b) for a, b in pairs])
     detail = "" if worst <= 1e-6 else f"reported {_short(found)}, right {_short(right)}"
     return Finding(known.name, "relevance", "right" if worst <= 1e-6 else "wrong", worst, detail)
 
@@ -243,6 +261,11 @@ def _number(known: KnownAnswer, what: str, value: Any) -> float:
     if type(value) not in (int, float):
         raise ReportError(f"{known.name}: {what} must be a number, not {value!r:.60}")
     return float(value)
+
+
+def _largest(differences: Sequence[float]) -> float:
+    """The largest difference, infinite if one is not finite."""
+    return max((d if math.isfinite(d) else math.inf for d in differences), default=0.0)
 
 
 def _short(values: Sequence[float | None]) -> str:

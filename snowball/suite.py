@@ -45,7 +45,7 @@ class KnownAnswer:
 def write_suite(folder: Path, progress: Callable[[int], None] = lambda _: None) -> None:
     """Builds every model, measures it, and writes the suite, all of it or nothing.
 
-    `progress` is called with 1 after each of the `suite_models.count()` models.
+    `progress` is called with 1 after each of the `len(suite_models.NAMES)` models.
 
     Raises:
         CheckpointError: the folder exists or cannot be written.

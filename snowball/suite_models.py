@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from snowball.constructions import counterexample
 from snowball.corollaries import (
@@ -84,64 +84,63 @@ def _value(text: str) -> int:
 def entries() -> Iterator[Entry]:
     """Every model of the suite, in the order of its index."""
     dataset = sums()
-    for number, build in enumerate(_BUILDERS):
-        yield build(dataset, number)
+    for number, (name, build) in enumerate(_BUILDERS.items()):
+        yield Entry(name, *build(dataset, number))
 
 
-def count() -> int:
-    """How many models there are."""
-    return len(_BUILDERS)
+class Known(NamedTuple):
+    """The mistake that a model exposes, the statement it rests on, and the model."""
+
+    trap: str
+    label: str
+    model: KnownModel
 
 
-def _theorem(dataset: Dataset, seed: int) -> Entry:
+def _theorem(dataset: Dataset, seed: int) -> Known:
     model = counterexample(dataset, epsilon=1e-6, layers=6, target=2, seed=seed)
-    return Entry(
-        "theorem",
+    return Known(
         "the layer of the least score decides every answer",
         "thm:snowball",
         KnownModel.of_counterexample(model),
     )
 
 
-def _inverse_ranking(dataset: Dataset, seed: int) -> Entry:
+def _inverse_ranking(dataset: Dataset, seed: int) -> Known:
     model = inverse_ranking(dataset, layers=6, seed=seed)
-    return Entry(
-        "inverse-ranking",
+    return Known(
         "scores order the layers exactly against their relevance",
         "cor:inverse-ranking",
         KnownModel.of_universal(model),
     )
 
 
-def _correlated(rho: float, name: str) -> Callable[[Dataset, int], Entry]:
-    def build(dataset: Dataset, seed: int) -> Entry:
+def _correlated(rho: float) -> Callable[[Dataset, int], Known]:
+    def build(dataset: Dataset, seed: int) -> Known:
         model = correlated(dataset, rho, layers=6, seed=seed)
         trap = f"score and relevance correlate by {rho:g}: no general rule links them"
-        return Entry(name, trap, "cor:correlation", KnownModel.of_universal(model))
+        return Known(trap, "cor:correlation", KnownModel.of_universal(model))
 
     return build
 
 
-def _equal_scores(dataset: Dataset, seed: int) -> Entry:
+def _equal_scores(dataset: Dataset, seed: int) -> Known:
     behaviours = [
         Behaviour.needs_all(layer for layer in range(4) if index % 4 >= layer)
         for index in range(len(dataset.examples))
     ]
     model = universal(dataset, scores=[0.25] * 5, answers=behaviours, seed=seed)
-    return Entry(
-        "equal-scores",
+    return Known(
         "all layers score the same on every calibration set: a ranking by score is rounding noise",
         "cor:calibration",
         KnownModel.of_universal(model),
     )
 
 
-def _blind(member: int) -> Callable[[Dataset, int], Entry]:
-    def build(dataset: Dataset, seed: int) -> Entry:
+def _blind(member: int) -> Callable[[Dataset, int], Known]:
+    def build(dataset: Dataset, seed: int) -> Known:
         pair = observationally_blind_pair(dataset, layers=5, first=1, second=3, seed=0)
         needed = (1, 3)[member]
-        return Entry(
-            f"blind-{'ab'[member]}",
+        return Known(
             f"needs layer {needed}; all states and logits are those of blind-{'ba'[member]}, which "
             f"needs layer {(3, 1)[member]}",
             "cor:blindness",
@@ -151,46 +150,42 @@ def _blind(member: int) -> Callable[[Dataset, int], Entry]:
     return build
 
 
-def _greedy(dataset: Dataset, seed: int) -> Entry:
+def _greedy(dataset: Dataset, seed: int) -> Known:
     trap = greedy_trap(dataset, remove=2, baits=2, seed=seed)
-    return Entry(
-        "greedy-trap",
+    return Known(
         "greedy removal of two layers by true accuracy ends at 0; layers 0 and 1 leave 1",
         "cor:greedy",
         KnownModel.of_universal(trap.model),
     )
 
 
-def _coverage(dataset: Dataset, seed: int) -> Entry:
+def _coverage(dataset: Dataset, seed: int) -> Known:
     sets = ({0, 1, 2, 3}, {3, 4, 5}, {0, 1, 4}, {2, 5})
     behaviours = [
         Behaviour.needs_any(layer for layer, one in enumerate(sets) if index % 6 in one)
         for index in range(len(dataset.examples))
     ]
     model = universal(dataset, scores=RISING, answers=behaviours, seed=seed)
-    return Entry(
-        "coverage",
+    return Known(
         "the best set to remove is a maximum coverage, not the layers that cost least one by one",
         "cor:hardness",
         KnownModel.of_universal(model),
     )
 
 
-def _identity(dataset: Dataset, seed: int) -> Entry:
+def _identity(dataset: Dataset, seed: int) -> Known:
     model = universal(dataset, scores=RISING, answers=Behaviour.needs_all([1]), seed=seed)
-    return Entry(
-        "identity",
+    return Known(
         "layer 2 returns its input: its score is exactly 0 and defined",
         "thm:universality",
         with_identity_layer(KnownModel.of_universal(model), 2),
     )
 
 
-def _norms(name: str, power: int, what: str) -> Callable[[Dataset, int], Entry]:
-    def build(dataset: Dataset, seed: int) -> Entry:
+def _norms(power: int, what: str) -> Callable[[Dataset, int], Known]:
+    def build(dataset: Dataset, seed: int) -> Known:
         model = universal(dataset, scores=FALLING, answers=Behaviour.needs_all([3]), seed=seed)
-        return Entry(
-            name,
+        return Known(
             f"residual states of norm about 2^{power + 2}: {what}",
             "lem:update-factor",
             with_scaled_stream(KnownModel.of_universal(model), power),
@@ -199,30 +194,28 @@ def _norms(name: str, power: int, what: str) -> Callable[[Dataset, int], Entry]:
     return build
 
 
-def _bos(dataset: Dataset, seed: int) -> Entry:
+def _bos(dataset: Dataset, seed: int) -> Known:
     own = {dataset.bos: [0.1, 1.4, 0.1, 1.4, 0.5]}
     model = universal(
         dataset, scores=[0.5, 0.4, 0.6, 0.3, 0.5], answers=ALWAYS, token_scores=own, seed=seed
     )
-    return Entry(
-        "bos",
+    return Known(
         "BOS scores in another order than the other tokens; prompts differ in length",
         "cor:token-classes",
         KnownModel.of_universal(model),
     )
 
 
-def _sink(dataset: Dataset, seed: int) -> Entry:
+def _sink(dataset: Dataset, seed: int) -> Known:
     model = universal(dataset, scores=RISING, answers=Behaviour.needs_all([0]), seed=seed)
-    return Entry(
-        "sink",
+    return Known(
         "BOS is 256 times as large as other tokens: one cosine over all of them sees it only",
         "thm:universality",
         with_scaled_token(KnownModel.of_universal(model), dataset.bos, 8),
     )
 
 
-def _padding(dataset: Dataset, seed: int) -> Entry:
+def _padding(dataset: Dataset, seed: int) -> Known:
     model = universal(
         dataset,
         scores=RISING,
@@ -230,15 +223,14 @@ def _padding(dataset: Dataset, seed: int) -> Entry:
         token_scores={dataset.eos: [1.8, 1.2, 0.6, 0.1, 0.1]},
         seed=seed,
     )
-    return Entry(
-        "padding",
+    return Known(
         "the padding token scores in the opposite order, and prompts differ in length",
         "cor:token-classes",
         KnownModel.of_universal(model),
     )
 
 
-def _last_token(dataset: Dataset, seed: int) -> Entry:
+def _last_token(dataset: Dataset, seed: int) -> Known:
     model = universal(
         dataset,
         scores=RISING,
@@ -246,101 +238,95 @@ def _last_token(dataset: Dataset, seed: int) -> Entry:
         token_scores={WORDS.index("="): FALLING},
         seed=seed,
     )
-    return Entry(
-        "last-token",
+    return Known(
         "the last token of every prompt scores in the opposite order of the others",
         "cor:token-classes",
         KnownModel.of_universal(model),
     )
 
 
-def _harmful(dataset: Dataset, seed: int) -> Entry:
+def _harmful(dataset: Dataset, seed: int) -> Known:
     without_1 = Behaviour((Clause(absent=frozenset({1})),))
     behaviours = [ALWAYS if index % 2 else without_1 for index, _ in enumerate(dataset.examples)]
     model = universal(dataset, scores=FALLING, answers=behaviours, seed=seed)
-    return Entry(
-        "harmful",
+    return Known(
         "removing layer 1 raises accuracy from 1/2 to 1: its relevance is negative",
         "thm:universality",
         KnownModel.of_universal(model),
     )
 
 
-def _redundant(dataset: Dataset, seed: int) -> Entry:
+def _redundant(dataset: Dataset, seed: int) -> Known:
     model = universal(dataset, scores=RISING, answers=Behaviour.needs_any([1, 3]), seed=seed)
-    return Entry(
-        "redundant-pair",
+    return Known(
         "layers 1 and 3 are irrelevant one by one, and together decide every answer",
         "thm:universality",
         KnownModel.of_universal(model),
     )
 
 
-def _last_least(dataset: Dataset, seed: int) -> Entry:
+def _last_least(dataset: Dataset, seed: int) -> Known:
     model = universal(dataset, scores=RISING, answers=Behaviour.needs_all([0]), seed=seed)
     longer = with_trailing_rotation(KnownModel.of_universal(model), 1.2)
-    return Entry(
-        "last-least",
+    return Known(
         "the last layer scores most and matters least; the state after the final norm is another",
         "thm:universality",
         with_final_norm(longer, 0.125),
     )
 
 
-def _last_most(dataset: Dataset, seed: int) -> Entry:
+def _last_most(dataset: Dataset, seed: int) -> Known:
     model = universal(dataset, scores=FALLING, answers=ALWAYS, seed=seed)
-    return Entry(
-        "last-most",
+    return Known(
         "the last layer scores least and alone matters; the state after the final norm is another",
         "thm:universality",
         with_final_norm(KnownModel.of_universal(model), 0.125),
     )
 
 
-def _attention_only(dataset: Dataset, seed: int) -> Entry:
+def _attention_only(dataset: Dataset, seed: int) -> Known:
     model = universal(dataset, scores=FALLING, answers=ALWAYS, gather=2, seed=seed)
-    return Entry(
-        "attention-only",
+    return Known(
         "of layer 2 the attention decides every answer, and the MLP none",
         "cor:token-classes",
         KnownModel.of_universal(model),
     )
 
 
-def _mlp_only(dataset: Dataset, seed: int) -> Entry:
+def _mlp_only(dataset: Dataset, seed: int) -> Known:
     model = universal(
         dataset, scores=FALLING, answers=Behaviour.needs_all([3]), gather=1, seed=seed
     )
-    return Entry(
-        "mlp-only",
+    return Known(
         "of layer 3 the MLP decides every answer, and the attention none",
         "cor:token-classes",
         KnownModel.of_universal(model),
     )
 
 
-_BUILDERS: tuple[Callable[[Dataset, int], Entry], ...] = (
-    _theorem,
-    _inverse_ranking,
-    _correlated(0.95, "correlated"),
-    _correlated(0.0, "uncorrelated"),
-    _correlated(-0.95, "anticorrelated"),
-    _equal_scores,
-    _blind(0),
-    _blind(1),
-    _greedy,
-    _coverage,
-    _identity,
-    _norms("huge-norms", 20, "float16 overflows"),
-    _norms("tiny-norms", -32, "float16 vanishes, and a clamp of norms at 1e-8 bites"),
-    _bos,
-    _sink,
-    _padding,
-    _last_token,
-    _harmful,
-    _redundant,
-    _last_least,
-    _last_most,
-    _attention_only,
-    _mlp_only,
-)
+_BUILDERS: dict[str, Callable[[Dataset, int], Known]] = {
+    "theorem": _theorem,
+    "inverse-ranking": _inverse_ranking,
+    "correlated": _correlated(0.95),
+    "uncorrelated": _correlated(0.0),
+    "anticorrelated": _correlated(-0.95),
+    "equal-scores": _equal_scores,
+    "blind-a": _blind(0),
+    "blind-b": _blind(1),
+    "greedy-trap": _greedy,
+    "coverage": _coverage,
+    "identity": _identity,
+    "huge-norms": _norms(20, "float16 overflows"),
+    "tiny-norms": _norms(-32, "float16 vanishes, and a clamp of norms at 1e-8 bites"),
+    "bos": _bos,
+    "sink": _sink,
+    "padding": _padding,
+    "last-token": _last_token,
+    "harmful": _harmful,
+    "redundant-pair": _redundant,
+    "last-least": _last_least,
+    "last-most": _last_most,
+    "attention-only": _attention_only,
+    "mlp-only": _mlp_only,
+}
+NAMES = tuple(_BUILDERS)
