@@ -781,7 +781,7 @@ class Reader:
         If gate <= -a <= -1, then `|silu(gate)| <= |gate| e^gate <= a e^-a <= a 2^-floor(1.4426 a)`:
         `t e^-t` decreases for t >= 1, and 1.4426 < log2(e). Here a counts in units of 2^-16.
         """
-        p, loud, size, least = self.p, [], 0, inverse.m - inverse.r
+        p, loud, size, least = self.p, [], 0, max(0, inverse.ends()[0])
         for units, packed_gates, packed_ups in self.parts:
             (gates, e), (ups, d) = packed_gates.product(normed), packed_ups.product(normed)
             for i, unit in enumerate(units):
@@ -849,6 +849,21 @@ def within(claim: str, found: Sequence[Ends], low: Fraction, high: Fraction) -> 
     return least[0], largest[1]
 
 
+def judge_strength(claims: SimpleNamespace, dtype: str) -> None:
+    """Decides whether the claims, if true, imply the theorem: (a) to rounding, (b), (c) and (d).
+
+    The others' scores hold for all weights of the interval, and so for the one that gives epsilon.
+    """
+    allowed = claims.epsilon * ERRORS[dtype][0]
+    less(f"deviation against what {dtype} accounts for", claims.deviation, allowed)
+    for layer, bounds in enumerate(claims.scores):
+        if layer != claims.target:
+            name = f"epsilon and deviation against the claim of layer {layer}"
+            less(name, claims.epsilon + claims.deviation, bounds["low"])
+    for key in PROBABILITIES:
+        less(f"0.99 against {key}", Fraction("0.99"), getattr(claims, key))
+
+
 def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], attempt: int) -> None:
     """Decides all claims that need balls."""
     p, target, epsilon = (64 + 25 * claims.layers) << attempt, claims.target, claims.epsilon
@@ -863,15 +878,12 @@ def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], at
     less("existence: epsilon against the score at the other end", epsilon, upper)
     whole = passage_over(model, p, where, low, high, min(4**attempt, 64))
     removed = Passage(model, p, removed=target)
-    goal, score, scores = ends_of(whole.scores[target]), ends_of(shipped.scores[target]), {}
+    score, scores = ends_of(shipped.scores[target]), {}
     within("deviation", [score], epsilon - claims.deviation, epsilon + claims.deviation)
 
     def judge_score(layer: int, found: list[Ends]) -> None:
-        name = f"score of layer {layer}"
-        scores[layer] = within(name, found, *claims.scores[layer].values())
-        if layer != target:
-            # By continuity epsilon is one of the target's scores.
-            less(f"score of the target against the {name}", goal, scores[layer])
+        bounds = claims.scores[layer].values()
+        scores[layer] = within(f"score of layer {layer}", found, *bounds)
 
     for layer in whole.scores:
         parts = [shipped] if layer == target else [whole, shipped, *at]
@@ -892,8 +904,8 @@ def judge_answers(
     """Decides the claims about the least margin; its token has `p = 1/(1 + (V - 1) e^-margin)`.
 
     A label of m tokens has at least the probability p^m. Another choice first differs from it at
-    some token, and has at most the probability 1 - p of that token (a choice that begins another
-    one differs from it in EOS, which then counts).
+    some token, and has at most the probability 1 - p of that token. If it begins with the label,
+    it differs from it in EOS, or EOS does not count and it is less likely by its further tokens.
     """
     claimed, p = getattr(claims, f"margin_{name}"), getattr(claims, f"probability_{name}")
     least = min(low for low, _ in margins), min(high for _, high in margins)
@@ -904,7 +916,7 @@ def judge_answers(
     less(f"probability_{name}", p, (low[0], high[1]))
     if rows[0].choices:
         longest = max(len(answer) for row in rows for answer in (row.wanted, row.instead))
-        less(f"choices by probability_{name}", 1 - p, max(p, Fraction(0)) ** longest)
+        less(f"choices by probability_{name}", 1 - p, p**longest)
 
 
 def judge_runtime(
@@ -942,6 +954,7 @@ def check(certificate: str, folder: str, data: str) -> str:
         raise Verdict(REJECT, f"files: not those of the certificate: {files}")
     if not (1 <= claims.target <= claims.layers - 2 and 0 < claims.epsilon < 2):
         raise Verdict(REJECT, f"files: target {claims.target} or epsilon {claims.epsilon}")
+    judge_strength(claims, config.dtype)
     model, why = Model(config, tensors), ""
     for attempt in range(ATTEMPTS):
         try:
