@@ -1,6 +1,6 @@
 """The standard-library checker accepts what was certified, and nothing that says something else.
 
-Enclosures are compared with a dense decoder that skips and shares nothing (`dense_forward`).
+Enclosures are compared with a dense decoder that skips and shares nothing (`ball_decoder`).
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from dense_forward import DenseDecoder
+from ball_decoder import DenseDecoder
 from flint import arb
 from hypothesis import given
 from hypothesis import strategies as st

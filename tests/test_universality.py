@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_forward import DenseDecoder
+from ball_decoder import DenseDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import datasets, dtypes, inputs
