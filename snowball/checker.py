@@ -309,7 +309,7 @@ def conform(value: Any, kind: Any, where: str) -> Any:
     raise Verdict(MALFORMED, f"{where} must be {wanted!s:.200}, not {value!r:.60}")
 
 
-HASH = re.compile("[0-9a-f]{64}")
+HASH, VERSION = re.compile("[0-9a-f]{64}"), re.compile(r"[0-9A-Za-z.+_-]{1,40}")
 BOUNDS = {"low": Fraction, "high": Fraction}
 PROBABILITIES = {"probability_with": Fraction, "probability_without": Fraction}
 # What torch may be stated to have erred by: relative for scores, absolute for probabilities.
@@ -319,7 +319,7 @@ ERRORS = {
     "bfloat16": (Fraction("5e-2"), Fraction("2e-2")),
 }
 RUNTIME = {
-    **{"dtype": tuple(ERRORS), "torch": str, "scores": [BOUNDS], **PROBABILITIES},
+    **{"dtype": tuple(ERRORS), "torch": VERSION, "scores": [BOUNDS], **PROBABILITIES},
     **{"score_error": Fraction, "probability_error": Fraction},
 }
 CERTIFICATE = {
@@ -339,6 +339,7 @@ CONFIG = {
     **dict.fromkeys(["attention_bias", "mlp_bias", "tie_word_embeddings"], (False,)),
     **{"dtype": tuple(ERRORS), "torch_dtype": tuple(ERRORS), "use_cache": (False, True)},
 }
+ENTRY = {"dtype": str, "shape": [int], "data_offsets": [int]}
 # Of dtypes: the name in a safetensors header, bytes, and letter in `struct` (BF16 is half of F32).
 CODES = {"bfloat16": ("BF16", 2, "f"), "float32": ("F32", 4, "f"), "float64": ("F64", 8, "d")}
 
@@ -464,21 +465,23 @@ def read_weights(path: str, config: SimpleNamespace) -> tuple[dict[str, Matrix],
 
 def layout(header: Any, size: int, path: str, config: SimpleNamespace) -> dict[str, Matrix]:
     """Matrices yet to be filled, whose bytes follow each other as the header lists them."""
-    found, expected, end = {}, {}, 0
+    found, end = {}, 0
     header = header if isinstance(header, dict) else {}
     header.pop("__metadata__", None)
     wrong = Verdict(MALFORMED, f"{path}: the header is not that of the tensors of config.json")
     if len(header) != 9 * config.num_hidden_layers + 3:  # so many names would take long
         raise wrong
     shapes = tensor_shapes(config)
-    for name in (name for name in header if name in shapes):
+    entries = conform(header, dict.fromkeys(shapes, ENTRY), path)
+    for name in header:
         matrix = found[name] = Matrix(shapes[name], config.dtype)
         start, end = end, end + matrix.height * matrix.row_bytes
-        entry = {"dtype": matrix.code, "shape": shapes[name], "data_offsets": [start, end]}
-        expected[name] = entry
-    if header == expected and found.keys() == shapes.keys() and end == size:
-        return found
-    raise wrong
+        expected = {"dtype": matrix.code, "shape": shapes[name], "data_offsets": [start, end]}
+        if entries[name] != expected:
+            raise wrong
+    if end != size:
+        raise wrong
+    return found
 
 
 def read_data(text: bytes, where: str, config: SimpleNamespace) -> list[SimpleNamespace]:

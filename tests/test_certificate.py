@@ -387,6 +387,9 @@ MALFORMED: list[tuple[Change, str]] = [
     (lambda c: c["runtime"].append(c["runtime"][0]), "of different dtypes"),
     (lambda c: c["runtime"][0].update(dtype="int8"), "dtype must be one of"),
     (lambda c: c["runtime"][0].pop("torch"), "missing or unknown: torch"),
+    (lambda c: c["runtime"][0].update(torch=""), "torch must be a version, as 2.13.0"),
+    (lambda c: c["runtime"][0].update(torch="[/]"), "torch must be a version, as 2.13.0"),
+    (lambda c: c["runtime"][0].update(torch="2.13\n"), "torch must be a version, as 2.13.0"),
 ]
 
 
