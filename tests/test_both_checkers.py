@@ -187,7 +187,7 @@ def nearer_to_one(number: str) -> str:
     return repr(1 - 0.9 * (1 - float(number)))
 
 
-BOUNDS: list[tuple[tuple[str | int, ...], Callable[[str], Any]]] = [
+BOUNDS: list[tuple[tuple[str | int, ...], Callable[[Any], Any]]] = [
     (("deviation",), times(0.5)),
     *(((f"margin_{name}",), times(1.001)) for name in ("with", "without")),
     *(((f"probability_{name}",), nearer_to_one) for name in ("with", "without")),
@@ -213,7 +213,7 @@ BOUNDS: list[tuple[tuple[str | int, ...], Callable[[str], Any]]] = [
 
 @pytest.mark.parametrize(("path", "change"), BOUNDS)
 def test_one_false_claim_is_rejected(
-    copy: Made, path: tuple[str | int, ...], change: Callable[[str], Any]
+    copy: Made, path: tuple[str | int, ...], change: Callable[[Any], Any]
 ) -> None:
     *parents, last = path
     place: Any = copy.certificate
