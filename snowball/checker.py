@@ -876,7 +876,7 @@ def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], at
     if not (low < entry < high and entry != 0):
         raise Verdict(REJECT, f"existence: the weight {entry} is zero, or not inside the interval")
     shipped, *at = [Passage(model, p, where, Ball.of(weight, p)) for weight in (entry, low, high)]
-    lower, upper = sorted((ends_of(one.scores[target]) for one in at), key=sum)
+    lower, upper = sorted(ends_of(one.scores[target]) for one in at)
     less("existence: the score at one end against epsilon", lower, epsilon)
     less("existence: epsilon against the score at the other end", epsilon, upper)
     whole = passage_over(model, p, where, low, high, min(4**attempt, 64))

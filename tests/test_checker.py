@@ -333,6 +333,8 @@ def test_the_general_model_is_general(general: General) -> None:
     reader = Reader(general.model, passage_of(general), 0, FOUND)
     assert reader.steady == [2, 3]
     assert sum(len(units) for units, _, _ in reader.parts) == 8
+    assert [packed.size for packed in reader.values] == [96 + 4] * 2
+    assert [packed.size for packed in reader.parts[0][1:]] == [24 + 8] * 2
     assert general.model.touched == {0, 1, 2}
     assert general.model.layers[0].active == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
 
@@ -590,11 +592,12 @@ def test_a_silent_unit_to_the_last_bit(a: int, shift: int) -> None:
     assert reader._screen({}, Ball(2 << 96, 1 << 96, 96)) == ([8], 3 * bound + 2)
 
 
-def test_no_unit_is_silent_by_an_inverse_that_may_be_below_zero() -> None:
-    """Rounded outward, 1/rms of a huge stream is a ball around 0; the gate is positive."""
+@pytest.mark.parametrize("gate", [1 << 150, -(1 << 150)])
+def test_no_unit_is_silent_by_an_inverse_that_may_be_zero(gate: int) -> None:
+    """Rounded outward, 1/rms of a huge stream is a ball around 0."""
     reader = Reader.__new__(Reader)
     reader.p, reader.silent, reader.unit = 96, 10, 32
-    parts = (SimpleNamespace(product=lambda _: ([1 << 150], 0)) for _ in range(2))
+    parts = (SimpleNamespace(product=lambda _: ([gate], 0)) for _ in range(2))
     reader.parts = [([7], *parts)]  # type: ignore[list-item]
     assert reader._screen({}, Ball(0, 1, 96))[0] == [7]
 
