@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dense_forward import DenseDecoder
+from ball_decoder import DenseDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import datasets, dtypes, inputs
