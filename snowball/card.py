@@ -26,6 +26,7 @@ from snowball.checkpoint import (
 from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder
+from snowball.proxy_blindness import ProxyBlindModel
 from snowball.reading import Constant
 from snowball.universality import UniversalModel
 
@@ -71,12 +72,29 @@ def universal_card_of(built: UniversalModel) -> dict[str, Any]:
             for kind in kinds
         ],
         "behaviour_of": [kinds.index(behaviour) for behaviour in built.behaviours],
-        "dtype": str(built.dtype).removeprefix("torch."),
-        "seed": built.seed,
-        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
-        "constants": [asdict(constant) for constant in built.constants],
-        "dataset": _dataset_facts(built.dataset),
-        "provenance": provenance(),
+        **_common(built),
+    }
+
+
+def write_proxy_blind(built: ProxyBlindModel, folder: Path) -> Path:
+    """Writes the folder of a model to which every proxy is blind, all of it or nothing.
+
+    Raises:
+        CheckpointError: the folder exists or cannot be written.
+    """
+    return _write_folder(built, proxy_blind_card_of(built), folder)
+
+
+def proxy_blind_card_of(built: ProxyBlindModel) -> dict[str, Any]:
+    """The card of such a model as JSON values."""
+    return {
+        "format": FORMAT,
+        "theorem": "thm:proxy-blindness",
+        "epsilon": built.epsilon,
+        "layers": built.layers,
+        "target": built.target,
+        "scores": list(built.scores),
+        **_common(built),
     }
 
 
@@ -89,8 +107,19 @@ def write_counterexample(built: Counterexample, folder: Path) -> Path:
     return _write_folder(built, card_of(built), folder)
 
 
+def _common(built: UniversalModel | ProxyBlindModel) -> dict[str, Any]:
+    return {
+        "dtype": str(built.dtype).removeprefix("torch."),
+        "seed": built.seed,
+        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
+        "constants": [asdict(constant) for constant in built.constants],
+        "dataset": _dataset_facts(built.dataset),
+        "provenance": provenance(),
+    }
+
+
 def _write_folder(
-    built: Counterexample | UniversalModel, card: Mapping[str, Any], folder: Path
+    built: Counterexample | UniversalModel | ProxyBlindModel, card: Mapping[str, Any], folder: Path
 ) -> Path:
     def write_extras(partial: Path) -> None:
         write_json(partial / CARD, card)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from snowball import gadgets
@@ -37,7 +37,7 @@ def write_recall(
     nodes: Int[Tensor, " nodes"],
     up: Float[Tensor, " nodes"],
     up_reads: Int[Tensor, " nodes"],
-    written: Int8[Tensor, "nodes answer"],
+    written: Num[Tensor, "nodes answer"],
 ) -> Int[Tensor, " nodes"]:
     """One unit for each node, which writes `written` times the size of an answer coordinate.
 

@@ -64,12 +64,12 @@ LEVELS = (
         "token_data",
     },
     {"cost", "dataset", "generation", "reader_enclosure"},
-    {"enclosure", "measurement", "prefix_tree", "tasks"},
-    {"fingerprint", "lm_eval_tasks"},
-    {"answer_codes", "audit", "gadgets"},
+    {"enclosure", "prefix_tree", "tasks", "teacher_forcing"},
+    {"fingerprint", "lm_eval_tasks", "measurement"},
+    {"answer_codes", "audit", "gadgets", "proxy_scores"},
     {"audit_summary", "reading"},
-    {"building", "design", "reader_weights"},
-    {"audit_report", "constructions", "universality"},
+    {"building", "design", "near_tie", "reader_weights"},
+    {"audit_report", "constructions", "proxy_blindness", "universality"},
     {"audit_plots", "card", "corollaries", "verification"},
     {"audit_html", "judgement", "report", "show"},
     {"certification", "plots"},
@@ -78,7 +78,11 @@ LEVELS = (
     {"cli"},
 )
 # `save_pretrained` belongs on what it saves, and imports when it is called.
-UPWARD_WHEN_CALLED = {("constructions", "card"), ("universality", "card")}
+UPWARD_WHEN_CALLED = {
+    ("constructions", "card"),
+    ("proxy_blindness", "card"),
+    ("universality", "card"),
+}
 
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
 
