@@ -6,6 +6,7 @@ backward passes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -25,7 +26,7 @@ from snowball.teacher_forcing import Path, Reads, in_batches, prompts_of
 
 
 class ProxyError(SnowballError):
-    """A loss or a gradient is NaN or infinite."""
+    """A proxy is NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,13 @@ def proxies(decoder: Decoder, dataset: Dataset) -> Proxies:
 
     Raises:
         UndefinedScoreError: a residual state is zero, NaN or infinite, or a logit is not finite.
-        ProxyError: a gradient is NaN or infinite; its layer is named.
+        ProxyError: a proxy is NaN or infinite; it is named with its layer.
     """
     states = _state_proxies(decoder, dataset)
     losses = _loss_proxies(decoder, dataset)
     slopes = _slope_proxies(decoder, dataset)
     weights = [decoder.layer_weights(layer) for layer in range(decoder.num_layers)]
-    return Proxies(
+    found = Proxies(
         **states,
         **losses,
         **slopes,
@@ -98,6 +99,11 @@ def proxies(decoder: Decoder, dataset: Dataset) -> Proxies:
         ),
         relevance=_relevances(decoder, dataset),
     )
+    for name, values in found.by_name().items():
+        for layer, value in enumerate(values):
+            if not math.isfinite(value):
+                raise ProxyError(f"layer {layer}: {name} is {value}")
+    return found
 
 
 Values = dict[str, tuple[float, ...]]
@@ -162,9 +168,6 @@ def _slope_proxies(decoder: Decoder, dataset: Dataset) -> Values:
             for group in gradients:
                 group[:] = [_sum(before, next(found)) for before in group]
     products = [metrics.taylor_products(*pair) for pair in zip(weights, gradients, strict=True)]
-    for layer, values in enumerate(zip(products, function, strict=True)):
-        if not all(abs(v) < float("inf") for v in (*values[0], values[1])):
-            raise ProxyError(f"layer {layer}: a gradient of the loss holds NaN or infinity")
     return {
         "taylor": tuple(product.absolute for product in products),
         "taylor_signed": tuple(product.signed for product in products),
