@@ -93,6 +93,7 @@ def proxy_blind_card_of(built: ProxyBlindModel) -> dict[str, Any]:
         "epsilon": built.epsilon,
         "layers": built.layers,
         "target": built.target,
+        "fooled": sorted(built.fooled),
         "scores": list(built.scores),
         **_common(built),
     }

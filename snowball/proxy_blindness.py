@@ -3,20 +3,23 @@
 Every layer before the reader turns its own switch; all but the target also write a coordinate of
 their own, their *growth*, so that they change the norm, and hold a share of the confidence with
 which answers are given. The target does neither. Its switch decides a near tie between label and
-distractor.
+distractor. Each family of proxies may also be left unfooled; then they rank the target first.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from snowball import gadgets
-from snowball.answer_codes import AnswerCodes, answer_codes, unembedding_rows
+from snowball.answer_codes import AnswerCodes, answer_codes
+from snowball.answer_sizes import AnswerSizes, Wanted, decided, near_tie
 from snowball.building import (
     ConstructionError,
     allocate,
@@ -27,11 +30,10 @@ from snowball.building import (
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig
 from snowball.fingerprint import Fingerprint, fingerprint
-from snowball.near_tie import NearTie, near_tie
-from snowball.prefix_tree import PrefixTree, prefix_tree
-from snowball.reader_weights import write_gather, write_recall
+from snowball.layer_sizes import LayerSizes, layer_sizes
+from snowball.prefix_tree import prefix_tree
+from snowball.reader_weights import write_gather, write_unembedding
 from snowball.reading import (
-    INTERNAL,
     Constant,
     ReaderDesign,
     ReadoutDesign,
@@ -44,17 +46,17 @@ from snowball.reading import (
     residual_stream,
 )
 from snowball.residual import ResidualStream
-from snowball.schedule import rounded
+from snowball.switch_forms import GATE_SHARE, Form, RecallWriter
 
-# Largest entry of `code_a + code_b`.
-_LARGEST_ENTRY = 2
-# Small against every margin, and above 0 in every dtype.
-_IDLE_LOGIT = 2.0**-10
+# Proxies that stand or fall together: cosine score and angular distance, at all or the last tokens;
+# norm ratio; perplexity and KL divergence; Taylor scores of weights, signed or not, and of updates.
+Family = Literal["cosine", "norm", "loss", "taylor"]
+FAMILIES: frozenset[Family] = frozenset(get_args(Family))
 
 
 @dataclass(frozen=True)
 class ProxyBlindModel:
-    """A decoder whose layer `target` decides every answer, and is the least important by any proxy.
+    """A decoder whose layer `target` decides every answer, least important by the `fooled` proxies.
 
     `scores` are the cosine scores of all layers by their closed form; that of the reader, the last
     one, leaves out what it adds to context and answer.
@@ -65,6 +67,7 @@ class ProxyBlindModel:
     dataset: Dataset
     epsilon: float
     target: int
+    fooled: frozenset[Family]
     scores: tuple[float, ...]
     seed: int
     stream: ResidualStream
@@ -103,6 +106,7 @@ def proxy_blind(
     layers: int = 8,
     target: int = 3,
     epsilon: float = 1e-6,
+    fooled: Set[Family] = FAMILIES,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> ProxyBlindModel:
@@ -114,11 +118,16 @@ def proxy_blind(
     Without it every answer is the distractor; without any other layers but the last, all of them
     included, every answer is the label.
 
+    A family of proxies that is not `fooled` ranks the target first of all layers but the reader:
+    then epsilon is the cosine score of the others, if it is cosine, and answers follow the target
+    with any *one* layer removed. Size of update and magnitude are promised if all are fooled.
+
     Args:
         dataset: open answers, or choices whose labels and distractors are single tokens.
         layers: the depth L >= 3; the last layer reads.
         target: a layer of 0..L-2.
-        epsilon: in (0, `largest_epsilon(layers)`].
+        epsilon: in (0, `largest_epsilon(layers)`]; less where loss or Taylor are not fooled.
+        fooled: the families of proxies that are to rank the target last, by default all.
         dtype: dtype of the weights: float64, float32 or bfloat16.
         seed: seed of the sign codes.
 
@@ -129,47 +138,60 @@ def proxy_blind(
 
     Proof: thm:proxy-blindness.
     """
-    _check_arguments(dataset, layers, target, epsilon, dtype)
+    _check_arguments(dataset, layers, target, epsilon, fooled, dtype)
     check_vocabulary(dataset, dtype)
     tree = prefix_tree(dataset)
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed, tied=True)
-    tie = near_tie(tree, answers, dataset.vocabulary_size, sharers=layers - 2)
-    plan = _plan(code_square(marks), layers, target, epsilon, dtype)
-    units = 2 * len(tree) - int(answers.agree.sum())
+    parts = _Parts(target, layers, frozenset(fooled))
+    wanted = Wanted.of(tree, answers, dataset)
+    sizes = parts.answer_sizes(wanted)
+    plan = parts.layer_sizes(epsilon, sizes.step, 1 + code_square(marks), dtype)
+    units = parts.units(len(tree), int((~answers.agree).sum()))
     stream = residual_stream(marks, answers, switches=layers, filler=0, growth=layers)
     config = decoder_config(dataset, tree, marks, stream, layers, units)
-    around = _surroundings(plan, tie, answers, units, dtype)
+    around = _surroundings(plan, parts, sizes, wanted, units, dtype)
     gather = gather_design(tree, marks, config, around, dtype)
     recall = recall_design(marks, config, around, gather, dtype)
-    reader = ReaderDesign(gather, recall, _readout(plan, tie, answers, around, stream))
-    constants = (*_tie_constants(plan, tie, answers, dtype), *reader.constants)
+    reader = ReaderDesign(gather, recall, _readout(plan, sizes, answers, around, stream))
+    own = _constants(parts, plan, sizes, wanted, epsilon, dtype)
+    constants = (*own, *reader.constants)
     refuse_violations(constants, closest_pair(tree, marks), dtype)
 
     weights = allocate(config, dtype)
     _write_embedding(weights["model.embed_tokens.weight"], marks, plan, stream)
     for index in range(layers):
         layer = gadgets.LayerWeights.of(weights, index, stream)
-        reads = index == layers - 1
+        reads = index == parts.reader
         _write_layer(layer, index, recall.norm if reads else plan.norms[index], plan)
         if reads:
             write_gather(layer, plan.norms[index], marks, reader)
-            _write_answers(layer, tree, marks, answers, reader, plan, tie)
-    head = weights["lm_head.weight"]
-    head[answers.tokens, stream["answer"]] = unembedding_rows(answers, reader.readout.scale).to(
-        dtype
-    )
+            writer = RecallWriter(layer, tree, marks, reader, plan.halves)
+            _write_answers(writer, answers, parts, sizes)
     # Without the reader all other logits are 0, and BOS, which is no answer, is emitted.
-    head[dataset.bos, stream["const"]] = _IDLE_LOGIT / gadgets.norm_factor(
-        stream.width, plan.norms[-2]
-    )
+    head, norm = weights["lm_head.weight"], plan.norms[parts.reader]
+    write_unembedding(head, stream, answers, reader, idle=dataset.bos, norm=norm)
     return ProxyBlindModel(
-        config, weights, dataset, epsilon, target, plan.scores(), seed, stream, constants
+        config=config,
+        weights=weights,
+        dataset=dataset,
+        epsilon=epsilon,
+        target=target,
+        fooled=parts.fooled,
+        scores=plan.scores,
+        seed=seed,
+        stream=stream,
+        constants=constants,
     )
 
 
 def _check_arguments(
-    dataset: Dataset, layers: int, target: int, epsilon: float, dtype: torch.dtype
+    dataset: Dataset,
+    layers: int,
+    target: int,
+    epsilon: float,
+    fooled: Set[Family],
+    dtype: torch.dtype,
 ) -> None:
     if layers < 3:
         raise ConstructionError(
@@ -182,6 +204,10 @@ def _check_arguments(
             f"epsilon must lie in (0, 1 / (80 (layers - 2))] = (0, {largest_epsilon(layers):.6g}], "
             f"not {epsilon}"
         )
+    if unknown := sorted(fooled - FAMILIES):
+        raise ConstructionError(
+            f"{unknown[0]!r} is no family of proxies; there are {', '.join(sorted(FAMILIES))}"
+        )
     if dtype not in (torch.float64, torch.float32, torch.bfloat16):
         raise ConstructionError(f"dtype must be float64, float32 or bfloat16, not {dtype}")
     if dataset.multiple_choice and dataset.ends_with_eos:
@@ -193,184 +219,204 @@ def _check_arguments(
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What each layer adds to the stream.
-
-    Layer j turns its switch from `-halves[j]` to `halves[j]` and its growth from 0 to `growths[j]`;
-    `norms[j]` is the norm of the stream that enters it, `norms[-1]` of the one that leaves the
-    reader (without what it writes into context and answer).
-    """
+class _Parts:
+    """Who plays which part, and what follows from the families that are fooled."""
 
     target: int
-    step: float
-    halves: tuple[float, ...]
-    growths: tuple[float, ...]
-    norms: tuple[float, ...]
+    layers: int
+    fooled: frozenset[Family]
 
     @property
-    def layers(self) -> int:
-        return len(self.halves)
+    def reader(self) -> int:
+        return self.layers - 1
 
     @property
     def others(self) -> tuple[int, ...]:
         """All layers but the target and the reader."""
-        return tuple(layer for layer in range(self.layers - 1) if layer != self.target)
+        return tuple(layer for layer in range(self.reader) if layer != self.target)
 
-    def scores(self) -> tuple[float, ...]:
-        """`1 - (R^2 - 2 h^2) / (R R')` with R and R' the norms before and after a layer."""
-        found = []
-        for half, growth, norm in zip(self.halves, self.growths, self.norms, strict=False):
-            ratio = math.hypot(1, growth / norm)
-            # 1 - 1/ratio without cancellation.
-            shrunk = (growth / norm) ** 2 / (ratio * (1 + ratio))
-            found.append(shrunk + 2 * (half / norm) ** 2 / ratio)
-        return tuple(found)
+    @property
+    def lead_is_steep(self) -> bool:
+        """Whether the loss has a slope by the switch of the target."""
+        return "loss" in self.fooled or "taylor" not in self.fooled
 
+    @property
+    def confidence_is_steep(self) -> bool:
+        """Whether the loss has a slope by the switches of the other layers."""
+        return "loss" not in self.fooled or "taylor" in self.fooled
 
-def _plan(code: float, layers: int, target: int, epsilon: float, dtype: torch.dtype) -> _Plan:
-    """Switches and growths that hold the share `q/2` and q of the squared norm R^2 of the tokens.
+    def answer_sizes(self, wanted: Wanted) -> AnswerSizes:
+        sharers = len(self.others)
+        if "loss" in self.fooled:
+            return near_tie(wanted, sharers, steep=self.confidence_is_steep)
+        return decided(wanted, sharers)
 
-    With `q = 1 / (40 (L - 2))` all growths together add at most R^2/20, and what the norm does to
-    the loss, at most `5 q kappa M` for each layer, is small against its share `kappa M / (2(L-2))`
-    of the confidence. The target keeps the norm, and its switch gives it the score epsilon.
+    def units(self, nodes: int, differing: int) -> int:
+        """Hidden units of recall: one, or three without a slope, for confidence and lead."""
+        confidence, lead = (
+            1 if steep else 3 for steep in (self.confidence_is_steep, self.lead_is_steep)
+        )
+        return confidence * nodes + lead * differing
 
-    Proof: lem:confidence-share, lem:blind-gradient.
-    """
-    step = 1 / (40 * (layers - 2))
-    grown = 1 + step * target  # R_target^2 / R^2: every layer before the target grows
-    square = (1 + code) / (1 - (layers - 1) * step / 2 - epsilon * grown / 2)
-    half, growth = (rounded(math.sqrt(share * square), dtype) for share in (step / 2, step))
-    exact = math.sqrt(epsilon * grown * square / 2)
-    # A switch that the dtype rounds to 0 is kept as it is: it is refused by its size.
-    own = rounded(exact, dtype) or exact
-    halves = [own if layer == target else half for layer in range(layers)]
-    growths = [0.0 if layer == target else growth for layer in range(layers)]
-    squares = [1 + code + sum(h * h for h in halves)]
-    for added in growths:
-        squares.append(squares[-1] + added**2)
-    return _Plan(target, step, tuple(halves), tuple(growths), tuple(map(math.sqrt, squares)))
+    def layer_sizes(
+        self, epsilon: float, step: float, rest: float, dtype: torch.dtype
+    ) -> LayerSizes:
+        """Scores and growths of all layers; those of the reader are the largest.
+
+        A growth g alone scores g/2. With q the step, all other layers together grow by at most
+        `(1 + q)^(L-1)`, and no layer moves the norm by more than 2q.
+        """
+        cosine, norm = "cosine" in self.fooled, "norm" in self.fooled
+        target = (epsilon if cosine else step, 0.0 if norm else epsilon)
+        if norm:
+            other = (1.5 * step, step) if cosine else (epsilon, epsilon)
+        else:
+            other = (1.5 * step if cosine else epsilon, epsilon / 2)
+        chosen = [target if k == self.target else other for k in range(self.reader)]
+        chosen.append((1.5 * step, step))
+        scores, growths = zip(*chosen, strict=True)
+        return layer_sizes(scores, growths, rest, dtype)
 
 
 def _surroundings(
-    plan: _Plan, tie: NearTie, answers: AnswerCodes, units: int, dtype: torch.dtype
+    plan: LayerSizes,
+    parts: _Parts,
+    sizes: AnswerSizes,
+    wanted: Wanted,
+    units: int,
+    dtype: torch.dtype,
 ) -> Surroundings:
     """Context and answer so small that they move no norm by more than rounding.
 
     Units of other nodes may move a difference of two logits by a 32nd of the least lead: together
-    they write `2 / (128 gain)` of an answer coordinate, each worth kappa.
+    they write `largest / (128 gain)` to each answer coordinate, which is worth kappa.
     """
-    norm = plan.norms[-2]
-    added = norm**2 * plan.step * torch.finfo(dtype).eps / 8
+    norm = plan.norms[parts.reader]
+    added = norm**2 * sizes.step * torch.finfo(dtype).eps / 8
+    # Entries of `code_a + code_b`, and of what the lead, or a part of its square, writes.
+    largest = max(2.0, 2 / GATE_SHARE * sizes.lead / sizes.confidence)
+    least_lead = sizes.lead * wanted.least_apart
+    gain = max(1.0, sizes.confidence * wanted.width * largest / (2 * least_lead))
+    if not (parts.lead_is_steep and parts.confidence_is_steep):
+        # Where a layer is missing a gate of other nodes is half of what it was, and a bit less.
+        gain = (128 * units * gain) ** 2.5 / (128 * units)
     return Surroundings(
         norm=norm,
         left_norm=math.sqrt(plan.norms[-1] ** 2 + 2 * added),
         context_square=added,
         answer_square=added,
         units=units,
-        gain=max(1.0, tie.confidence * answers.width / tie.least_lead),
-        largest=_LARGEST_ENTRY,
+        gain=gain,
+        largest=largest,
     )
 
 
 def _readout(
-    plan: _Plan, tie: NearTie, answers: AnswerCodes, around: Surroundings, stream: ResidualStream
+    plan: LayerSizes,
+    sizes: AnswerSizes,
+    answers: AnswerCodes,
+    around: Surroundings,
+    stream: ResidualStream,
 ) -> ReadoutDesign:
     """An unembedding in which a unit of a product of codes is worth the confidence."""
     # The squared size of an entry, and a quarter for the leaks of silent units.
     answer_size = math.sqrt(around.answer_square / (1.25 * around.largest**2 * answers.width))
     seen = gadgets.norm_factor(stream.width, plan.norms[-1]) * answer_size
-    return ReadoutDesign(answer_size, tie.confidence / seen, ())
+    return ReadoutDesign(answer_size, sizes.confidence / seen, ())
 
 
-def _tie_constants(
-    plan: _Plan, tie: NearTie, answers: AnswerCodes, dtype: torch.dtype
+def _constants(
+    parts: _Parts,
+    plan: LayerSizes,
+    sizes: AnswerSizes,
+    wanted: Wanted,
+    epsilon: float,
+    dtype: torch.dtype,
 ) -> tuple[Constant, ...]:
-    number = torch.finfo(dtype)
+    number, double = torch.finfo(dtype), torch.finfo(torch.float64)
     sums = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    noise = (number.eps + answers.width * sums) * tie.largest_logit
-    half = plan.halves[plan.target]
+    logit = sizes.confidence * (2 * wanted.width - wanted.least_apart)
+    logit += sizes.lead / 2 * wanted.most_apart
+    least_lead = sizes.lead * wanted.least_apart
+    half = min(plan.halves)
+    grown = [(w / norm) ** 2 for w, norm in zip(plan.growths, plan.norms, strict=False)]
+    apart = min(abs(grown[parts.target] - grown[other]) for other in parts.others)
+    turned = max(2 * (plan.halves[k] / plan.norms[k]) ** 2 for k in range(parts.reader))
     return (
         Constant(
             symbol="h",
             value=half,
-            meaning="switch of the target",
+            meaning="smallest switch",
             inequality="2^24 times the smallest normal number <= h",
             left=number.tiny * 2**24,
             right=half,
             remedy="a larger epsilon, or float64",
         ),
         Constant(
-            symbol="D",
-            value=tie.least_change,
-            meaning="change of the loss at a token without another layer, at least",
-            inequality="2 (largest lead) <= D / 4",
-            left=2 * tie.largest_lead,
-            right=tie.least_change / 4,
-            remedy=INTERNAL,
+            symbol="q",
+            value=sizes.step,
+            meaning="share of the squared norm that a layer other than the target may add",
+            inequality="epsilon <= q / 2",
+            left=epsilon,
+            right=sizes.step / 2,
+            remedy="a smaller epsilon",
+        ),
+        Constant(
+            symbol="g",
+            value=apart,
+            meaning="difference of the growths of squared norms of the target and any other layer",
+            inequality="8 (2 h^2 / R^2 eps + 4 eps(float64)) <= g, what rounding makes of norms",
+            left=8 * (turned * number.eps + 4 * double.eps),
+            right=apart,
+            remedy="a larger epsilon, a wider dtype, or all proxies fooled",
         ),
         Constant(
             symbol="x",
-            value=tie.least_lead,
+            value=least_lead,
             meaning="lead of the wanted token over the other one, in logits",
             inequality="4 (eps + p eps(sums)) (largest logit) <= x",
-            left=4 * noise,
-            right=tie.least_lead,
+            left=4 * (number.eps + wanted.width * sums) * logit,
+            right=least_lead,
             remedy="fewer layers, or a wider dtype",
         ),
     )
 
 
 def _write_embedding(
-    embedding: Tensor, marks: Fingerprint, plan: _Plan, stream: ResidualStream
+    embedding: Tensor, marks: Fingerprint, plan: LayerSizes, stream: ResidualStream
 ) -> None:
+    dtype = embedding.dtype
     embedding[:, stream["const"]] = 1
-    embedding[:, stream["switch"]] = -torch.tensor(plan.halves, dtype=torch.float64).to(
-        embedding.dtype
-    )
-    embedding[:, stream["code"]] = marks.codes.to(embedding.dtype) * code_size(marks)
+    embedding[:, stream["switch"]] = -torch.tensor(plan.halves, dtype=torch.float64).to(dtype)
+    embedding[:, stream["code"]] = marks.codes.to(dtype) * code_size(marks)
 
 
-def _write_layer(layer: gadgets.LayerWeights, index: int, norm: float, plan: _Plan) -> None:
+def _write_layer(layer: gadgets.LayerWeights, index: int, norm: float, plan: LayerSizes) -> None:
     switch, growth = (layer.stream[name].start + index for name in ("switch", "growth"))
     gadgets.flip(layer, norm, slice(switch, switch + 1), plan.halves[index])
     if plan.growths[index]:
-        one = torch.ones(1, 1, dtype=torch.float64)
-        added = plan.growths[index] * one
-        gadgets.linear_map(
-            layer, norm, layer.stream["const"], slice(growth, growth + 1), one, added
-        )
+        gadgets.grow(layer, norm, slice(growth, growth + 1), plan.growths[index])
 
 
 def _write_answers(
-    layer: gadgets.LayerWeights,
-    tree: PrefixTree,
-    marks: Fingerprint,
-    answers: AnswerCodes,
-    reader: ReaderDesign,
-    plan: _Plan,
-    tie: NearTie,
+    writer: RecallWriter, answers: AnswerCodes, parts: _Parts, sizes: AnswerSizes
 ) -> None:
-    """One unit a node for the confidence, and one for the lead where the wanted tokens differ.
+    """The confidence on all nodes, less where others are missing, and the lead where tokens differ.
 
-    The up value of the first is `1 - sum over other layers j of s (1 - v_j) / 2`, that of the
-    second `v_target`, with `v_j = 1` if layer j is present and -1 if not.
+    The lead is 1 with the target and `1 - 2 = -1` without it.
     """
     right, wrong = (
         answers.codes[torch.searchsorted(answers.tokens, tokens)].double()
-        for tokens in (tree.with_target, tree.without_target)
+        for tokens in (writer.tree.with_target, writer.tree.without_target)
     )
-    const, switches = layer.stream["const"].start, layer.stream["switch"].start
-    rho = gadgets.norm_factor(layer.stream.width, reader.recall.norm)
-
-    def write(nodes: Tensor, value: float, read: int, written: Tensor) -> Tensor:
-        up, reads = torch.full((len(nodes),), value / rho), torch.full((len(nodes),), read)
-        return write_recall(layer, tree, marks, reader, nodes, up, reads, written)
-
-    alone = answers.agree[:, None]
-    still = 1 - tie.share * len(plan.others) / 2
-    sure = write(torch.arange(len(tree)), still, const, right + wrong.masked_fill(alone, 0))
-    for other in plan.others:
-        layer.up[sure, switches + other] = tie.share / 2 / (rho * plan.halves[other])
+    sure = right + wrong.masked_fill(answers.agree[:, None], 0)
+    writer.write_less(
+        torch.arange(len(sure)),
+        sure,
+        sizes.share,
+        Form.missing(parts.others),
+        steep=parts.confidence_is_steep,
+    )
     differ = (~answers.agree).nonzero().flatten()
-    lead = tie.lead / (2 * tie.confidence) * (right - wrong)[differ]
-    write(differ, 1 / plan.halves[plan.target], switches + plan.target, lead)
+    lead = sizes.lead / (2 * sizes.confidence) * (right - wrong)[differ]
+    writer.write_less(differ, lead, 2.0, Form.missing([parts.target]), steep=parts.lead_is_steep)

@@ -97,7 +97,7 @@ class Surroundings:
     units: int
     gain: float = 1.0
     spare: float = 1.0
-    largest: int = 1
+    largest: float = 1
 
 
 @dataclass(frozen=True, slots=True)

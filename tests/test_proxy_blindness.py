@@ -19,7 +19,13 @@ from snowball.dataset import Dataset, DatasetError
 from snowball.decoder import Decoder
 from snowball.measurement import right_answers
 from snowball.metrics import kl_divergence, layer_scores, relative_update
-from snowball.proxy_blindness import ProxyBlindModel, largest_epsilon, proxy_blind
+from snowball.proxy_blindness import (
+    FAMILIES,
+    Family,
+    ProxyBlindModel,
+    largest_epsilon,
+    proxy_blind,
+)
 from snowball.proxy_scores import proxies
 
 SMALLEST_EPSILON = 1e-30
@@ -176,10 +182,10 @@ def test_loss_and_kl_at_every_token_of_every_label(case: Case) -> None:
 @given(cases())
 @settings(max_examples=30)
 def test_the_near_tie_is_what_was_planned(case: Case) -> None:
-    """Label and distractor have 7/8 of the probability, and differ by at most D/8."""
+    """Label and distractor have 7/8 of the probability, and differ by little."""
     model = case.build()
     decoder, dataset = model.decoder(), model.dataset
-    planned = {constant.symbol: constant.value for constant in model.constants}
+    least = next(constant.value for constant in model.constants if constant.symbol == "x")
     for number, one in enumerate(dataset.examples):
         logits = label_logits(decoder, dataset, number, None)
         first = next(
@@ -192,7 +198,44 @@ def test_the_near_tie_is_what_was_planned(case: Case) -> None:
         chances = logits[first].softmax(-1)
         assert chances[[a, b]].sum() >= 7 / 8 - 1e-4
         lead = float(logits[first, a] - logits[first, b])
-        assert 0.9 * planned["x"] <= lead <= 1.1 * planned["D"] / 8
+        assert 0.9 * least <= lead <= 4 * least
+
+
+MEMBERS: dict[Family, tuple[str, ...]] = {
+    "cosine": ("cosine", "cosine_last", "angular"),
+    "norm": ("norm_change",),
+    "loss": ("perplexity", "kl"),
+    "taylor": ("taylor", "taylor_signed", "taylor_function"),
+}
+
+
+@given(cases(), st.frozensets(st.sampled_from(sorted(FAMILIES))), st.floats(0, 1))
+@settings(max_examples=80)
+def test_any_families_are_fooled_and_the_others_are_not(
+    case: Case, fooled: frozenset[Family], size: float
+) -> None:
+    """Epsilon is log-uniform from what the dtype resolves of a norm to where Taylor needs it."""
+    low, high = (-11, -6) if case.dtype == torch.float64 else (-6.2, -5.7)
+    model = proxy_blind(
+        case.dataset,
+        layers=case.layers,
+        target=case.target,
+        epsilon=10 ** (low + (high - low) * size),
+        fooled=fooled,
+        dtype=case.dtype,
+    )
+    decoder = model.decoder()
+    found = proxies(decoder, case.dataset)
+    others = [k for k in range(case.layers - 1) if k != case.target]
+    for family, names in MEMBERS.items():
+        for name in names:
+            values = found.by_name()[name]
+            if family in fooled:
+                assert found.ranks(case.target)[name] == 0, name
+            else:
+                assert values[case.target] > max(values[k] for k in others), name
+    *relevances, _ = found.relevance
+    assert relevances == [float(layer == case.target) for layer in range(case.layers - 1)]
 
 
 @given(cases(), st.integers(0, 7))
