@@ -1,7 +1,8 @@
 """Snowball: transformers whose least important layer, by cosine similarity, decides every answer.
 
 The public names; see `snowball.constructions.counterexample` for the builder of Theorem 1,
-`snowball.universality.universal` for that of Theorem 2.
+`snowball.universality.universal` for that of Theorem 2,
+`snowball.proxy_blindness.proxy_blind` for that of Theorem 3.
 """
 
 from snowball.building import ConstructionError
@@ -28,6 +29,8 @@ from snowball.metrics import (
     norm_ratio,
 )
 from snowball.presence import Behaviour, Clause
+from snowball.proxy_blindness import ProxyBlindModel, proxy_blind
+from snowball.proxy_scores import Proxies, proxies
 from snowball.universality import UniversalModel, universal
 from snowball.verification import Guarantee, guarantees
 
@@ -44,6 +47,8 @@ __all__ = [
     "GreedyTrap",
     "Guarantee",
     "Measurements",
+    "Proxies",
+    "ProxyBlindModel",
     "UniversalModel",
     "accuracy",
     "accuracy_based_relevance",
@@ -61,6 +66,8 @@ __all__ = [
     "measure",
     "norm_ratio",
     "observationally_blind_pair",
+    "proxies",
+    "proxy_blind",
     "right_answers",
     "universal",
 ]

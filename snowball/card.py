@@ -28,6 +28,7 @@ from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig
 from snowball.reading import Constant
+from snowball.residual import ResidualStream
 
 CARD = "snowball.json"
 DATASET = "dataset.jsonl"
@@ -71,6 +72,18 @@ class Built(Protocol):
     @property
     def dataset(self) -> Dataset: ...
 
+    @property
+    def stream(self) -> ResidualStream: ...
+
+    @property
+    def constants(self) -> tuple[Constant, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def seed(self) -> int: ...
+
 
 def write_folder(built: Built, card: Mapping[str, Any], folder: Path) -> Path:
     """Writes checkpoint, card, dataset and tokenizer, all of it or nothing.
@@ -91,28 +104,33 @@ def write_folder(built: Built, card: Mapping[str, Any], folder: Path) -> Path:
 
 def card_of(built: Counterexample) -> dict[str, Any]:
     """The card of a counterexample as JSON values."""
-    dataset = built.dataset
     return {
         "format": FORMAT,
         "theorem": _THEOREM,
         "epsilon": built.epsilon,
         "layers": built.config.num_hidden_layers,
         "target": built.target,
-        "dtype": str(built.dtype).removeprefix("torch."),
-        "seed": built.seed,
-        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
         "roles": [asdict(role) for role in built.roles],
-        "constants": [asdict(constant) for constant in built.constants],
         "distances": list(built.distances),
         "nodes": built.nodes,
         "closest": built.closest,
-        "dataset": dataset_facts(dataset),
+        **common_facts(built),
+    }
+
+
+def common_facts(built: Built) -> dict[str, Any]:
+    """What every card says of how a model was made."""
+    return {
+        "dtype": str(built.dtype).removeprefix("torch."),
+        "seed": built.seed,
+        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
+        "constants": [asdict(constant) for constant in built.constants],
+        "dataset": _dataset_facts(built.dataset),
         "provenance": provenance(),
     }
 
 
-def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """What a card says of its dataset."""
+def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
     return {
         "examples": len(dataset.examples),
         "duplicates": dataset.duplicates,

@@ -243,6 +243,13 @@ class _Layer:
     up: _Linear
     down: _Linear
 
+    def weights(self) -> tuple[Tensor, ...]:
+        mlp = (self.mlp_norm, self.gate.block, self.up.block, self.down.block)
+        if self.output is None:
+            return mlp
+        maps = (self.query, self.key, self.value, self.output)
+        return (self.attention_norm, *(linear.block for linear in maps), *mlp)
+
 
 def _layer_of(weights: Mapping[str, Tensor], index: int) -> _Layer:
     def of(name: str) -> Tensor:
@@ -298,6 +305,10 @@ class Decoder:
     @property
     def num_layers(self) -> int:
         return len(self._layers)
+
+    def layer_weights(self, index: int) -> tuple[Tensor, ...]:
+        """The weights of layer `index` that are not skipped, which the forward pass reads."""
+        return self._layers[index].weights()
 
     def embed(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length hidden"]:
         """The residual stream `h_0` that enters the first layer."""

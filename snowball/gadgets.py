@@ -130,6 +130,15 @@ def flip(
     linear_map(layer, norm, layer.stream["const"], switch, one, 2 * half * one, gate)
 
 
+def grow(layer: LayerWeights, norm: float, growth: slice, added: float) -> None:
+    """Adds w to a coordinate that is 0: the squared norm grows by `w^2`.
+
+    Proof: lem:growth.
+    """
+    one = torch.ones(1, 1, dtype=torch.float64)
+    linear_map(layer, norm, layer.stream["const"], growth, one, added * one)
+
+
 def amplifier(layer: LayerWeights, norm: float, switch: slice, gain: float) -> None:
     """Multiplies the switch: `s <- g s`. It keeps the sign, and |s| the same for both signs.
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from snowball import gadgets
+from snowball.answer_codes import AnswerCodes, unembedding_rows
 from snowball.fingerprint import Fingerprint
 from snowball.prefix_tree import PrefixTree
 from snowball.reading import ReaderDesign
+from snowball.residual import ResidualStream
 
 # Nodes whose weights are computed at a time.
 _BLOCK = 4096
+# Small against every margin, and above 0 in every dtype.
+_IDLE_LOGIT = 2.0**-10
 
 
 def heads_of(marks: Fingerprint) -> tuple[int, ...]:
@@ -37,7 +41,7 @@ def write_recall(
     nodes: Int[Tensor, " nodes"],
     up: Float[Tensor, " nodes"],
     up_reads: Int[Tensor, " nodes"],
-    written: Int8[Tensor, "nodes answer"],
+    written: Num[Tensor, "nodes answer"],
 ) -> Int[Tensor, " nodes"]:
     """One unit for each node, which writes `written` times the size of an answer coordinate.
 
@@ -59,3 +63,18 @@ def write_recall(
             down=written[block].T.double() * (reader.readout.answer_size / fired),
         )
     return torch.arange(first, layer.next_unit)
+
+
+def write_unembedding(
+    head: Tensor,
+    stream: ResidualStream,
+    answers: AnswerCodes,
+    reader: ReaderDesign,
+    idle: int,
+    norm: float,
+) -> None:
+    """The rows of the answer tokens; without the reader the token `idle` leads, at this norm."""
+    head[answers.tokens, stream["answer"]] = unembedding_rows(answers, reader.readout.scale).to(
+        head.dtype
+    )
+    head[idle, stream["const"]] = _IDLE_LOGIT / gadgets.norm_factor(stream.width, norm)

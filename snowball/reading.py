@@ -97,7 +97,7 @@ class Surroundings:
     units: int
     gain: float = 1.0
     spare: float = 1.0
-    largest: int = 1
+    largest: float = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +124,24 @@ def code_square(marks: Fingerprint) -> float:
 
 
 def residual_stream(
-    marks: Fingerprint, answers: AnswerCodes, switches: int, filler: int = 2
+    marks: Fingerprint, answers: AnswerCodes, switches: int, filler: int = 2, growth: int = 0
 ) -> ResidualStream:
-    """The direct sum of all constructions, padded to a width that the heads divide."""
+    """The direct sum of all constructions, padded to a width that the heads divide.
+
+    A subspace of dimension 0 is left out.
+    """
     dimensions = {
         "const": 1,
         "filler": filler,
         "switch": switches,
+        "growth": growth,
         "code": marks.width,
         "context": marks.heads * len(gadgets.context_layout(marks.width)),
         "answer": answers.width,
     }
     # transformers asks for a hidden size that the heads divide.
     width = -(-sum(dimensions.values()) // marks.heads) * marks.heads
+    dimensions = {name: size for name, size in dimensions.items() if size}
     return ResidualStream(dimensions, width)
 
 
@@ -177,13 +182,13 @@ def reader_design(
     dtype: torch.dtype,
 ) -> ReaderDesign:
     """Derives every constant of the reader; the caller has to see that each `holds`."""
-    gather = _gather(tree, marks, config, around, dtype)
-    recall = _recall(marks, config, around, gather, dtype)
+    gather = gather_design(tree, marks, config, around, dtype)
+    recall = recall_design(marks, config, around, gather, dtype)
     readout = _readout(dataset, answers, config, around, recall.firing, dtype)
     return ReaderDesign(gather, recall, readout)
 
 
-def _gather(
+def gather_design(
     tree: PrefixTree,
     marks: Fingerprint,
     config: DecoderConfig,
@@ -237,7 +242,7 @@ def _steepness(marks: Fingerprint, around: Surroundings) -> float:
     return marks.separation / 2 * math.log(128 * around.units * around.gain)
 
 
-def _recall(
+def recall_design(
     marks: Fingerprint,
     config: DecoderConfig,
     around: Surroundings,

@@ -72,14 +72,15 @@ LEVELS = (
         "token_data",
     },
     {"cost", "dataset", "generation", "reader_enclosure"},
-    {"enclosure", "measurement", "prefix_tree", "tasks"},
-    {"fingerprint", "lm_eval_tasks"},
-    {"answer_codes", "audit", "gadgets"},
+    {"enclosure", "prefix_tree", "tasks", "teacher_forcing"},
+    {"fingerprint", "lm_eval_tasks", "measurement"},
+    {"answer_codes", "audit", "gadgets", "proxy_scores"},
     {"audit_summary", "reading"},
-    {"building", "design", "reader_weights"},
-    {"audit_report", "constructions", "universality"},
-    {"audit_plots", "card", "corollaries", "verification"},
-    {"audit_html", "judgement", "report", "show", "universal_card"},
+    {"answer_sizes", "building", "design", "layer_sizes", "reader_weights"},
+    {"audit_report", "constructions", "switch_forms", "universality"},
+    {"audit_plots", "corollaries", "proxy_blindness"},
+    {"card", "verification"},
+    {"audit_html", "judgement", "proxy_blind_card", "report", "show", "universal_card"},
     {"claims", "known_model", "mistakes", "plots", "universal_verification"},
     {"certification", "known_answer"},
     {"suite_models"},
@@ -90,7 +91,11 @@ LEVELS = (
     {"cli"},
 )
 # `save_pretrained` belongs on what it saves, and imports when it is called.
-UPWARD_WHEN_CALLED = {("constructions", "card"), ("universality", "universal_card")}
+UPWARD_WHEN_CALLED = {
+    ("constructions", "card"),
+    ("proxy_blindness", "proxy_blind_card"),
+    ("universality", "universal_card"),
+}
 
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
 
