@@ -40,7 +40,7 @@ WORDS = Dataset.from_rows(
 )
 # More answer tokens than have orthogonal codes, so that codes of other tokens overlap.
 MANY = Dataset.from_rows(
-    [{"prompt": [k], "label": k, "distractor": (k + 7) % 80} for k in range(80)]
+    [{"prompt": [k], "label": k, "distractor": (k + 7) % 130} for k in range(130)]
 )
 
 
@@ -310,7 +310,7 @@ def test_a_dtype_that_cannot_carry_the_lead_is_refused() -> None:
         proxy_blind(WORDS, dtype=torch.bfloat16)
     with pytest.raises(ConstructionError, match=r"float32 .* x \(lead .* fewer layers"):
         proxy_blind(WORDS, layers=20_000, epsilon=1e-9)
-    with pytest.raises(ConstructionError, match=r"h \(switch of the target\) .* larger epsilon"):
+    with pytest.raises(ConstructionError, match=r"h \(smallest switch\) .* larger epsilon"):
         proxy_blind(WORDS, epsilon=1e-70)
 
 
