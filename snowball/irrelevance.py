@@ -95,9 +95,7 @@ def irrelevance(
     chosen = range(decoder.num_layers) if layers is None else sorted(set(layers))
     for layer in chosen:
         if not 0 <= layer < decoder.num_layers:
-            raise ValueError(
-                f"cannot remove layer {layer}: layers are 0..{decoder.num_layers - 1}"
-            )
+            raise ValueError(f"cannot remove layer {layer}: layers are 0..{decoder.num_layers - 1}")
     if dataset.vocabulary_size > decoder.config.vocab_size:
         raise ValueError(
             f"the dataset has {dataset.vocabulary_size} token ids, the decoder "
@@ -143,9 +141,7 @@ def _open_answer(
     return _Judged(reading.moved, tuple(bounds))
 
 
-def _choice(
-    tubes: TubeDecoder, dataset: Dataset, example: Example, removable: Set[int]
-) -> _Judged:
+def _choice(tubes: TubeDecoder, dataset: Dataset, example: Example, removable: Set[int]) -> _Judged:
     """The likeliest choice is to stay ahead of every other one."""
     readings = [_read(tubes, dataset, example, c, removable) for c in example.choices]
     found = [_likelihood(r, dataset, c) for r, c in zip(readings, example.choices, strict=True)]

@@ -36,7 +36,9 @@ def _upper(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 def _length(x: Float[np.ndarray, "*shape n"]) -> Float[np.ndarray, "*shape"]:
-    return np.sqrt(np.square(x).sum(-1))
+    """Scaled, so that no square overflows or vanishes."""
+    size = np.abs(x).max(-1, keepdims=True, initial=0)
+    return size[..., 0] * np.sqrt(np.square(x / np.where(size > 0, size, 1.0)).sum(-1))
 
 
 def _sum_error(terms: int) -> float:
@@ -136,11 +138,9 @@ class Matrix:
         self.columns = np.flatnonzero(weight.any(0))
         self.block = np.ascontiguousarray(weight[np.ix_(self.rows, self.columns)])
         self.size = np.abs(self.block)
-        sums = self.size.sum(0).max(initial=0), self.size.sum(1).max(initial=0)
-        # Both bound the norm of the matrix of sizes, too.
-        norm = min(np.sqrt(sums[0]) * np.sqrt(sums[1]), np.sqrt(np.square(self.size).sum()))
-        self.norm = float(_upper(np.asarray(norm)))
         self.row_norms = _upper(_length(self.size))
+        self.size_norm = _size_norm(self.size)
+        self.norm = min(self.size_norm, _gram_norm(self.block, self.size_norm))
 
     @property
     def is_zero(self) -> bool:
@@ -150,14 +150,43 @@ class Matrix:
         """`|W d|_i <= sum_j |W_ij| |d_j|` and `<= |W_i| |d|`; `|W d| <= |W| |d|`."""
         inside, error = x.middle[:, self.columns], _sum_error(len(self.columns))
         rounded = error * np.abs(inside)
-        radius = x.coordinates[..., self.columns] + rounded
-        length = np.minimum(x.length + _length(rounded), _length(radius))
+        radius = x.coordinates[..., self.columns]
+        length = np.minimum(x.length, _length(radius))
         wide = np.minimum(radius @ self.size.T, length[..., None] * self.row_norms)
         middle = np.zeros((len(inside), self.shape[0]))
         middle[:, self.rows] = inside @ self.block.T
         coordinates = np.zeros((*x.length.shape, self.shape[0]))
-        coordinates[..., self.rows] = wide
-        return Tubes.of(middle, coordinates, self.norm * length)
+        coordinates[..., self.rows] = wide + rounded @ self.size.T
+        return Tubes.of(middle, coordinates, self.norm * length + self.size_norm * _length(rounded))
+
+
+def _size_norm(size: Float[np.ndarray, "rows columns"]) -> float:
+    """A bound on the norm of a matrix of numbers >= 0, `min(sqrt(|W|_1 |W|_inf), |W|_F)`."""
+    sums = np.sqrt(size.sum(0).max(initial=0)) * np.sqrt(size.sum(1).max(initial=0))
+    return float(_upper(np.minimum(sums, _length(size.ravel()))))
+
+
+_SQUARINGS = 3
+
+
+def _gram_norm(block: Float[np.ndarray, "rows columns"], size_norm: float) -> float:
+    """A bound on the norm of a matrix, `|W|^16 <= |(W'W)^8|_F`, with the rounding of each product.
+
+    W is scaled by a bound on the norm of the matrix of its sizes. `error` bounds the norm of what
+    the computed power differs by from the true one. Proof: `lem:gram-norm`.
+    """
+    scaled = (block if block.shape[0] >= block.shape[1] else block.T) / size_norm
+    power, error = scaled.T @ scaled, _sum_error(len(scaled))
+    rounding = _sum_error(len(power))
+    for _ in range(_SQUARINGS):
+        largest = np.sqrt(np.square(power).sum())
+        error = error * (2 * largest + error) + rounding * largest**2
+        error *= 1 + 2.0**-28
+        power = power @ power
+    norm = _upper(np.sqrt(np.square(power).sum()) + error)
+    for _ in range(_SQUARINGS + 1):
+        norm = np.sqrt(norm)
+    return float(_upper(norm * size_norm))
 
 
 def swiglu(gate: Tubes, up: Tubes) -> Tubes:
@@ -185,7 +214,8 @@ def _slope(largest: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     largest = largest + np.abs(largest) * _ROUNDING + 1e-290
     depth = np.where(largest < 0, np.minimum(-largest, _DEEPEST), 0.0)
     power = np.ldexp(1.0, -np.floor(depth * _LOG2_E).astype(np.int64))
-    return np.minimum(_STEEPEST, (1 + depth) * power * (1 + _ROUNDING))
+    tail = (1 + depth) * power * (1 + _ROUNDING)
+    return np.where(largest < 0, np.minimum(_STEEPEST, tail), _STEEPEST)
 
 
 def _largest(x: Float[np.ndarray, "*shape n"]) -> Float[np.ndarray, "*shape"]:
