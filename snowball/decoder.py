@@ -291,6 +291,7 @@ class Decoder:
         unless most of its hidden units are active and some are not.
         """
         self.config = config
+        self.weights = weights
         self.dtype = check_weights(config, weights)
         for name, weight in weights.items():
             # One pass and no temporary the size of the tensor, unlike isfinite.
