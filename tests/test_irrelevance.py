@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from dense_forward import DenseDecoder
+from ball_decoder import DenseDecoder
 from flint import arb
 from hypothesis import given, settings
 from hypothesis import strategies as st
