@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snowball import metrics
 from snowball.dataset import Dataset, Example
-from snowball.decoder import Decoder
+from snowball.residual_decoder import ResidualDecoder
 
 # Bytes that the activations of one batch may take, roughly.
 _BATCH_BYTES = 2**28
@@ -105,7 +105,7 @@ class Measurements:
 
 @torch.inference_mode()
 def measure(
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     dataset: Dataset,
     follow: Iterable[int] = (),
     progress: Progress | None = None,
@@ -142,7 +142,7 @@ def measure(
 
 @torch.inference_mode()
 def measure_layer(
-    decoder: Decoder, dataset: Dataset, layer: int, progress: Progress | None = None
+    decoder: ResidualDecoder, dataset: Dataset, layer: int, progress: Progress | None = None
 ) -> tuple[tuple[LayerProxies, ...], Answers, Answers]:
     """The scores of all layers, and the answers with all layers and without one: as `measure`."""
     advance = progress or (lambda _: None)
@@ -155,7 +155,7 @@ def measure_layer(
 
 @torch.inference_mode()
 def right_answers(
-    decoder: Decoder, dataset: Dataset, removed: Set[int] = frozenset()
+    decoder: ResidualDecoder, dataset: Dataset, removed: Set[int] = frozenset()
 ) -> Bool[Tensor, " examples"]:
     """Which examples the decoder answers rightly without the `removed` layers; see `Answers`.
 
@@ -182,7 +182,7 @@ class PaddedBatch:
     lengths: Int[Tensor, " batch"]
 
 
-def _batches(decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> list[PaddedBatch]:
+def _batches(decoder: ResidualDecoder, sequences: Sequence[tuple[int, ...]]) -> list[PaddedBatch]:
     """Right-padded batches of sequences of similar length, each within the memory allowance."""
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
     batches: list[PaddedBatch] = []
@@ -196,13 +196,13 @@ def _batches(decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> list[Pad
 
 
 def prompt_batches(
-    decoder: Decoder, dataset: Dataset, first: int | None = None
+    decoder: ResidualDecoder, dataset: Dataset, first: int | None = None
 ) -> list[PaddedBatch]:
     """Right-padded batches of the prompts of a dataset (of the `first` ones), BOS included."""
     return _batches(decoder, _prompts(dataset)[:first])
 
 
-def _row_bytes(decoder: Decoder, length: int) -> int:
+def _row_bytes(decoder: ResidualDecoder, length: int) -> int:
     config = decoder.config
     states = (config.num_hidden_layers + 3) * config.hidden_size
     patterns = 3 * config.num_attention_heads * length
@@ -246,7 +246,7 @@ class _Tally:
 
 
 def _measure_scores(
-    decoder: Decoder, dataset: Dataset, progress: Progress
+    decoder: ResidualDecoder, dataset: Dataset, progress: Progress
 ) -> tuple[tuple[LayerProxies, ...], int]:
     tallies = [[_Tally() for _ in metrics.LayerScores._fields] for _ in range(decoder.num_layers)]
     batches = prompt_batches(decoder, dataset)
@@ -262,7 +262,7 @@ def _measure_scores(
 
 
 def _measure_curves(
-    decoder: Decoder, dataset: Dataset, follow: set[int], progress: Progress
+    decoder: ResidualDecoder, dataset: Dataset, follow: set[int], progress: Progress
 ) -> tuple[SnowballCurve, ...]:
     prompts = _prompts(dataset)
     curves = [_CurveTally(layer, decoder.num_layers) for layer in range(decoder.num_layers)]
@@ -289,7 +289,7 @@ class _CurveTally:
 
     def add(
         self,
-        decoder: Decoder,
+        decoder: ResidualDecoder,
         states: list[Float[Tensor, "batch length hidden"]],
         real: Bool[Tensor, "batch length"],
     ) -> None:
@@ -329,7 +329,7 @@ class _Path:
 
 
 def _measure_answers(
-    decoder: Decoder, dataset: Dataset, progress: Progress, removed: Sequence[int]
+    decoder: ResidualDecoder, dataset: Dataset, progress: Progress, removed: Sequence[int]
 ) -> list[Answers]:
     """Answers of the decoder without each of the given layers; -1 for the intact one."""
     paths = _paths(dataset)
@@ -353,7 +353,7 @@ def _measure_answers(
 
 
 def _states_until_last(
-    decoder: Decoder, ids: Int[Tensor, "batch length"]
+    decoder: ResidualDecoder, ids: Int[Tensor, "batch length"]
 ) -> list[Float[Tensor, "batch length hidden"]]:
     """h_0 .. h_{L-1}: the last layer is only ever run at the positions that are read."""
     last = decoder.num_layers - 1
@@ -361,7 +361,7 @@ def _states_until_last(
 
 
 def _logits_without(
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     states: list[Float[Tensor, "batch length hidden"]],
     layer: int,
     positions: Int[Tensor, "batch reads"],

@@ -31,13 +31,14 @@ BALLS = {"balls", "enclosure", "reader_enclosure"}
 LEVELS = (
     {"certainty", "checker", "errors", "limits"},
     {
-        "decoder",
+        "attention",
         "example",
         "metrics",
         "packing",
         "presence",
         "removal",
         "residual",
+        "residual_decoder",
         "schedule",
         "statistics",
         "store",
