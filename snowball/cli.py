@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from snowball.card import Card
     from snowball.constructions import Counterexample
     from snowball.dataset import Dataset
-    from snowball.decoder import Decoder
+    from snowball.residual_decoder import ResidualDecoder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -242,7 +242,7 @@ def _construct(
 
 
 def _judge(
-    decoder: Decoder, dataset: Dataset, card: Card, run: Path | None, *, plots: bool
+    decoder: ResidualDecoder, dataset: Dataset, card: Card, run: Path | None, *, plots: bool
 ) -> bool:
     """Measures, prints table and guarantees, writes the run folder if there is one."""
     from snowball import report
@@ -251,7 +251,7 @@ def _judge(
 
     with progress_bar("measuring scores, curves and removals", 1000) as advance:
         found = measure(decoder, dataset, follow=[card.target], progress=advance)
-    judged = guarantees(found, card.epsilon, card.target, decoder.dtype)
+    judged = guarantees(found, card.epsilon, card.target, decoder.dtype, card.reading_layers)
     rows = report.layer_rows(found, [role.name for role in card.roles])
     title = f"{len(dataset.examples)} examples, chance {found.chance:.3g}, accuracy "
     console.print(report.layer_table(rows, title + f"{found.intact.accuracy:.3f}"))
