@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -46,43 +46,44 @@ ROPE_THETA = 10000.0
 class ConfigFormat:
     """The `config.json` of a family, closed world.
 
-    `integers` and `numbers` map our names to the family's keys. `stated` are keys with the only
-    value that is implemented, which must be there as `transformers` assumes another one; `assumed`
-    are those that may be absent.
+    `sizes` maps our names of integers to the family's keys, `norm_eps` is the key of the norm's
+    epsilon, None where the family fixes it. `stated` are keys with the only value that is
+    implemented, which must be there as `transformers` assumes another one; `assumed` are those that
+    may be absent.
     """
 
     model_type: str
     class_name: str
-    integers: Mapping[str, str]
-    numbers: Mapping[str, str] = field(default_factory=dict)
-    stated: Mapping[str, object] = field(default_factory=dict)
-    assumed: Mapping[str, object] = field(default_factory=dict)
+    sizes: Mapping[str, str]
+    norm_eps: str | None
+    stated: Mapping[str, object]
+    assumed: Mapping[str, object]
 
-    def entries(self, config: DecoderSizes, dtype: torch.dtype) -> dict[str, object]:
+    def entries(
+        self, config: DecoderSizes, norm_eps: float, dtype: torch.dtype
+    ) -> dict[str, object]:
         """The content of `config.json`."""
         name = str(dtype).removeprefix("torch.")
-        keys = {**self.integers, **self.numbers}
         return {
             "architectures": [self.class_name],
             "model_type": self.model_type,
             "dtype": name,
             "torch_dtype": name,  # the same for transformers 4
-            **{key: getattr(config, field) for field, key in keys.items()},
+            **{key: getattr(config, size) for size, key in self.sizes.items()},
+            **({self.norm_eps: norm_eps} if self.norm_eps is not None else {}),
             **self.stated,
             **self.assumed,
         }
 
-    def values(
-        self, path: Path, entries: Mapping[str, object]
-    ) -> tuple[dict[str, int], dict[str, float]]:
-        """The integers and the numbers of a config, by our names.
+    def values(self, path: Path, entries: Mapping[str, object]) -> tuple[dict[str, int], float]:
+        """The sizes of a config, by our names, and the norm's epsilon (0 where it is fixed).
 
         Raises:
             CheckpointError: a key is unknown, missing or has a value that is not implemented.
         """
         fixed = {"architectures": [self.class_name], "model_type": self.model_type}
         fixed |= {**self.stated, **self.assumed}
-        known = {*self.integers.values(), *self.numbers.values(), "dtype", "torch_dtype"}
+        known = {*self.sizes.values(), self.norm_eps, "dtype", "torch_dtype"}
         for key, value in entries.items():
             if key in fixed and value != fixed[key]:
                 raise CheckpointError(
@@ -96,10 +97,8 @@ class ConfigFormat:
         for key, value in self.stated.items():
             if key not in entries:
                 raise CheckpointError(f"{path}: {key} is missing, must be {value!r}")
-        return (
-            {field: integer(path, entries, key) for field, key in self.integers.items()},
-            {field: number(path, entries, key) for field, key in self.numbers.items()},
-        )
+        sizes = {size: integer(path, entries, key) for size, key in self.sizes.items()}
+        return sizes, 0.0 if self.norm_eps is None else number(path, entries, self.norm_eps)
 
 
 _Config = TypeVar("_Config", bound=DecoderSizes)
@@ -153,8 +152,12 @@ class Architecture(ABC, Generic[_Config]):
         """
 
     @abstractmethod
-    def config_from(self, integers: dict[str, int], numbers: dict[str, float]) -> _Config:
+    def config_from(self, sizes: dict[str, int], norm_eps: float) -> _Config:
         """The config with these values; raises ValueError if there is no such decoder."""
+
+    @abstractmethod
+    def norm_eps_of(self, config: _Config) -> float:
+        """The epsilon of the norms of a config."""
 
     def write(
         self,
@@ -170,7 +173,8 @@ class Architecture(ABC, Generic[_Config]):
         """
         dtype = next(iter(weights.values())).dtype
         generation = generation_json(config.bos_token_id, config.eos_token_id)
-        write_files(folder, self.format.entries(config, dtype), generation, weights, write_extras)
+        entries = self.format.entries(config, self.norm_eps_of(config), dtype)
+        write_files(folder, entries, generation, weights, write_extras)
 
     def read_config(self, folder: Path) -> _Config:
         """The config of a checkpoint of this family, closed world.
@@ -179,9 +183,9 @@ class Architecture(ABC, Generic[_Config]):
             CheckpointError: the file, and the key and its value where there is one, are named.
         """
         path = folder / "config.json"
-        integers, numbers = self.format.values(path, read_json(path))
+        sizes, norm_eps = self.format.values(path, read_json(path))
         try:
-            return self.config_from(integers, numbers)
+            return self.config_from(sizes, norm_eps)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
 

@@ -38,7 +38,7 @@ class Gpt2(LayerNormArchitecture):
     format: ClassVar[ConfigFormat] = ConfigFormat(
         model_type="gpt2",
         class_name="GPT2LMHeadModel",
-        integers={
+        sizes={
             "vocab_size": "vocab_size",
             "hidden_size": "n_embd",
             "intermediate_size": "n_inner",
@@ -48,7 +48,7 @@ class Gpt2(LayerNormArchitecture):
             "bos_token_id": "bos_token_id",
             "eos_token_id": "eos_token_id",
         },
-        numbers={"layer_norm_eps": "layer_norm_epsilon"},
+        norm_eps="layer_norm_epsilon",
         stated={"tie_word_embeddings": False},
         assumed={
             "activation_function": "gelu_new",

@@ -44,8 +44,8 @@ class GptNeoX(LayerNormArchitecture):
     format: ClassVar[ConfigFormat] = ConfigFormat(
         model_type="gpt_neox",
         class_name="GPTNeoXForCausalLM",
-        integers={name: name for name in _SIZES},
-        numbers={"layer_norm_eps": "layer_norm_eps"},
+        sizes={name: name for name in _SIZES},
+        norm_eps="layer_norm_eps",
         stated={
             "rope_parameters": {
                 "rope_type": "default",

@@ -55,20 +55,21 @@ class LayerNormArchitecture(Architecture[LayerNormConfig]):
                 "eos_token_id",
             )
         }
-        numbers = {"layer_norm_eps": plain.rms_norm_eps}
-        return self.config_from({**sizes, "hidden_size": 2 * plain.hidden_size}, numbers)
+        return self.config_from({**sizes, "hidden_size": 2 * plain.hidden_size}, self.norm_eps)
 
-    def config_from(self, integers: dict[str, int], numbers: dict[str, float]) -> LayerNormConfig:
-        keys = {"num_key_value_heads": integers["num_attention_heads"], **integers}
+    def config_from(self, sizes: dict[str, int], norm_eps: float) -> LayerNormConfig:
         return LayerNormConfig(
-            **keys,
-            **{"layer_norm_eps": self.norm_eps, **numbers},
+            **{"num_key_value_heads": sizes["num_attention_heads"], **sizes},
+            layer_norm_eps=norm_eps if self.format.norm_eps is not None else self.norm_eps,
             rope_theta=None if self.learned_positions else ROPE_THETA,
             activation=self.activation,
             gated=self.gated,
             parallel=self.parallel,
             affine=self.affine,
         )
+
+    def norm_eps_of(self, config: LayerNormConfig) -> float:
+        return config.layer_norm_eps
 
     def weights_of(self, config: LayerNormConfig, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights = mirrored(config, plain)

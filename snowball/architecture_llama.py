@@ -12,7 +12,7 @@ from snowball.architecture import ROPE_THETA, Architecture, ConfigFormat
 from snowball.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from snowball.decoder import Decoder, DecoderConfig
 
-_INTEGERS = {
+_SIZES = {
     name: name
     for name in (
         "vocab_size",
@@ -46,8 +46,11 @@ class _Plain(Architecture[DecoderConfig]):
     def decoder(self, config: DecoderConfig, weights: Mapping[str, Tensor]) -> Decoder:
         return Decoder(config, weights)
 
-    def config_from(self, integers: dict[str, int], numbers: dict[str, float]) -> DecoderConfig:
-        return DecoderConfig(**integers, **numbers, rope_theta=ROPE_THETA)
+    def config_from(self, sizes: dict[str, int], norm_eps: float) -> DecoderConfig:
+        return DecoderConfig(**sizes, rms_norm_eps=norm_eps, rope_theta=ROPE_THETA)
+
+    def norm_eps_of(self, config: DecoderConfig) -> float:
+        return config.rms_norm_eps
 
 
 class Llama(_Plain):
@@ -85,8 +88,8 @@ class Mistral(_Plain):
     format: ClassVar[ConfigFormat] = ConfigFormat(
         model_type="mistral",
         class_name="MistralForCausalLM",
-        integers=_INTEGERS,
-        numbers={"rms_norm_eps": "rms_norm_eps"},
+        sizes=_SIZES,
+        norm_eps="rms_norm_eps",
         stated={
             "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
             "sliding_window": None,

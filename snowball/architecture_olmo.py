@@ -8,7 +8,7 @@ from snowball.architecture import ROPE_THETA, ConfigFormat
 from snowball.architecture_layer_norm import LayerNormArchitecture, Place
 from snowball.layer_norm_decoder import Activation, LayerNormConfig, layer_norm_shapes
 
-_INTEGERS = (
+_SIZES = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -33,7 +33,8 @@ class Olmo(LayerNormArchitecture):
     format: ClassVar[ConfigFormat] = ConfigFormat(
         model_type="olmo",
         class_name="OlmoForCausalLM",
-        integers={name: name for name in _INTEGERS},
+        sizes={name: name for name in _SIZES},
+        norm_eps=None,
         stated={"rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA}},
         assumed={
             "rope_theta": ROPE_THETA,  # where transformers 4 looks for it

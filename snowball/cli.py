@@ -45,6 +45,14 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Family(StrEnum):
+    llama = "llama"
+    mistral = "mistral"
+    olmo = "olmo"
+    gpt2 = "gpt2"
+    gpt_neox = "gpt-neox"
+
+
 Epsilon = Annotated[
     float, typer.Option(help="Cosine score of the target layer at every token, in (0, 2).")
 ]
@@ -115,12 +123,15 @@ def build(
         typer.Option(help="hf: only: FIELD=COLUMN, for example prompt=question. Repeatable."),
     ] = None,
     seed: Seed = 0,
+    arch: Annotated[
+        Family, typer.Option(help="Family of the decoder; in gpt-neox two layers read.")
+    ] = Family.llama,
 ) -> None:
     """Build a counterexample for a dataset and write it as a Hugging Face checkpoint."""
     with refusals():
         refuse_existing(out)
         dataset = _read_data(data, tokenizer, split, limit, vocabulary_size, column or [])
-        built = _construct(dataset, epsilon, layers, target, dtype, seed)
+        built = _construct(dataset, epsilon, layers, target, dtype, seed, arch)
         with console.status("writing the checkpoint"):
             built.save_pretrained(out)
         config = built.config
@@ -224,7 +235,13 @@ def _read_data(
 
 
 def _construct(
-    dataset: Dataset, epsilon: float, layers: int, target: int, dtype: DType, seed: int
+    dataset: Dataset,
+    epsilon: float,
+    layers: int,
+    target: int,
+    dtype: DType,
+    seed: int,
+    arch: Family = Family.llama,
 ) -> Counterexample:
     import torch
 
@@ -238,6 +255,7 @@ def _construct(
             target=target,
             dtype=getattr(torch, dtype),
             seed=seed,
+            arch=arch,
         )
 
 

@@ -107,6 +107,11 @@ def read_config(folder: Path) -> Config:
     entries = strict_json(bytes_of(path), str(path), floats=True)
     if not isinstance(entries, dict):
         raise MalformedError(f"{path}: must be a JSON object")
+    if isinstance(family := entries.get("model_type"), str) and family != "llama":
+        raise MalformedError(
+            f"{path}: model_type={family!r:.60} is not certified, only 'llama': the checkers know "
+            "the forward pass of Llama alone (`snowball check` measures the other families)"
+        )
     for key, value in entries.items():
         if key in _FIXED:
             if not any(type(value) is type(v) and value == v for v in _FIXED[key]):
