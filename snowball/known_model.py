@@ -63,7 +63,9 @@ class KnownModel:
 
     @classmethod
     def of_counterexample(cls, model: Counterexample) -> KnownModel:
-        """Of the reader's score Theorem 1 gives a lower bound only."""
+        """Of a Llama model; of the reader's score Theorem 1 gives a lower bound only."""
+        if not isinstance(model.config, DecoderConfig):
+            raise ValueError(f"{model.architecture.name} models are not known here, only llama")
         reader = model.config.num_hidden_layers - 1
         return cls(
             config=model.config,

@@ -19,8 +19,8 @@ from snowball.card import (
 )
 from snowball.checkpoint import CheckpointError, read_json
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder
 from snowball.presence import Behaviour, Clause
+from snowball.residual_decoder import ResidualDecoder
 from snowball.universality import UniversalModel
 
 THEOREM = "thm:universality"
@@ -135,7 +135,7 @@ def _index(value: Any, count: int) -> int:
     return value
 
 
-def load_universal(folder: str | Path) -> tuple[Decoder, Dataset, UniversalCard]:
+def load_universal(folder: str | Path) -> tuple[ResidualDecoder, Dataset, UniversalCard]:
     """Reads decoder, dataset and card of the folder of a universal model from its files alone.
 
     Raises:

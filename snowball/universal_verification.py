@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder
 from snowball.measurement import CURVE_PROMPTS, right_answers
 from snowball.metrics import accuracy_based_relevance, cosine_score, token_roles
 from snowball.prescribed_scores import SCORE_TOLERANCE
+from snowball.residual_decoder import ResidualDecoder
 from snowball.teacher_forcing import in_batches, prompts_of
 from snowball.universal_card import UniversalCard
 from snowball.verification import Guarantee
@@ -82,7 +82,7 @@ def removable(card: UniversalCard) -> list[int]:
 
 @torch.inference_mode()
 def measure_universal(
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     dataset: Dataset,
     card: UniversalCard,
     progress: Progress = lambda _: None,
@@ -150,7 +150,7 @@ class _Tally:
 
 def _add_scores(
     tallies: Sequence[_Tally],
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     dataset: Dataset,
     card: UniversalCard,
     removed: frozenset[int],

@@ -86,7 +86,7 @@ def test_true_runs_lie_inside_the_tubes(
             places = reads if at == depth else range(len(tokens))
             for place in places:
                 moved = without.states[at - 1][place] - intact.states[at][place]
-                assert not sum(moved * moved).sqrt() > bound
+                assert not sum(moved * moved, arb(0)).sqrt() > bound
 
 
 def assert_leads_inside(
@@ -145,7 +145,9 @@ def test_a_layer_on_which_nothing_depends_is_certified(dataset: Dataset, score: 
 @pytest.mark.parametrize("epsilon", [1e-20, 1e-9, 1.0])
 def test_the_target_of_theorem_1_is_never_certified(dataset: Dataset, epsilon: float) -> None:
     built = counterexample(dataset, epsilon=epsilon, layers=4, target=1)
-    (target,) = irrelevance(built.decoder(), dataset, [1])
+    decoder = built.decoder()
+    assert isinstance(decoder, Decoder)
+    (target,) = irrelevance(decoder, dataset, [1])
     assert not any(answer.holds for answer in target.answers)
 
 
