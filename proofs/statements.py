@@ -396,4 +396,53 @@ STATEMENTS = (
         ("every model of thm:snowball",),
         uses=("thm:snowball", "thm:irrelevance", "lem:score-and-update"),
     ),
+    # Other families
+    Statement(
+        "lem:mirrored-layernorm",
+        "On a stream (x, -x) LayerNorm is RMSNorm of x beside its negative, with the same epsilon; "
+        "all cosines are those of x, and maps of x can be written and read.",
+        ("x in R^d", "eps >= 0"),
+    ),
+    Statement(
+        "lem:odd-activation",
+        "act(z) - act(-z) = z for SiLU, GELU and GELU with tanh, so that two units without gates "
+        "are an exact linear map.",
+        ("z real",),
+    ),
+    Statement(
+        "lem:odd-recall",
+        "Two units without gates write y on their node, and at most 2 T exp(-T) where the "
+        "mismatch M satisfies -M - |y| >= T >= 1.",
+        ("y real", "T >= 1"),
+        uses=("lem:recall-gate", "lem:odd-activation", "lem:silu-leak"),
+    ),
+    Statement(
+        "lem:learned-positions",
+        "Learned positions of cosines and sines have one norm and give the kernel of RoPE.",
+        ("positions p, p'", "distances D", "frequencies theta_m"),
+        uses=("lem:kernel",),
+    ),
+    Statement(
+        "lem:parallel-residual",
+        "Where attention and MLP read the same stream, gathering in the layer before the last and "
+        "recall in the last one do what a sequential reader does.",
+        ("every input",),
+        uses=("lem:reader-score",),
+    ),
+    Statement(
+        "thm:architectures",
+        "The snowball theorem holds for Mistral and OLMo decoders, for GPT-2 decoders at inputs "
+        "within their positions, and for GPT-NeoX decoders with L >= 4 and target <= L - 3.",
+        ("dataset", "L", "target", "epsilon in (0, 2)"),
+        uses=(
+            "thm:snowball",
+            "lem:mirrored-layernorm",
+            "lem:odd-activation",
+            "lem:odd-recall",
+            "lem:learned-positions",
+            "lem:parallel-residual",
+            "lem:update-factor",
+            "lem:mirror",
+        ),
+    ),
 )

@@ -18,6 +18,7 @@ HAND = [
         *("cor:calibration", "cor:inverse-ranking", "cor:correlation", "cor:blindness"),
         *("cor:greedy", "cor:hardness"),
         *("lem:gram-norm", "lem:float-exponential", "thm:irrelevance", "cor:amplification-pays"),
+        *("lem:parallel-residual", "thm:architectures"),
     )
 ]
 PROVED = [s for s in STATEMENTS if s.needs_proof]

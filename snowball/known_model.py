@@ -18,6 +18,7 @@ from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.presence import Behaviour
+from snowball.proxy_blindness import ProxyBlindModel
 from snowball.residual import ResidualStream
 from snowball.schedule import angle_of_versine
 from snowball.universality import UniversalModel
@@ -77,6 +78,22 @@ class KnownModel:
             behaviours=(Behaviour.needs_all({model.target}),) * len(model.dataset.examples),
             gather=reader,
             reader=reader,
+        )
+
+    @classmethod
+    def of_proxy_blind(cls, model: ProxyBlindModel) -> KnownModel:
+        """Its answers follow the target with any one layer removed, or with any others if all
+        proxies are fooled; of the reader's score the theorem says no closed form."""
+        return cls(
+            config=model.config,
+            weights=model.weights,
+            dataset=model.dataset,
+            stream=model.stream,
+            scores=(*model.scores[:-1], None),
+            token_scores={},
+            behaviours=(Behaviour.needs_all({model.target}),) * len(model.dataset.examples),
+            gather=model.layers - 1,
+            reader=model.layers - 1,
         )
 
     @property
