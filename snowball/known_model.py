@@ -18,7 +18,7 @@ from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.presence import Behaviour
-from snowball.proxy_blindness import ProxyBlindModel
+from snowball.proxy_blindness import FAMILIES, ProxyBlindModel
 from snowball.residual import ResidualStream
 from snowball.schedule import angle_of_versine
 from snowball.universality import UniversalModel
@@ -35,7 +35,7 @@ class KnownModel:
     `scores[j]` is the cosine score of layer j at every token that has none of its own in
     `token_scores`; None where no closed form is exact. Example i is answered rightly if
     `behaviours[i]` is true of the layers present, and neither the layer that gathers nor the
-    reader is missing.
+    reader is missing; for removals of up to `largest_removal` layers.
     """
 
     config: DecoderConfig
@@ -47,6 +47,7 @@ class KnownModel:
     behaviours: tuple[Behaviour, ...]
     gather: int
     reader: int
+    largest_removal: int
 
     @classmethod
     def of_universal(cls, model: UniversalModel) -> KnownModel:
@@ -60,6 +61,7 @@ class KnownModel:
             behaviours=model.behaviours,
             gather=model.gather,
             reader=model.layers - 1,
+            largest_removal=model.layers,
         )
 
     @classmethod
@@ -78,6 +80,7 @@ class KnownModel:
             behaviours=(Behaviour.needs_all({model.target}),) * len(model.dataset.examples),
             gather=reader,
             reader=reader,
+            largest_removal=1,
         )
 
     @classmethod
@@ -94,6 +97,7 @@ class KnownModel:
             behaviours=(Behaviour.needs_all({model.target}),) * len(model.dataset.examples),
             gather=model.layers - 1,
             reader=model.layers - 1,
+            largest_removal=model.layers if model.fooled == FAMILIES else 1,
         )
 
     @property
@@ -178,6 +182,7 @@ def _with_layer(model: KnownModel, at: int, score: float) -> KnownModel:
         behaviours=tuple(behaviour.renumbered(moved) for behaviour in model.behaviours),
         gather=moved(model.gather),
         reader=moved(model.reader),
+        largest_removal=model.largest_removal + (model.largest_removal == model.layers),
     )
 
 
