@@ -12,7 +12,7 @@ from typing import Any
 
 import nnsight
 import torch
-from protocol import Case, Emit, Way, accuracies, main
+from protocol import Case, Emit, Way, accuracies, accuracy, main
 from torch.nn.functional import cosine_similarity
 
 
@@ -20,7 +20,10 @@ def measure(case: Case, use_cache: bool) -> Iterator[tuple[str, Any]]:
     model = nnsight.TransformersModel(case.model(), tokenizer=case.tokenizer())
     scores = torch.cat([prompt_scores(model, each.prompt) for each in case.questions], dim=1)
     yield "cosine", scores.mean(dim=1).tolist()
-    yield from accuracies(case, case.removals, lambda each: skipping(model, each, use_cache))
+    yield from accuracies(
+        case.removals,
+        lambda each: accuracy(skipping(model, each, use_cache), case.questions),
+    )
 
 
 def prompt_scores(model: Any, prompt: tuple[int, ...]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import optipfair
-from protocol import Case, Way, accuracies, generated, main, ranking
+from protocol import Case, Way, accuracies, accuracy, generated, main, ranking
 from torch.utils.data import DataLoader, TensorDataset
 
 
@@ -25,14 +25,16 @@ def measure(case: Case, batch_size: int) -> Iterator[tuple[str, Any]]:
     scores = [float(importance[layer]) for layer in range(case.layers)]
     yield "cosine", scores
     yield "ranking", ranking(scores)
-    yield from accuracies(case, case.removals, lambda each: generated(pruned(model, each)))
+    yield from accuracies(case.removals, lambda each: without(case, model, each))
 
 
-def pruned(model: Any, removed: tuple[int, ...]) -> Any:
-    copied = copy.deepcopy(model)
-    if not removed:
-        return copied
-    return optipfair.prune_model_depth(copied, layer_indices=list(removed), show_progress=False)
+def without(case: Case, model: Any, removed: tuple[int, ...]) -> float:
+    pruned = copy.deepcopy(model)
+    if removed:
+        pruned = optipfair.prune_model_depth(
+            pruned, layer_indices=list(removed), show_progress=False
+        )
+    return accuracy(generated(pruned), case.questions)
 
 
 def way(batch_size: int) -> Way:

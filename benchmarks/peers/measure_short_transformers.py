@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from protocol import Case, Way, accuracies, generated, main, ranking
+from protocol import Case, Way, accuracies, accuracy, generated, main, ranking
 from short_transformers import ShortTransformer
 from short_transformers.dist import angular_distance_all_tokens, bi_score
 from transformers import AutoModelForCausalLM
@@ -23,7 +23,7 @@ def measure(case: Case, save: bool) -> Iterator[tuple[str, Any]]:
     yield "cosine", analysed(case, bi_score)
     yield "angular", analysed(case, angular_distance_all_tokens)
     blocks = [each for each in case.removals if list(each) == list(range(*bounds(each)))]
-    yield from accuracies(case, blocks, lambda each: generated(pruned(case, each, save)))
+    yield from accuracies(blocks, lambda each: without(case, each, save))
 
 
 def bounds(removed: tuple[int, ...]) -> tuple[int, int]:
@@ -40,16 +40,16 @@ def analysed(case: Case, metric: Callable[..., float] | None = None) -> list[flo
     return [float(distance) for distance in distances[0]]
 
 
-def pruned(case: Case, removed: tuple[int, ...], save: bool) -> Any:
+def without(case: Case, removed: tuple[int, ...], save: bool) -> float:
     model = case.model()
     if removed:
         model = ShortTransformer.from_model(model)
         model = model.prune(start_layer=removed[0], block_size=len(removed))
-    if not save:
-        return model
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(folder)
+    if save:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder)
+    return accuracy(generated(model), case.questions)
 
 
 def way(save: bool) -> Way:

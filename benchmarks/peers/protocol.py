@@ -129,17 +129,14 @@ def accuracy(emit: Emit, questions: Sequence[Question]) -> float:
 
 
 def accuracies(
-    case: Case, removals: Sequence[tuple[int, ...]], without: Callable[[tuple[int, ...]], Emit]
+    removals: Sequence[tuple[int, ...]], without: Callable[[tuple[int, ...]], float]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yields the accuracy after each removal; then raises, if some removals failed.
-
-    `without` answers as the model does without these layers.
-    """
+    """Yields the accuracy without each set of layers; then raises, if some removals failed."""
     found: dict[str, float] = {}
     failed: dict[str, str] = {}
     for removed in removals:
         try:
-            found[key(removed)] = accuracy(without(removed), case.questions)
+            found[key(removed)] = without(removed)
         except Exception as error:
             traceback.print_exc()
             failed[key(removed)] = f"{type(error).__name__}: {error}"
