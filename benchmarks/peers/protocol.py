@@ -20,10 +20,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-# Up to here answer.json knows the accuracy without every set of layers.
-LAYERS_WITH_PAIRS = 6
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
     """Token ids: the prompt with BOS in front, and what the model has to emit."""
@@ -62,9 +58,8 @@ class Case:
 
     @property
     def removals(self) -> list[tuple[int, ...]]:
-        """No layer, every layer, and in a model of few layers every pair."""
-        sizes = (0, 1, 2) if self.layers <= LAYERS_WITH_PAIRS else (0, 1)
-        return [each for size in sizes for each in combinations(range(self.layers), size)]
+        """No layer, every layer, every pair of layers."""
+        return [each for size in range(3) for each in combinations(range(self.layers), size)]
 
     def model(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.folder).float().eval()
@@ -176,7 +171,7 @@ def main(tool: str, ways: Mapping[str, Way]) -> None:
     options = parser.parse_args()
     way = ways[options.way]
     names = json.loads((options.suite / "suite.json").read_text())["models"]
-    models = {name: _measured(way.measure, Case(options.suite / name)) for name in names}
+    models = {name: _measured(way.measure, Case((options.suite / name).resolve())) for name in names}
     output = {"tool": tool, "version": version(tool), "command": way.command, "models": models}
     options.output.write_text(json.dumps(output, indent=1) + "\n")
 
