@@ -21,7 +21,7 @@ def graded(record: Record, suite: Path) -> Record:
 def page(records: Sequence[Record]) -> str:
     """Markdown: one row for each peer, then for each peer its calls and what it got wrong."""
     lines = [
-        "| tool | version | numbers right | wrong | ranking is the relevance's | models failed | s |",
+        "| tool | version | numbers right | wrong | ranking right | models failed | s |",
         "|---|---|--:|--:|--:|--:|--:|",
         *(row(record) for record in records),
     ]

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """Token ids: the prompt with BOS in front, and what the model has to emit."""
@@ -171,7 +172,9 @@ def main(tool: str, ways: Mapping[str, Way]) -> None:
     options = parser.parse_args()
     way = ways[options.way]
     names = json.loads((options.suite / "suite.json").read_text())["models"]
-    models = {name: _measured(way.measure, Case((options.suite / name).resolve())) for name in names}
+    models = {
+        name: _measured(way.measure, Case((options.suite / name).resolve())) for name in names
+    }
     output = {"tool": tool, "version": version(tool), "command": way.command, "models": models}
     options.output.write_text(json.dumps(output, indent=1) + "\n")
 
