@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peers_table import graded, page
+from peers_table import findings, page
+from snowball.suite import read_suite
 
 from snowball.card import provenance
 from snowball.checkpoint import write_json
@@ -75,7 +76,10 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds, for each adapter")
     options = parser.parse_args()
     folder = options.environments.resolve()
-    suite = build_suite(folder / "suite")
+    suite = folder / "suite"
+    if not suite.exists():
+        build_suite(suite)
+    known = list(read_suite(suite))
     records = []
     for peer in PEERS:
         if options.only in (None, peer.tool):
@@ -84,22 +88,21 @@ def main() -> None:
         else:
             record = read_record(peer, folder)
         if record is not None:
-            records.append({**record, "name": peer.name, **graded(record, suite)})
+            records.append({**record, "name": peer.name, "findings": findings(record, known)})
     options.out.mkdir(parents=True, exist_ok=True)
     origin = {**provenance(), "command": " ".join(["python", *sys.argv])}
-    write_json(options.out / "peers.json", {"tools": records, "provenance": origin})
+    index = json.loads((suite / "suite.json").read_text())
+    write_json(options.out / "peers.json", {"tools": records, "suite": index, "provenance": origin})
     (options.out / "peers.md").write_text(page(records))
 
 
-def build_suite(folder: Path) -> Path:
-    """The suite of this version of snowball, built anew."""
+def build_suite(folder: Path) -> None:
     command = [sys.executable, "-c", "from snowball.cli import app; app()"]
     finished = subprocess.run(
         [*command, "suite", "--out", str(folder)], capture_output=True, text=True, check=False
     )
     if finished.returncode != 0:
-        raise RunError(f"the suite cannot be built: {finished.stderr[-2000:]}")
-    return folder
+        raise RunError(f"the suite cannot be built: {last_lines(finished.stderr)}")
 
 
 def measured(peer: Peer, suite: Path, folder: Path, timeout: float) -> dict[str, Any]:

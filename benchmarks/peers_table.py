@@ -2,74 +2,74 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-Record = dict[str, Any]
+from snowball.grading import QUANTITIES, Finding, judge
+from snowball.suite import KnownAnswer
 
-# A ranking by a proxy score is judged by relevance: it shows the proxy's limits, not the tool's.
-PROXY = "ranking"
+Record = Mapping[str, Any]
 
 
-def graded(record: Record, suite: Path) -> Record:
-    """The verdicts of `snowball grade` on a tool's output: none, if there is no output."""
-    return {"verdicts": []}
+def findings(record: Record, suite: Sequence[KnownAnswer]) -> list[dict[str, Any]]:
+    """The verdicts on everything that was measured, also of models that failed in the end."""
+    if "failure" in record:
+        return []
+    models = record["output"]["models"]
+    found: list[Finding] = []
+    for known in suite:
+        reported = models[known.name]
+        found += [judge(known, name, reported[name]) for name in QUANTITIES if name in reported]
+        if "error" in reported:
+            found.append(Finding(known.name, "run", "failed", detail=reported["error"]))
+    return [asdict(one) for one in found]
 
 
 def page(records: Sequence[Record]) -> str:
-    """Markdown: one row for each peer, then for each peer its calls and what it got wrong."""
+    """Markdown: a row for each peer; then, for each, its calls and all that it got wrong."""
+    titles = ["tool", "version", *QUANTITIES, "failed", "s"]
     lines = [
-        "| tool | version | numbers right | wrong | ranking right | models failed | s |",
-        "|---|---|--:|--:|--:|--:|--:|",
-        *(row(record) for record in records),
+        f"| {' | '.join(titles)} |",
+        f"|---|---|{'--:|' * (len(titles) - 2)}",
+        *(_row(record) for record in records),
     ]
     for record in records:
-        lines += ["", f"## {record['name']}", "", *details(record)]
+        lines += ["", f"## {record['name']}", "", *_details(record)]
     return "\n".join(lines) + "\n"
 
 
-def row(record: Record) -> str:
+def _row(record: Record) -> str:
     if "failure" in record:
-        return f"| {record['name']} | | {record['failure']} | | | | |"
-    numbers = [one for one in record["verdicts"] if one["quantity"] != PROXY]
-    rankings = [one for one in record["verdicts"] if one["quantity"] == PROXY]
-    right = sum(one["verdict"] == "right" for one in numbers)
-    wrong = sum(one["verdict"] == "wrong" for one in numbers)
-    same = sum(one["verdict"] == "right" for one in rankings)
-    failed = sum("error" in found for found in record["output"]["models"].values())
-    cells = [
-        record["name"],
-        record["output"]["version"],
-        f"{right} of {len(numbers)}",
-        str(wrong),
-        f"{same} of {len(rankings)}" if rankings else "",
-        str(failed),
-        f"{record['seconds']:.0f}",
-    ]
+        cells = [record["name"], record["failure"], *[""] * (len(QUANTITIES) + 2)]
+    else:
+        failed = sum(one["verdict"] == "failed" for one in record["findings"])
+        cells = [
+            record["name"],
+            record["output"]["version"],
+            *(_right(record, quantity) for quantity in QUANTITIES),
+            str(failed),
+            f"{record['seconds']:.0f}",
+        ]
     return f"| {' | '.join(cells)} |"
 
 
-def details(record: Record) -> Iterator[str]:
-    """The exact calls, and every wrong number: by quantity and mistake, largest deviation first."""
+def _right(record: Record, quantity: str) -> str:
+    verdicts = [one["verdict"] for one in record["findings"] if one["quantity"] == quantity]
+    return f"{verdicts.count('right')} of {len(verdicts)}" if verdicts else ""
+
+
+def _details(record: Record) -> Iterator[str]:
     if "failure" in record:
         yield record["failure"]
         return
-    yield from ("```python", record["output"]["command"], "```", "")
-    wrong: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for one in record["verdicts"]:
-        if one["verdict"] == "wrong" and one["quantity"] != PROXY:
-            wrong[one["quantity"], one["mistake"] or "no known mistake"].append(one)
-    for (quantity, mistake), found in wrong.items():
-        largest = max(found, key=lambda one: one["deviation"])
-        names = ", ".join(f"`{one['model']}`" for one in found)
-        yield (
-            f"- {quantity} wrong on {names}: off by up to {largest['deviation']:.2g} "
-            f"(`{largest['model']}`); {mistake}"
-        )
-    for model, found in record["output"]["models"].items():
-        if "error" in found:
-            yield f"- failed on `{model}`: {found['error']}"
-    if not wrong:
-        yield "- no number wrong"
+    yield from ("```python", record["output"]["command"].rstrip(), "```")
+    rows = [one for one in record["findings"] if one["verdict"] in ("wrong", "failed")]
+    if not rows:
+        yield from ("", "Everything that it reports is right.")
+        return
+    yield from ("", "| model | quantity | off by | what | same as |", "|---|---|--:|---|---|")
+    for one in rows:
+        off = "failed" if one["deviation"] is None else f"{one['deviation']:.2g}"
+        what = one["detail"].replace("|", "\\|")
+        yield f"| {one['model']} | {one['quantity']} | {off} | {what} | {one['mistake'] or ''} |"
