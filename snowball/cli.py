@@ -1,4 +1,4 @@
-"""The command line: `demo`, `build`, `check`, `certify`, `verify`, `show`, `audit` and `report`.
+"""The command line: builds, checks and certifies models, audits others, and grades tools.
 
 Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused, 3 out of resources.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snowball import cli_audit, cli_certificate, cli_universal
+from snowball import cli_audit, cli_certificate, cli_suite, cli_universal
 from snowball.terminal import out as console
 from snowball.terminal import progress_bar, refusals, refuse_existing, say
 
@@ -35,6 +35,8 @@ app.command()(cli_audit.audit)
 app.command()(cli_audit.report)
 app.command()(cli_certificate.certify)
 app.command()(cli_certificate.verify)
+app.command()(cli_suite.suite)
+app.command()(cli_suite.grade)
 
 
 class DType(StrEnum):

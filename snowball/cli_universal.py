@@ -27,6 +27,7 @@ def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
     from snowball.universal_card import load_universal
     from snowball.universal_verification import (
         measure_universal,
+        removable,
         removal_sets,
         universal_guarantees,
     )
@@ -37,9 +38,9 @@ def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
             "without DATA"
         )
     decoder, dataset, card = load_universal(folder)
-    sets = len(removal_sets(card.layers))
+    sets = len(removal_sets(removable(card)))
     with progress_bar("measuring sets of removals", sets) as advance:
-        found = measure_universal(decoder, dataset, card.scores, card.behaviours, advance)
+        found = measure_universal(decoder, dataset, card, advance)
     judged = universal_guarantees(found, decoder.dtype)
     console.print(_table(found))
     for line in guarantee_lines(judged):

@@ -385,6 +385,10 @@ class Decoder:
         """`W_U norm(h)` of the residual stream that leaves the last layer."""
         return self._unembedding.of_normed(rms_norm(h, self._norm, self.config.rms_norm_eps))
 
+    def final_norm(self, h: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
+        """`norm(h)` of the stream that leaves the last layer: what the unembedding reads."""
+        return rms_norm(h, self._norm, self.config.rms_norm_eps).columns(None)
+
     def residual_states(
         self, ids: Int[Tensor, "batch length"], removed: Set[int] = frozenset()
     ) -> list[Float[Tensor, "batch length hidden"]]:

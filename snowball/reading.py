@@ -147,13 +147,14 @@ def decoder_config(
     stream: ResidualStream,
     layers: int,
     units: int,
+    planes: int = 1,
 ) -> DecoderConfig:
-    """The sizes of a decoder whose reader takes `units` hidden units for recall."""
+    """The sizes of a decoder whose reader takes `units` hidden units, and rotates some planes."""
     return DecoderConfig(
         vocab_size=dataset.vocabulary_size,
         hidden_size=stream.width,
-        # The reader needs the most: recall, two units that rotate and one for the switch.
-        intermediate_size=units + 3,
+        # The reader needs the most: recall, two units for each plane and one for the switch.
+        intermediate_size=units + 2 * planes + 1,
         num_hidden_layers=layers,
         num_attention_heads=marks.heads,
         num_key_value_heads=1,

@@ -29,10 +29,15 @@ THEOREM = "thm:universality"
 
 @dataclass(frozen=True, slots=True)
 class UniversalCard:
-    """What `snowball.json` promises: the score of each layer, the behaviour of each example."""
+    """What `snowball.json` promises: the score of each layer, the behaviour of each example.
+
+    Tokens in `token_scores` have scores of their own; layer `gather` reads the prompt.
+    """
 
     scores: tuple[float, ...]
     behaviours: tuple[Behaviour, ...]
+    token_scores: Mapping[int, tuple[float, ...]]
+    gather: int
     width: int
     subspaces: Mapping[str, int]
     body: Mapping[str, Any]
@@ -62,6 +67,10 @@ def universal_card_of(built: UniversalModel) -> dict[str, Any]:
             [{"present": sorted(c.present), "absent": sorted(c.absent)} for c in kind.clauses]
             for kind in kinds
         ],
+        "token_scores": [
+            {"token": token, "scores": list(some)} for token, some in built.token_scores.items()
+        ],
+        "gather": built.gather,
         "behaviour_of": [kinds.index(behaviour) for behaviour in built.behaviours],
         "dtype": str(built.dtype).removeprefix("torch."),
         "seed": built.seed,
@@ -85,12 +94,14 @@ def read_universal_card(folder: Path) -> UniversalCard:
     try:
         scores = _scores(entry(body, "scores", list))
         kinds = [_behaviour(kind, len(scores)) for kind in entry(body, "behaviours", list)]
+        gather = _index(entry(body, "gather", int), len(scores))
+        own = dict(_token_scores(one, len(scores)) for one in entry(body, "token_scores", list))
         width, subspaces = stream_of(body)
         chosen = [_index(number, len(kinds)) for number in entry(body, "behaviour_of", list)]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: malformed: {error.args[0]}") from None
     behaviours = tuple(kinds[number] for number in chosen)
-    return UniversalCard(scores, behaviours, width, subspaces, body)
+    return UniversalCard(scores, behaviours, own, gather, width, subspaces, body)
 
 
 def _scores(values: list[Any]) -> tuple[float, ...]:
@@ -100,6 +111,13 @@ def _scores(values: list[Any]) -> tuple[float, ...]:
         if type(value) is not float or not 0 < value < 2:
             raise ValueError(f"a score must be a number in (0, 2), not {value!r:.60}")
     return tuple(values)
+
+
+def _token_scores(body: Any, layers: int) -> tuple[int, tuple[float, ...]]:
+    scores = _scores(entry(body, "scores", list))
+    if len(scores) != layers:
+        raise ValueError(f"{len(scores)} scores of a token for {layers} layers")
+    return entry(body, "token", int), scores
 
 
 def _behaviour(clauses: Any, layers: int) -> Behaviour:
@@ -138,4 +156,7 @@ def load_universal(folder: str | Path) -> tuple[Decoder, Dataset, UniversalCard]
             f"{folder / CARD} has behaviours for {len(card.behaviours)} examples, the dataset has "
             f"{len(dataset.examples)}"
         )
+    for token in card.token_scores:
+        if not 0 <= token < dataset.vocabulary_size:
+            raise CheckpointError(f"{folder / CARD} has scores of token {token}, which is none")
     return decoder, dataset, card

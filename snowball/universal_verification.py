@@ -9,17 +9,17 @@ from itertools import chain, combinations, pairwise
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder
 from snowball.measurement import CURVE_PROMPTS, prompt_batches, right_answers
 from snowball.metrics import accuracy_based_relevance, cosine_score, token_roles
-from snowball.presence import Behaviour
+from snowball.prescribed_scores import SCORE_TOLERANCE
+from snowball.universal_card import UniversalCard
 from snowball.verification import Guarantee
 
-# Relative deviation from a prescribed score that a token may show, by dtype: a handful of
-# roundings each of switch, angle and norm.
-SCORE_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
 # All sets of removals of ten layers; of deeper models this many are drawn.
 MOST_SETS = 1 << 10
 
@@ -28,12 +28,17 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class UniversalLayer:
-    """One layer: its score over all tokens and removals measured, and what its removal does."""
+    """One layer: its score over all tokens and removals measured, and what its removal does.
+
+    `prescribed` is the score at ordinary tokens, `deviation` the largest relative one from what is
+    prescribed at the token.
+    """
 
     layer: int
     prescribed: float
     least: float
     largest: float
+    deviation: float
     accuracy_without: float
     relevance: float | None
 
@@ -56,51 +61,54 @@ class UniversalFindings:
     wrong_count: int
 
 
-def removal_sets(layers: int, seed: int = 0) -> list[frozenset[int]]:
-    """Sets of the layers before the last: all, or none, each one and a sample if they are many."""
-    before = range(layers - 1)
-    if 2 ** len(before) <= MOST_SETS:
-        every = chain.from_iterable(combinations(before, size) for size in range(layers))
+def removal_sets(layers: Sequence[int], seed: int = 0) -> list[frozenset[int]]:
+    """Sets of these layers: all, or none, each one and a sample if they are many."""
+    if 2 ** len(layers) <= MOST_SETS:
+        sizes = range(len(layers) + 1)
+        every = chain.from_iterable(combinations(layers, size) for size in sizes)
         return [frozenset(one) for one in every]
-    chosen = dict.fromkeys([frozenset[int](), *(frozenset({layer}) for layer in before)])
-    random = np.random.default_rng(seed)
+    chosen = dict.fromkeys([frozenset[int](), *(frozenset({layer}) for layer in layers)])
+    random, array = np.random.default_rng(seed), np.array(layers)
     while len(chosen) < MOST_SETS:
-        chosen[frozenset(np.flatnonzero(random.random(layers - 1) < 0.5).tolist())] = None
+        chosen[frozenset(array[random.random(len(layers)) < 0.5].tolist())] = None
     return list(chosen)
+
+
+def removable(card: UniversalCard) -> list[int]:
+    """The layers about whose removal the theorem says something: all that do not read."""
+    return [layer for layer in range(card.layers - 1) if layer != card.gather]
 
 
 @torch.inference_mode()
 def measure_universal(
     decoder: Decoder,
     dataset: Dataset,
-    scores: Sequence[float],
-    behaviours: Sequence[Behaviour],
+    card: UniversalCard,
     progress: Progress = lambda _: None,
 ) -> UniversalFindings:
-    """Measures scores and answers under sets of removals, and without the last layer.
+    """Measures scores and answers under sets of removals, and without each layer that reads.
 
     Scores are measured on the first prompts under every set, answers on the whole dataset.
-    `progress` is called with 1 after each set, `len(removal_sets(layers))` times.
+    `progress` is called with 1 after each set, `len(removal_sets(removable(card)))` times.
 
     Raises:
         UndefinedScoreError: a residual state is zero, NaN or infinite.
     """
-    layers = decoder.num_layers
-    least, largest = [math.inf] * layers, [-math.inf] * layers
+    every, sets = frozenset(range(card.layers)), removal_sets(removable(card))
+    tallies = [_Tally() for _ in every]
     accuracies: dict[frozenset[int], float] = {}
     wrong: list[tuple[tuple[int, ...], int]] = []
-    for removed in removal_sets(layers):
-        for layer, low, high in _score_ranges(decoder, dataset, removed):
-            least[layer], largest[layer] = min(least[layer], low), max(largest[layer], high)
+    for removed in sets:
+        _add_scores(tallies, decoder, dataset, card, removed)
         right = right_answers(decoder, dataset, removed)
-        present = frozenset(range(layers - 1)) - removed
-        expected = torch.tensor([behaviour(present) for behaviour in behaviours])
+        expected = torch.tensor([behaviour(every - removed) for behaviour in card.behaviours])
         differing = (right != expected).nonzero().flatten().tolist()
         wrong += [(tuple(sorted(removed)), example) for example in differing]
         accuracies[removed] = float(right.double().mean())
         progress(1)
-    last = frozenset({layers - 1})
-    accuracies[last] = float(right_answers(decoder, dataset, last).double().mean())
+    for reader in {card.gather, card.layers - 1}:
+        right = right_answers(decoder, dataset, {reader})
+        accuracies[frozenset({reader})] = float(right.double().mean())
     intact = accuracies[frozenset()]
     return UniversalFindings(
         examples=len(dataset.examples),
@@ -108,35 +116,54 @@ def measure_universal(
         chance=dataset.chance,
         layers=tuple(
             UniversalLayer(
-                layer,
-                scores[layer],
-                least[layer],
-                largest[layer],
-                without := accuracies[frozenset({layer})],
-                accuracy_based_relevance(without, intact, dataset.chance),
+                layer=layer,
+                prescribed=card.scores[layer],
+                least=tally.least,
+                largest=tally.largest,
+                deviation=tally.deviation,
+                accuracy_without=(without := accuracies[frozenset({layer})]),
+                relevance=accuracy_based_relevance(without, intact, dataset.chance),
             )
-            for layer in range(layers)
+            for layer, tally in enumerate(tallies)
         ),
-        sets=len(accuracies) - 1,
-        exhaustive=2 ** (layers - 1) <= MOST_SETS,
+        sets=len(sets),
+        exhaustive=2 ** len(removable(card)) == len(sets),
         wrong=tuple(wrong[:10]),
         wrong_count=len(wrong),
     )
 
 
-def _score_ranges(
-    decoder: Decoder, dataset: Dataset, removed: frozenset[int]
-) -> list[tuple[int, float, float]]:
-    """Layer, least and largest score over the real tokens of the first prompts."""
+@dataclass(slots=True)
+class _Tally:
+    """Least and largest score of a layer, and its largest relative deviation."""
+
+    least: float = math.inf
+    largest: float = -math.inf
+    deviation: float = 0.0
+
+    def add(self, scores: Float[Tensor, " tokens"], prescribed: Float[Tensor, " tokens"]) -> None:
+        self.least = min(self.least, float(scores.min()))
+        self.largest = max(self.largest, float(scores.max()))
+        self.deviation = max(self.deviation, float((scores / prescribed - 1).abs().max()))
+
+
+def _add_scores(
+    tallies: Sequence[_Tally],
+    decoder: Decoder,
+    dataset: Dataset,
+    card: UniversalCard,
+    removed: frozenset[int],
+) -> None:
+    """Adds the scores at the real tokens of the first prompts."""
+    table = torch.tensor(card.scores, dtype=torch.float64).repeat(dataset.vocabulary_size, 1)
+    for token, scores in card.token_scores.items():
+        table[token] = torch.tensor(scores, dtype=torch.float64)
     kept = [layer for layer in range(decoder.num_layers) if layer not in removed]
-    found: list[tuple[int, float, float]] = []
     for batch in prompt_batches(decoder, dataset, CURVE_PROMPTS):
         real = token_roles(batch.lengths, batch.ids.shape[1]).real
         states = decoder.residual_states(batch.ids, removed)
         for layer, (x, y) in zip(kept, pairwise(states), strict=True):
-            scores = cosine_score(x[real], y[real])
-            found.append((layer, float(scores.min()), float(scores.max())))
-    return found
+            tallies[layer].add(cosine_score(x[real], y[real]), table[batch.ids[real], layer])
 
 
 def universal_guarantees(found: UniversalFindings, dtype: torch.dtype) -> tuple[Guarantee, ...]:
@@ -145,11 +172,7 @@ def universal_guarantees(found: UniversalFindings, dtype: torch.dtype) -> tuple[
     Proof: thm:universality.
     """
     sets = f"{'all' if found.exhaustive else 'a sample of'} {found.sets} sets of removed layers"
-    deviations = {
-        one.layer: max(abs(one.least / one.prescribed - 1), abs(one.largest / one.prescribed - 1))
-        for one in found.layers
-    }
-    worst = max(deviations, key=deviations.__getitem__)
+    worst = max(found.layers, key=lambda one: one.deviation)
     allowed = SCORE_TOLERANCE[dtype]
     cases = found.sets * found.examples
     first = ""
@@ -160,9 +183,9 @@ def universal_guarantees(found: UniversalFindings, dtype: torch.dtype) -> tuple[
         Guarantee(
             "a",
             "every layer scores as prescribed, whatever other layers are removed",
-            f"largest relative deviation {deviations[worst]:.1e}, of layer {worst} (allowed "
+            f"largest relative deviation {worst.deviation:.1e}, of layer {worst.layer} (allowed "
             f"{allowed:g}), over {sets}",
-            deviations[worst] <= allowed,
+            worst.deviation <= allowed,
         ),
         Guarantee(
             "b",

@@ -62,6 +62,24 @@ def test_check_measures_every_set_of_removals(model: Path, tmp_path: Path) -> No
     assert (tmp_path / "run" / "layers.csv").read_text().count("\n") == 5
 
 
+def test_token_scores_and_a_gathering_layer_are_checked(tmp_path: Path) -> None:
+    built = universal(
+        WORDS,
+        scores=[1e-9, 1, 0.3, 0.01],
+        answers=Behaviour.needs_all([0]),
+        token_scores={WORDS.bos: [0.2, 1e-3, 0.3, 1.5], 3: [1, 1, 1, 1]},
+        gather=2,
+    )
+    folder = built.save_pretrained(tmp_path / "model")
+    card = load_universal(folder)[2]
+    assert (card.token_scores, card.gather) == (built.token_scores, 2)
+    done = snowball("check", folder)
+    assert (done.status, done.verdicts) == (0, {"a": "holds", "b": "holds"})
+    assert "over all 4 sets of removed layers" in done.out
+    edit(folder, token_scores=[{"token": 3, "scores": [1.0, 1.0, 1.0, 1.0]}])
+    assert snowball("check", folder).verdicts == {"a": "FAILS", "b": "holds"}
+
+
 def test_another_behaviour_is_found_out(model: Path) -> None:
     edit(model, behaviour_of=[0, 0, 2])
     done = snowball("check", model)
@@ -99,6 +117,9 @@ def test_a_weight_that_counts_is_found_out(model: Path) -> None:
         ({"behaviours": [[{"present": [3], "absent": []}]]}, r"3 is none of 0..2"),
         ({"behaviour_of": [0, 1, 3]}, r"3 is none of 0..2"),
         ({"behaviour_of": [0, 1]}, r"behaviours for 2 examples, the dataset has 3"),
+        ({"gather": 4}, r"4 is none of 0..3"),
+        ({"token_scores": [{"token": 0, "scores": [0.1, 0.2]}]}, r"2 scores of a token for 4"),
+        ({"token_scores": [{"token": 99, "scores": [1.0] * 4}]}, r"scores of token 99, which is"),
         ({"format": 2}, r"format 2 of 'thm:universality' is not read"),
         ({"theorem": None}, r"'theorem' must be of type str, not None"),
     ],
@@ -116,11 +137,11 @@ def test_other_data_have_no_behaviours(model: Path) -> None:
     ("layers", "count"), [(2, 2), (4, 8), (11, MOST_SETS), (12, MOST_SETS), (40, MOST_SETS)]
 )
 def test_removal_sets_are_different_sets_of_layers_before_the_last(layers: int, count: int) -> None:
-    sets = removal_sets(layers)
+    sets = removal_sets(range(layers - 1))
     assert len(sets) == len(set(sets)) == count
     assert all(one <= frozenset(range(layers - 1)) for one in sets)
     assert {frozenset(), *(frozenset({layer}) for layer in range(layers - 1))} <= set(sets)
-    assert sets == removal_sets(layers)
+    assert sets == removal_sets(range(layers - 1))
 
 
 def test_a_score_of_one_may_be_an_integer(tmp_path: Path) -> None:
