@@ -1,0 +1,69 @@
+"""nnsight: removal by `skip`, scores from the states that a trace hands out.
+
+nnsight has no importance function: the formula, in float64, is this file's; what is judged is
+whether the states are the right ones.
+"""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import nnsight
+import torch
+from protocol import Case, Emit, Way, accuracies, accuracy, main
+from torch.nn.functional import cosine_similarity
+
+
+def measure(case: Case, use_cache: bool) -> Iterator[tuple[str, Any]]:
+    model = nnsight.TransformersModel(case.model(), tokenizer=case.tokenizer())
+    scores = torch.cat([prompt_scores(model, each.prompt) for each in case.questions], dim=1)
+    yield "cosine", scores.mean(dim=1).tolist()
+    yield from accuracies(
+        case.removals,
+        lambda each: accuracy(skipping(model, each, use_cache), case.questions),
+    )
+
+
+def prompt_scores(model: Any, prompt: tuple[int, ...]) -> torch.Tensor:
+    """Cosine scores, layers x tokens."""
+    with torch.no_grad(), model.trace(torch.tensor([prompt])):
+        states = nnsight.save([])
+        for layer in model.model.layers:
+            states.append((layer.input, layer.output))
+    similarities = [cosine_similarity(h.double(), g.double(), dim=-1)[0] for h, g in states]
+    return 1 - torch.stack(similarities)
+
+
+def skipping(model: Any, removed: tuple[int, ...], use_cache: bool) -> Emit:
+    edited = model
+    if removed:
+        with model.edit() as (tracer, edited):
+            for _ in tracer.iter[:]:
+                for layer in removed:
+                    edited.model.layers[layer].skip(edited.model.layers[layer].input)
+
+    def emit(prompts: torch.Tensor, tokens: int) -> torch.Tensor:
+        options = {"max_new_tokens": tokens, "do_sample": False, "use_cache": use_cache}
+        with edited.generate(prompts, **options) as tracer:
+            found = tracer.result.save()
+        return found[:, prompts.shape[1] :]
+
+    return emit
+
+
+def way(use_cache: bool) -> Way:
+    command = f"""\
+with model.trace(prompt):
+    h, g = model.model.layers[layer].input.save(), model.model.layers[layer].output.save()
+with model.edit() as (tracer, edited):
+    for _ in tracer.iter[:]:
+        edited.model.layers[layer].skip(edited.model.layers[layer].input)
+with edited.generate(prompt, max_new_tokens=n, do_sample=False, use_cache={use_cache}) as tracer:
+    found = tracer.result.save()"""
+    return Way(command, lambda case: measure(case, use_cache))
+
+
+if __name__ == "__main__":
+    main("nnsight", {"default": way(True), "use_cache=False": way(False)})

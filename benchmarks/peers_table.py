@@ -1,0 +1,75 @@
+"""Judges what the peers report, and writes it as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from snowball.grading import QUANTITIES, Finding, judge
+from snowball.suite import KnownAnswer
+
+Record = Mapping[str, Any]
+
+
+def findings(record: Record, suite: Sequence[KnownAnswer]) -> list[dict[str, Any]]:
+    """The verdicts on everything that was measured, also of models that failed in the end."""
+    if "failure" in record:
+        return []
+    models = record["output"]["models"]
+    found: list[Finding] = []
+    for known in suite:
+        reported = models[known.name]
+        found += [judge(known, name, reported[name]) for name in QUANTITIES if name in reported]
+        if "error" in reported:
+            found.append(Finding(known.name, "run", "failed", detail=reported["error"]))
+    return [asdict(one) for one in found]
+
+
+def page(records: Sequence[Record]) -> str:
+    """Markdown: a row for each peer; then, for each, its calls and all that it got wrong."""
+    titles = ["tool", "version", *QUANTITIES, "failed", "s"]
+    lines = [
+        f"| {' | '.join(titles)} |",
+        f"|---|---|{'--:|' * (len(titles) - 2)}",
+        *(_row(record) for record in records),
+    ]
+    for record in records:
+        lines += ["", f"## {record['name']}", "", *_details(record)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(record: Record) -> str:
+    if "failure" in record:
+        cells = [record["name"], record["failure"], *[""] * (len(QUANTITIES) + 2)]
+    else:
+        failed = sum(one["verdict"] == "failed" for one in record["findings"])
+        cells = [
+            record["name"],
+            record["output"]["version"],
+            *(_right(record, quantity) for quantity in QUANTITIES),
+            str(failed),
+            f"{record['seconds']:.0f}",
+        ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _right(record: Record, quantity: str) -> str:
+    verdicts = [one["verdict"] for one in record["findings"] if one["quantity"] == quantity]
+    return f"{verdicts.count('right')} of {len(verdicts)}" if verdicts else ""
+
+
+def _details(record: Record) -> Iterator[str]:
+    if "failure" in record:
+        yield record["failure"]
+        return
+    yield from ("```python", record["output"]["command"].rstrip(), "```")
+    rows = [one for one in record["findings"] if one["verdict"] in ("wrong", "failed")]
+    if not rows:
+        yield from ("", "Everything that it reports is right.")
+        return
+    yield from ("", "| model | quantity | off by | what | same as |", "|---|---|--:|---|---|")
+    for one in rows:
+        off = "failed" if one["deviation"] is None else f"{one['deviation']:.2g}"
+        what = one["detail"].replace("|", "\\|")
+        yield f"| {one['model']} | {one['quantity']} | {off} | {what} | {one['mistake'] or ''} |"
