@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from peers_table import findings, page
-from snowball.suite import read_suite
 
 from snowball.card import provenance
 from snowball.checkpoint import write_json
+from snowball.suite import read_suite
 
 ADAPTERS = Path(__file__).parent / "peers"
 
@@ -53,7 +53,7 @@ class Peer:
 
 
 PEERS = (
-    Peer("optipfair"),
+    Peer("optipfair", "batches of 8"),
     Peer("optipfair", "one batch"),
     Peer("short-transformers"),
     Peer("short-transformers", "saved and loaded"),

@@ -44,6 +44,15 @@ def test_the_example_of_any_behaviour() -> None:
     assert printed(example("from_truth_table"), {}) == "0.0\n"
 
 
+@pytest.mark.slow
+def test_the_examples_of_proxies_and_of_irrelevance() -> None:
+    ranks, relevance = printed(example("proxy_blind("), {}).splitlines()
+    assert set(eval(ranks).values()) == {0}
+    assert relevance == "1.0"
+    said = printed(example("snowball.irrelevance("), {})
+    assert said == "0 True 8.3e-06 of 13.2\n2 False 26 of 13.2\n"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

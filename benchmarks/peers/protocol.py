@@ -57,10 +57,12 @@ class Case:
         end = (eos,) if any(len(answer) > 1 for answer in answers) else ()
         return [Question((bos, *row["prompt"]), (*_ids(row["label"]), *end)) for row in rows]
 
-    @property
+    @cached_property
     def removals(self) -> list[tuple[int, ...]]:
-        """No layer, every layer, every pair of layers."""
-        return [each for size in range(3) for each in combinations(range(self.layers), size)]
+        """No layer, every layer, every pair of layers, as far as the suite has an answer."""
+        answered = json.loads((self.folder / "answer.json").read_text())["accuracy"]
+        sets = [each for size in range(3) for each in combinations(range(self.layers), size)]
+        return [each for each in sets if key(each) in answered]
 
     def model(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.folder).float().eval()
