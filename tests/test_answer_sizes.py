@@ -59,7 +59,7 @@ def of(dataset: Dataset) -> tuple[Losses, Wanted]:
 
 
 def many() -> Dataset:
-    rows = [{"prompt": [i], "label": i, "distractor": (i + 1) % 70} for i in range(70)]
+    rows = [{"prompt": [i], "label": i, "distractor": (i + 1) % 130} for i in range(130)]
     return Dataset.from_rows(rows)
 
 

@@ -40,7 +40,7 @@ WORDS = Dataset.from_rows(
 )
 # More answer tokens than have orthogonal codes, so that codes of other tokens overlap.
 MANY = Dataset.from_rows(
-    [{"prompt": [k], "label": k, "distractor": (k + 7) % 80} for k in range(80)]
+    [{"prompt": [k], "label": k, "distractor": (k + 7) % 130} for k in range(130)]
 )
 
 
