@@ -18,6 +18,7 @@ from snowball.corollaries import (
 )
 from snowball.dataset import Dataset, DatasetError, Example
 from snowball.decoder import Decoder, DecoderConfig
+from snowball.irrelevance import LayerIrrelevance, irrelevance
 from snowball.measurement import Measurements, measure, right_answers
 from snowball.metrics import (
     accuracy,
@@ -46,6 +47,7 @@ __all__ = [
     "Example",
     "GreedyTrap",
     "Guarantee",
+    "LayerIrrelevance",
     "Measurements",
     "Proxies",
     "ProxyBlindModel",
@@ -62,6 +64,7 @@ __all__ = [
     "greedy_trap",
     "guarantees",
     "inverse_ranking",
+    "irrelevance",
     "load_counterexample",
     "measure",
     "norm_ratio",

@@ -11,24 +11,25 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
+from snowball.architecture import Architecture
+from snowball.architecture_llama import LLAMA
+from snowball.architectures import architecture_of
 from snowball.building import LayerRole
 from snowball.checkpoint import (
     CheckpointError,
-    read_checkpoint,
     read_json,
-    write_checkpoint,
     write_json,
 )
 from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder
-from snowball.proxy_blindness import ProxyBlindModel
 from snowball.reading import Constant
-from snowball.universality import UniversalModel
+from snowball.residual import ResidualStream
+from snowball.residual_decoder import DecoderSizes, ResidualDecoder
 
 CARD = "snowball.json"
 DATASET = "dataset.jsonl"
@@ -50,53 +51,10 @@ class Card:
     constants: tuple[Constant, ...]
     body: Mapping[str, Any]
 
-
-def write_universal(built: UniversalModel, folder: Path) -> Path:
-    """Writes the folder of a model with prescribed scores and behaviours, all of it or nothing.
-
-    Raises:
-        CheckpointError: the folder exists or cannot be written.
-    """
-    return _write_folder(built, universal_card_of(built), folder)
-
-
-def universal_card_of(built: UniversalModel) -> dict[str, Any]:
-    """The card of such a model: `behaviours[b]` is a list of clauses, `behaviour_of[i]` is b."""
-    kinds = list(dict.fromkeys(built.behaviours))
-    return {
-        "format": FORMAT,
-        "theorem": "thm:universality",
-        "scores": list(built.scores),
-        "behaviours": [
-            [{"present": sorted(c.present), "absent": sorted(c.absent)} for c in kind.clauses]
-            for kind in kinds
-        ],
-        "behaviour_of": [kinds.index(behaviour) for behaviour in built.behaviours],
-        **_common(built),
-    }
-
-
-def write_proxy_blind(built: ProxyBlindModel, folder: Path) -> Path:
-    """Writes the folder of a model to which every proxy is blind, all of it or nothing.
-
-    Raises:
-        CheckpointError: the folder exists or cannot be written.
-    """
-    return _write_folder(built, proxy_blind_card_of(built), folder)
-
-
-def proxy_blind_card_of(built: ProxyBlindModel) -> dict[str, Any]:
-    """The card of such a model as JSON values."""
-    return {
-        "format": FORMAT,
-        "theorem": "thm:proxy-blindness",
-        "epsilon": built.epsilon,
-        "layers": built.layers,
-        "target": built.target,
-        "fooled": sorted(built.fooled),
-        "scores": list(built.scores),
-        **_common(built),
-    }
+    @property
+    def reading_layers(self) -> int:
+        """How many layers, the last ones, read the answer out."""
+        return sum(role.name in ("gatherer", "reader") for role in self.roles)
 
 
 def write_counterexample(built: Counterexample, folder: Path) -> Path:
@@ -105,51 +63,81 @@ def write_counterexample(built: Counterexample, folder: Path) -> Path:
     Raises:
         CheckpointError: the folder exists or cannot be written.
     """
-    return _write_folder(built, card_of(built), folder)
+    return write_folder(built, card_of(built), folder, built.architecture)
 
 
-def _common(built: UniversalModel | ProxyBlindModel) -> dict[str, Any]:
-    return {
-        "dtype": str(built.dtype).removeprefix("torch."),
-        "seed": built.seed,
-        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
-        "constants": [asdict(constant) for constant in built.constants],
-        "dataset": _dataset_facts(built.dataset),
-        "provenance": provenance(),
-    }
+class Built(Protocol):
+    """What every construction has: a decoder and its dataset."""
+
+    @property
+    def config(self) -> DecoderSizes: ...
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def dataset(self) -> Dataset: ...
+
+    @property
+    def stream(self) -> ResidualStream: ...
+
+    @property
+    def constants(self) -> tuple[Constant, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
-def _write_folder(
-    built: Counterexample | UniversalModel | ProxyBlindModel, card: Mapping[str, Any], folder: Path
+def write_folder(
+    built: Built,
+    card: Mapping[str, Any],
+    folder: Path,
+    architecture: Architecture[Any] = LLAMA,
 ) -> Path:
+    """Writes checkpoint, card, dataset and tokenizer, all of it or nothing.
+
+    Raises:
+        CheckpointError: the folder exists or cannot be written.
+    """
+
     def write_extras(partial: Path) -> None:
         write_json(partial / CARD, card)
         built.dataset.to_jsonl(partial / DATASET)
         if built.dataset.tokenizer is not None:
             built.dataset.tokenizer.save_pretrained(partial)
 
-    write_checkpoint(folder, built.config, built.weights, write_extras)
+    architecture.write(folder, built.config, built.weights, write_extras)
     return folder
 
 
 def card_of(built: Counterexample) -> dict[str, Any]:
     """The card of a counterexample as JSON values."""
-    dataset = built.dataset
     return {
         "format": FORMAT,
         "theorem": _THEOREM,
+        "architecture": built.architecture.name,
         "epsilon": built.epsilon,
         "layers": built.config.num_hidden_layers,
         "target": built.target,
-        "dtype": str(built.dtype).removeprefix("torch."),
-        "seed": built.seed,
-        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
         "roles": [asdict(role) for role in built.roles],
-        "constants": [asdict(constant) for constant in built.constants],
         "distances": list(built.distances),
         "nodes": built.nodes,
         "closest": built.closest,
-        "dataset": _dataset_facts(dataset),
+        **common_facts(built),
+    }
+
+
+def common_facts(built: Built) -> dict[str, Any]:
+    """What every card says of how a model was made."""
+    return {
+        "dtype": str(built.dtype).removeprefix("torch."),
+        "seed": built.seed,
+        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
+        "constants": [asdict(constant) for constant in built.constants],
+        "dataset": _dataset_facts(built.dataset),
         "provenance": provenance(),
     }
 
@@ -191,21 +179,17 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     body = read_json(path)
-    if body.get("format") != FORMAT or body.get("theorem") != _THEOREM:
-        raise CheckpointError(
-            f"{path}: format {body.get('format')!r} of {body.get('theorem')!r} is not read, only "
-            f"format {FORMAT} of {_THEOREM!r}"
-        )
+    check_format(path, body, _THEOREM)
     try:
-        stream = _entry(body, "stream", dict)
+        width, subspaces = stream_of(body)
         card = Card(
-            epsilon=_number(body, "epsilon"),
-            target=_entry(body, "target", int),
-            layers=_entry(body, "layers", int),
-            width=_entry(stream, "width", int),
-            subspaces=_subspaces(stream),
-            roles=tuple(map(_role, _entry(body, "roles", list))),
-            constants=tuple(map(_constant, _entry(body, "constants", list))),
+            epsilon=number(body, "epsilon"),
+            target=entry(body, "target", int),
+            layers=entry(body, "layers", int),
+            width=width,
+            subspaces=subspaces,
+            roles=tuple(map(_role, entry(body, "roles", list))),
+            constants=tuple(map(_constant, entry(body, "constants", list))),
             body=body,
         )
     except (KeyError, OverflowError, TypeError) as error:
@@ -219,7 +203,29 @@ def read_card(folder: Path) -> Card:
     return card
 
 
-def _entry(entries: Any, key: str, kind: type[_Kind]) -> _Kind:
+def theorem_of(folder: Path) -> str:
+    """The label of the theorem that a folder is a model of.
+
+    Raises:
+        CheckpointError: the card is missing, malformed or names no theorem.
+    """
+    path = folder / CARD
+    theorem = read_json(path).get("theorem")
+    if not isinstance(theorem, str):
+        raise CheckpointError(f"{path}: 'theorem' must be of type str, not {theorem!r:.60}")
+    return theorem
+
+
+def check_format(path: Path, body: Mapping[str, Any], theorem: str) -> None:
+    """Raises CheckpointError unless a card has the format read here, and is of the theorem."""
+    if body.get("format") != FORMAT or body.get("theorem") != theorem:
+        raise CheckpointError(
+            f"{path}: format {body.get('format')!r} of {body.get('theorem')!r} is not read, only "
+            f"format {FORMAT} of {theorem!r}"
+        )
+
+
+def entry(entries: Any, key: str, kind: type[_Kind]) -> _Kind:
     """The entry of a JSON object under a key.
 
     Raises:
@@ -235,34 +241,36 @@ def _entry(entries: Any, key: str, kind: type[_Kind]) -> _Kind:
     return value
 
 
-def _number(entries: Any, key: str) -> float:
+def number(entries: Any, key: str) -> float:
     integer = isinstance(entries, dict) and type(entries.get(key)) is int
-    return float(_entry(entries, key, int)) if integer else _entry(entries, key, float)
+    return float(entry(entries, key, int)) if integer else entry(entries, key, float)
 
 
-def _subspaces(stream: Any) -> dict[str, int]:
-    subspaces = _entry(stream, "subspaces", dict)
-    return {name: _entry(subspaces, name, int) for name in subspaces}
+def stream_of(body: Mapping[str, Any]) -> tuple[int, dict[str, int]]:
+    """Width of the residual stream and dimensions of its subspaces; raises as `entry` does."""
+    stream = entry(body, "stream", dict)
+    subspaces = entry(stream, "subspaces", dict)
+    return entry(stream, "width", int), {name: entry(subspaces, name, int) for name in subspaces}
 
 
-def _role(entry: Any) -> LayerRole:
-    gadgets = _entry(entry, "gadgets", list)
-    return LayerRole(_entry(entry, "name", str), tuple(map(str, gadgets)), _number(entry, "score"))
+def _role(body: Any) -> LayerRole:
+    gadgets = entry(body, "gadgets", list)
+    return LayerRole(entry(body, "name", str), tuple(map(str, gadgets)), number(body, "score"))
 
 
-def _constant(entry: Any) -> Constant:
+def _constant(body: Any) -> Constant:
     return Constant(
-        symbol=_entry(entry, "symbol", str),
-        value=_number(entry, "value"),
-        meaning=_entry(entry, "meaning", str),
-        inequality=_entry(entry, "inequality", str),
-        left=_number(entry, "left"),
-        right=_number(entry, "right"),
-        remedy=_entry(entry, "remedy", str),
+        symbol=entry(body, "symbol", str),
+        value=number(body, "value"),
+        meaning=entry(body, "meaning", str),
+        inequality=entry(body, "inequality", str),
+        left=number(body, "left"),
+        right=number(body, "right"),
+        remedy=entry(body, "remedy", str),
     )
 
 
-def load_counterexample(folder: str | Path) -> tuple[Decoder, Dataset, Card]:
+def load_counterexample(folder: str | Path) -> tuple[ResidualDecoder, Dataset, Card]:
     """Reads decoder, dataset and card of a counterexample folder from its files alone.
 
     Raises:
@@ -271,10 +279,22 @@ def load_counterexample(folder: str | Path) -> tuple[Decoder, Dataset, Card]:
     """
     folder = Path(folder)
     card = read_card(folder)
-    config, weights = read_checkpoint(folder)
-    if config.num_hidden_layers != card.layers:
+    decoder, dataset = load_model(folder, card.layers)
+    return decoder, dataset, card
+
+
+def load_model(folder: Path, layers: int) -> tuple[ResidualDecoder, Dataset]:
+    """Reads decoder and dataset of a folder whose card says how many layers there are.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, or the config has another depth.
+        DatasetError: the dataset is malformed.
+    """
+    decoder = architecture_of(folder).read(folder)
+    config = decoder.config
+    if config.num_hidden_layers != layers:
         raise CheckpointError(
-            f"{folder / CARD} says {card.layers} layers, config.json {config.num_hidden_layers}"
+            f"{folder / CARD} says {layers} layers, config.json {config.num_hidden_layers}"
         )
     if not (folder / DATASET).is_file():
         raise CheckpointError(f"{folder / DATASET} does not exist: not a counterexample folder")
@@ -285,10 +305,7 @@ def load_counterexample(folder: str | Path) -> tuple[Decoder, Dataset, Card]:
         bos=config.bos_token_id,
         eos=config.eos_token_id,
     )
-    try:
-        return Decoder(config, weights), dataset, card
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+    return decoder, dataset
 
 
 def _check_tokenizer(folder: Path, bos: int) -> None:
@@ -317,7 +334,7 @@ def load_dataset_for(folder: Path, data: Path, split: str | None, limit: int | N
     """
     from snowball.tokenizer import load_tokenizer
 
-    config, _ = read_checkpoint(folder)
+    config = architecture_of(folder).read_config(folder)
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder)
         return Dataset.from_jsonl(data, tokenizer=tokenizer, split=split, limit=limit)

@@ -10,10 +10,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from snowball.card import read_card
 from snowball.certainty import Enclosure, Rejection, Undecided
 from snowball.certificate import Bounds, Certificate, Existence, Runtime
 from snowball.checkpoint import read_checkpoint
+from snowball.claims import Claim, claim_of
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig
 from snowball.exact_model import CONFIG, WEIGHTS, ExactModel
@@ -24,15 +24,12 @@ from snowball.judgement import (
     check_files,
     check_statement,
     judge,
-    judge_artifact,
-    judge_existence,
     judge_runtime,
     place_of,
     read_subject,
 )
 from snowball.limits import ACTIVATION_BYTES, WEIGHT_BYTES, OutOfResources, require
 from snowball.measurement import measure_layer
-from snowball.residual import ResidualStream
 from snowball.strict_files import MalformedError, sha256_of
 from snowball.token_data import DATASET
 
@@ -151,14 +148,12 @@ def certify(
         Rejection: something cannot be certified; the claim is named.
         OutOfResources: the largest precision does not decide, or something is beyond a limit.
     """
-    card = read_card(folder)
+    claim = claim_of(folder)
     subject = read_subject(folder, data_path or folder / DATASET)
-    if card.layers != subject.model.config.layers:
+    if claim.layers != subject.model.config.layers:
         raise MalformedError(f"{folder}: config.json and snowball.json disagree about the layers")
-    epsilon = Decimal(repr(card.epsilon))
-    row = ResidualStream(card.subspaces, card.width)["switch"].start
     found, draft = _until_decided(
-        card.layers, lambda effort: _prove(subject, epsilon, card.target, row, effort, progress)
+        claim.layers, lambda effort: _prove(subject, claim, effort, progress)
     )
     runtime = tuple(
         _stated(subject, draft, found, dtype)
@@ -171,16 +166,12 @@ def certify(
 
 
 def _prove(
-    subject: Subject,
-    epsilon: Decimal,
-    target: int,
-    row: int,
-    effort: Effort,
-    progress: Progress | None,
+    subject: Subject, claim: Claim, effort: Effort, progress: Progress | None
 ) -> tuple[Enclosures, Certificate]:
     """Enclosures, and a certificate of them that is judged and lacks the runtime claims only."""
     from snowball.enclosure import Place, enclose
 
+    epsilon, target, row = claim.epsilon, claim.target, claim.switch
     columns = list(subject.model.layers[target].down.row(row))
     if len(columns) != 1:
         raise Rejection(
@@ -191,9 +182,7 @@ def _prove(
     low, high = Fraction(existence.low), Fraction(existence.high)
     found = enclose(subject.model, subject.data, place, low, high, effort, progress)
     draft = _claims(subject, epsilon, existence, found, target)
-    judge_existence(draft, subject, found)
-    judge_artifact(draft, subject, found)
-    _check_deviation(draft, subject.model.dtype)
+    judge(draft, subject, found)
     return found, draft
 
 
@@ -243,16 +232,6 @@ def _claims(
         probability_without=_probability(margin_without, vocabulary),
         runtime=(),
     )
-
-
-def _check_deviation(certificate: Certificate, dtype: str) -> None:
-    allowed = Fraction(certificate.epsilon) * Fraction(SCORE_ERROR[dtype])
-    if Fraction(certificate.deviation) > allowed:
-        raise Rejection(
-            "artifact",
-            f"the score of layer {certificate.target} deviates from epsilon by about "
-            f"{certificate.deviation}, and {dtype} accounts for {float(allowed):.3g} only",
-        )
 
 
 # Decimals, rounded away from what they bound

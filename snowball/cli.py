@@ -1,4 +1,4 @@
-"""The command line: `demo`, `build`, `check`, `certify`, `verify`, `show`, `audit` and `report`.
+"""The command line: builds, checks and certifies models, audits others, and grades tools.
 
 Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused, 3 out of resources.
 """
@@ -6,14 +6,13 @@ Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused, 3 out o
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snowball import cli_audit, cli_certificate
+from snowball import cli_audit, cli_certificate, cli_suite, cli_universal
 from snowball.terminal import out as console
 from snowball.terminal import progress_bar, refusals, refuse_existing, say
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from snowball.card import Card
     from snowball.constructions import Counterexample
     from snowball.dataset import Dataset
-    from snowball.decoder import Decoder
+    from snowball.residual_decoder import ResidualDecoder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,12 +35,22 @@ app.command()(cli_audit.audit)
 app.command()(cli_audit.report)
 app.command()(cli_certificate.certify)
 app.command()(cli_certificate.verify)
+app.command()(cli_suite.suite)
+app.command()(cli_suite.grade)
 
 
 class DType(StrEnum):
     float64 = "float64"
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class Family(StrEnum):
+    llama = "llama"
+    mistral = "mistral"
+    olmo = "olmo"
+    gpt2 = "gpt2"
+    gpt_neox = "gpt-neox"
 
 
 Epsilon = Annotated[
@@ -114,12 +123,15 @@ def build(
         typer.Option(help="hf: only: FIELD=COLUMN, for example prompt=question. Repeatable."),
     ] = None,
     seed: Seed = 0,
+    arch: Annotated[
+        Family, typer.Option(help="Family of the decoder; in gpt-neox two layers read.")
+    ] = Family.llama,
 ) -> None:
     """Build a counterexample for a dataset and write it as a Hugging Face checkpoint."""
     with refusals():
         refuse_existing(out)
         dataset = _read_data(data, tokenizer, split, limit, vocabulary_size, column or [])
-        built = _construct(dataset, epsilon, layers, target, dtype, seed)
+        built = _construct(dataset, epsilon, layers, target, dtype, seed, arch)
         with console.status("writing the checkpoint"):
             built.save_pretrained(out)
         config = built.config
@@ -150,12 +162,19 @@ def check(
         Path | None, typer.Option(help="Run folder to write with report.json, CSV and pictures.")
     ] = None,
 ) -> None:
-    """Measure everything again from the files alone; status 1 if a guarantee fails."""
+    """Measure everything again from the files alone; status 1 if a guarantee fails.
+
+    A model of `snowball.universal` is measured under every set of removed layers.
+    """
     with refusals():
-        from snowball.card import load_counterexample, load_dataset_for
+        from snowball.card import load_counterexample, load_dataset_for, theorem_of
+        from snowball.universal_card import THEOREM
 
         if report is not None:
             refuse_existing(report)
+        if theorem_of(folder) == THEOREM:
+            holds = cli_universal.judge(folder, data, report)
+            raise typer.Exit(0 if holds else 1)
         decoder, dataset, card = load_counterexample(folder)
         if data is not None:
             dataset = load_dataset_for(folder, data, split, limit)
@@ -216,7 +235,13 @@ def _read_data(
 
 
 def _construct(
-    dataset: Dataset, epsilon: float, layers: int, target: int, dtype: DType, seed: int
+    dataset: Dataset,
+    epsilon: float,
+    layers: int,
+    target: int,
+    dtype: DType,
+    seed: int,
+    arch: Family = Family.llama,
 ) -> Counterexample:
     import torch
 
@@ -230,11 +255,12 @@ def _construct(
             target=target,
             dtype=getattr(torch, dtype),
             seed=seed,
+            arch=arch,
         )
 
 
 def _judge(
-    decoder: Decoder, dataset: Dataset, card: Card, run: Path | None, *, plots: bool
+    decoder: ResidualDecoder, dataset: Dataset, card: Card, run: Path | None, *, plots: bool
 ) -> bool:
     """Measures, prints table and guarantees, writes the run folder if there is one."""
     from snowball import report
@@ -243,7 +269,7 @@ def _judge(
 
     with progress_bar("measuring scores, curves and removals", 1000) as advance:
         found = measure(decoder, dataset, follow=[card.target], progress=advance)
-    judged = guarantees(found, card.epsilon, card.target, decoder.dtype)
+    judged = guarantees(found, card.epsilon, card.target, decoder.dtype, card.reading_layers)
     rows = report.layer_rows(found, [role.name for role in card.roles])
     title = f"{len(dataset.examples)} examples, chance {found.chance:.3g}, accuracy "
     console.print(report.layer_table(rows, title + f"{found.intact.accuracy:.3f}"))
@@ -251,7 +277,9 @@ def _judge(
         console.print(line, highlight=False, soft_wrap=True)
     if run is not None:
         context = _context(card, dataset)
-        _write_run(run, report.report_json(found, rows, judged, context), report.layer_csv(rows))
+        report.write_run(
+            run, report.report_json(found, rows, judged, context), report.layer_csv(rows)
+        )
     if run is not None and plots:
         from snowball.plots import plot_scores, plot_snowball
 
@@ -281,14 +309,3 @@ def _context(card: Card, dataset: Dataset) -> dict[str, Any]:
         "provenance": provenance(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _write_run(run: Path, report: Mapping[str, Any], table: str) -> None:
-    from snowball.checkpoint import CheckpointError, write_json
-
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "report.json", report)
-        (run / "layers.csv").write_text(table, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {run}: {error}") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snowball import metrics, teacher_forcing
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder
+from snowball.residual_decoder import ResidualDecoder
 from snowball.teacher_forcing import Path, Reads, answer_paths, answers_of, in_batches, prompts_of
 
 # Prompts on which the snowball curves of all removals are measured.
@@ -104,7 +104,7 @@ class Measurements:
 
 @torch.inference_mode()
 def measure(
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     dataset: Dataset,
     follow: Iterable[int] = (),
     progress: Progress | None = None,
@@ -141,7 +141,7 @@ def measure(
 
 @torch.inference_mode()
 def measure_layer(
-    decoder: Decoder, dataset: Dataset, layer: int, progress: Progress | None = None
+    decoder: ResidualDecoder, dataset: Dataset, layer: int, progress: Progress | None = None
 ) -> tuple[tuple[LayerProxies, ...], Answers, Answers]:
     """The scores of all layers, and the answers with all layers and without one: as `measure`."""
     advance = progress or (lambda _: None)
@@ -154,7 +154,7 @@ def measure_layer(
 
 @torch.inference_mode()
 def right_answers(
-    decoder: Decoder, dataset: Dataset, removed: Set[int] = frozenset()
+    decoder: ResidualDecoder, dataset: Dataset, removed: Set[int] = frozenset()
 ) -> Bool[Tensor, " examples"]:
     """Which examples the decoder answers rightly without the `removed` layers; see `Answers`.
 
@@ -197,7 +197,7 @@ class _Tally:
 
 
 def _measure_scores(
-    decoder: Decoder, dataset: Dataset, progress: Progress
+    decoder: ResidualDecoder, dataset: Dataset, progress: Progress
 ) -> tuple[tuple[LayerProxies, ...], int]:
     tallies = [[_Tally() for _ in metrics.LayerScores._fields] for _ in range(decoder.num_layers)]
     batches = in_batches(decoder, prompts_of(dataset))
@@ -213,7 +213,7 @@ def _measure_scores(
 
 
 def _measure_curves(
-    decoder: Decoder, dataset: Dataset, follow: set[int], progress: Progress
+    decoder: ResidualDecoder, dataset: Dataset, follow: set[int], progress: Progress
 ) -> tuple[SnowballCurve, ...]:
     prompts = prompts_of(dataset)
     curves = [_CurveTally(layer, decoder.num_layers) for layer in range(decoder.num_layers)]
@@ -240,7 +240,7 @@ class _CurveTally:
 
     def add(
         self,
-        decoder: Decoder,
+        decoder: ResidualDecoder,
         states: list[Float[Tensor, "batch length hidden"]],
         real: Bool[Tensor, "batch length"],
     ) -> None:
@@ -270,7 +270,7 @@ class _CurveTally:
 
 
 def _measure_answers(
-    decoder: Decoder, dataset: Dataset, progress: Progress, removed: Sequence[int]
+    decoder: ResidualDecoder, dataset: Dataset, progress: Progress, removed: Sequence[int]
 ) -> list[Answers]:
     """Answers of the decoder without each of the given layers; -1 for the intact one."""
     paths = answer_paths(dataset)
@@ -296,7 +296,7 @@ def _measure_answers(
 
 
 def _states_until_last(
-    decoder: Decoder, ids: Int[Tensor, "batch length"]
+    decoder: ResidualDecoder, ids: Int[Tensor, "batch length"]
 ) -> list[Float[Tensor, "batch length hidden"]]:
     """h_0 .. h_{L-1}: the last layer is only ever run at the positions that are read."""
     last = decoder.num_layers - 1
@@ -304,7 +304,7 @@ def _states_until_last(
 
 
 def _logits_without(
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     states: list[Float[Tensor, "batch length hidden"]],
     layer: int,
     positions: Int[Tensor, "batch reads"],

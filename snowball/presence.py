@@ -85,6 +85,15 @@ class Behaviour:
         """Whether it is written as a constant: no clause at all, or one that is always true."""
         return not all(clause.layers for clause in self.clauses) or not self.clauses
 
+    def renumbered(self, number: Callable[[int], int]) -> Behaviour:
+        """The same function of layers that have other numbers."""
+        return Behaviour(
+            tuple(
+                Clause(frozenset(map(number, c.present)), frozenset(map(number, c.absent)))
+                for c in self.clauses
+            )
+        )
+
     def __call__(self, present: Set[int]) -> bool:
         return any(clause(present) for clause in self.clauses)
 

@@ -90,7 +90,7 @@ class ProxyBlindModel:
         Raises:
             CheckpointError: the folder exists.
         """
-        from snowball.card import write_proxy_blind
+        from snowball.proxy_blind_card import write_proxy_blind
 
         return write_proxy_blind(self, Path(folder))
 

@@ -45,23 +45,24 @@ def write_recall(
 ) -> Int[Tensor, " nodes"]:
     """One unit for each node, which writes `written` times the size of an answer coordinate.
 
-    Returns the units, in the order of the nodes.
+    Returns the units, in the order of the nodes; without gates each node has two.
     """
     first = layer.next_unit
     recall, distances = reader.recall, torch.tensor(heads_of(marks))
-    fired = recall.gate / (1 + math.exp(-recall.gate))
+    gated = layer.gate is not None
+    fired = recall.gate / (1 + math.exp(-recall.gate)) if gated else recall.gate
     for block in torch.arange(len(nodes)).split(_BLOCK):
         seen = tree.tokens_at(nodes[block], distances)
-        gadgets.recall(
-            layer,
-            layer.take_units(len(block)),
-            marks.codes[seen.clamp(min=0)] * (seen >= 0)[..., None],
-            marks.separation,
-            recall.sharpness,
-            up=up[block],
-            up_reads=up_reads[block],
-            down=written[block].T.double() * (reader.readout.answer_size / fired),
-        )
+        signs = marks.codes[seen.clamp(min=0)] * (seen >= 0)[..., None]
+        down = written[block].T.double() * (reader.readout.answer_size / fired)
+        if gated:
+            units = layer.take_units(len(block))
+            sizes = marks.separation, recall.sharpness
+            gadgets.recall(layer, units, signs, *sizes, up[block], up_reads[block], down)
+        else:
+            units = layer.take_units(2 * len(block))
+            drive = recall.gate * up[block]
+            gadgets.odd_recall(layer, units, signs, recall.sharpness, drive, up_reads[block], down)
     return torch.arange(first, layer.next_unit)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snowball.checkpoint import CheckpointError, write_json
 from snowball.measurement import Measurements
 from snowball.verification import Guarantee
 
@@ -94,8 +96,27 @@ def report_json(
 
 def layer_csv(rows: Sequence[LayerRow]) -> str:
     """The rows as CSV; an undefined relevance is empty."""
+    return csv_text([asdict(row) for row in rows])
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same fields as CSV; None is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(LayerRow.__slots__), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(rows)
     return text.getvalue()
+
+
+def write_run(run: Path, report: Mapping[str, Any], table: str) -> None:
+    """Writes report.json and layers.csv of a run.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "report.json", report)
+        (run / "layers.csv").write_text(table, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {run}: {error}") from error

@@ -79,6 +79,7 @@ class RecallWriter:
         self._write(nodes, written, ONE)
         squared = -loss / GATE_SHARE * written
         larger = self._write(nodes, squared, missing)
+        assert self.layer.gate is not None, "these models are Llamas, which have gates"
         self._add(self.layer.gate, larger, missing.scaled(GATE_SHARE * self.reader.recall.gate))
         self._write(nodes, -squared, missing)
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from snowball.dataset import Dataset, Example
-from snowball.decoder import Decoder
+from snowball.residual_decoder import ResidualDecoder
 
 # Bytes that the activations of one batch may take, roughly.
 BATCH_BYTES = 2**28
@@ -29,7 +29,7 @@ class Batch:
     lengths: Int[Tensor, " batch"]
 
 
-def in_batches(decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> list[Batch]:
+def in_batches(decoder: ResidualDecoder, sequences: Sequence[tuple[int, ...]]) -> list[Batch]:
     """Right-padded batches of sequences of similar length, each within the memory allowance."""
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
     batches: list[Batch] = []
@@ -42,7 +42,7 @@ def in_batches(decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> list[B
     return [*batches, _pad(sequences, rows)]
 
 
-def row_bytes(decoder: Decoder, length: int) -> int:
+def row_bytes(decoder: ResidualDecoder, length: int) -> int:
     """What the activations of a sequence take, roughly, in bytes."""
     config = decoder.config
     states = (config.num_hidden_layers + 3) * config.hidden_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,12 @@ from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig
 from snowball.fingerprint import Fingerprint, fingerprint
 from snowball.prefix_tree import PrefixTree, prefix_tree
-from snowball.prescribed_scores import PrescribedScores, ScoreChoice, ScorePlan
+from snowball.prescribed_scores import (
+    SCORE_TOLERANCE,
+    PrescribedScores,
+    ScoreChoice,
+    ScorePlan,
+)
 from snowball.presence import Behaviour
 from snowball.reader_weights import write_gather, write_recall, write_unembedding
 from snowball.reading import (
@@ -47,7 +52,8 @@ _SILENCING = 4.0
 class UniversalModel:
     """A decoder with prescribed scores, right on example i if and only if `behaviours[i]` is true.
 
-    `scores` are those of all layers, the reader (the last one) included.
+    `scores` are those of all layers, the reader (the last one) included, at every token that has
+    none of its own in `token_scores`. The attention of layer `gather` reads the prompt.
     """
 
     config: DecoderConfig
@@ -55,6 +61,8 @@ class UniversalModel:
     dataset: Dataset
     scores: tuple[float, ...]
     behaviours: tuple[Behaviour, ...]
+    token_scores: Mapping[int, tuple[float, ...]]
+    gather: int
     seed: int
     stream: ResidualStream
     constants: tuple[Constant, ...]
@@ -74,11 +82,13 @@ class UniversalModel:
         """Which examples the theorem says are answered rightly without the `removed` layers.
 
         Raises:
-            ValueError: the reader is removed, of which the theorem says nothing, or a layer that
-                does not exist.
+            ValueError: a layer that reads is removed, of which the theorem says nothing, or one
+                that does not exist.
         """
         if wrong := sorted(set(removed) - set(range(self.layers - 1))):
             raise ValueError(f"layer {wrong[0]} is none of 0..{self.layers - 2}")
+        if self.gather in removed:
+            raise ValueError(f"layer {self.gather} gathers what the last layer reads")
         present = frozenset(range(self.layers - 1)) - removed
         return torch.tensor([behaviour(present) for behaviour in self.behaviours])
 
@@ -92,7 +102,7 @@ class UniversalModel:
         Raises:
             CheckpointError: the folder exists.
         """
-        from snowball.card import write_universal
+        from snowball.universal_card import write_universal
 
         return write_universal(self, Path(folder))
 
@@ -102,6 +112,8 @@ def universal(
     *,
     scores: Sequence[float],
     answers: Behaviour | Sequence[Behaviour],
+    token_scores: Mapping[int, Sequence[float]] | None = None,
+    gather: int | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> UniversalModel:
@@ -115,6 +127,9 @@ def universal(
         dataset: examples with labels and distractors.
         scores: one in (0, 2) for each layer; their number is the depth L >= 2.
         answers: one behaviour for all examples, or one for each; of the layers 0..L-2.
+        token_scores: scores of their own for some tokens, by id; one in (0, 2) for each layer.
+        gather: the layer whose attention reads the prompt, the last one by default; without it
+            no open question is answered.
         dtype: dtype of the weights: float64, float32 or bfloat16.
         seed: seed of the sign codes.
 
@@ -123,11 +138,17 @@ def universal(
         DatasetError: two rows contradict each other along their answers, or rows of different
             behaviours meet where an answer is decided.
 
-    Proof: thm:universality.
+    Proof: thm:universality, cor:token-classes.
     """
     behaviours = _behaviours(dataset, answers)
-    _check_arguments(scores, behaviours, dtype)
-    return build(dataset, behaviours, PrescribedScores(tuple(scores)), dtype, seed)
+    reads = len(scores) - 1 if gather is None else gather
+    own = {token: tuple(map(float, some)) for token, some in (token_scores or {}).items()}
+    _check_arguments(scores, behaviours, reads, dtype)
+    _check_token_scores(own, len(scores), dataset.vocabulary_size)
+    classes = tuple(dict.fromkeys(own.values()))
+    choice = PrescribedScores(tuple(map(float, scores)), classes)
+    class_of = {token: 1 + classes.index(some) for token, some in own.items()}
+    return build(dataset, behaviours, choice, dtype, seed, class_of=class_of, gather=reads)
 
 
 def _behaviours(
@@ -144,16 +165,14 @@ def _behaviours(
 
 
 def _check_arguments(
-    scores: Sequence[float], behaviours: Sequence[Behaviour], dtype: torch.dtype
+    scores: Sequence[float], behaviours: Sequence[Behaviour], gather: int, dtype: torch.dtype
 ) -> None:
     if len(scores) < 2:
         raise ConstructionError(
             f"{len(scores)} scores: at least 2 layers are needed, one that can be removed and the "
             "reader"
         )
-    for layer, score in enumerate(scores):
-        if not 0 < score < 2:  # also false for NaN
-            raise ConstructionError(f"the score of layer {layer} must lie in (0, 2), not {score}")
+    _check_scores(scores, "")
     for number, behaviour in enumerate(behaviours):
         for layer in sorted(behaviour.layers):
             if not 0 <= layer <= len(scores) - 2:
@@ -162,8 +181,29 @@ def _check_arguments(
                     f"{len(scores)} layers it can depend on 0..{len(scores) - 2} (the last one "
                     "reads)"
                 )
+    if not 0 <= gather < len(scores):
+        raise ConstructionError(f"gather must be one of the layers 0..{len(scores) - 1}: {gather}")
     if dtype not in (torch.float64, torch.float32, torch.bfloat16):
         raise ConstructionError(f"dtype must be float64, float32 or bfloat16, not {dtype}")
+
+
+def _check_scores(scores: Sequence[float], where: str) -> None:
+    for layer, score in enumerate(scores):
+        if not 0 < score < 2:  # also false for NaN
+            raise ConstructionError(
+                f"the score of layer {layer}{where} must lie in (0, 2), not {score}"
+            )
+
+
+def _check_token_scores(own: Mapping[int, Sequence[float]], layers: int, tokens: int) -> None:
+    for token, scores in own.items():
+        if not 0 <= token < tokens:
+            raise ConstructionError(f"token_scores: token {token} is none of 0..{tokens - 1}")
+        if len(scores) != layers:
+            raise ConstructionError(
+                f"token_scores: {len(scores)} scores of token {token} for {layers} layers"
+            )
+        _check_scores(scores, f" at token {token}")
 
 
 def build(
@@ -172,8 +212,12 @@ def build(
     choice: ScoreChoice,
     dtype: torch.dtype,
     seed: int,
+    *,
+    class_of: Mapping[int, int] | None = None,
+    gather: int | None = None,
 ) -> UniversalModel:
     """`universal` for arguments that have been checked, with any choice of scores."""
+    gather, class_of = choice.layers - 1 if gather is None else gather, class_of or {}
     check_vocabulary(dataset, dtype)
     kinds = tuple(dict.fromkeys(behaviours))
     tree = prefix_tree(dataset, [kinds.index(behaviour) for behaviour in behaviours])
@@ -183,28 +227,43 @@ def build(
     units = sum(len(rule.nodes) for rule in rules)
     stream = residual_stream(marks, answers, choice.layers, choice.filler_dimensions)
     plan = choice.plan(code_square(marks), stream.width, dtype)
-    config = decoder_config(dataset, tree, marks, stream, plan.layers, units)
-    around = _surroundings(plan, kinds, units, dtype)
+    planes = 1 + len(plan.classes)
+    config = decoder_config(dataset, tree, marks, stream, plan.layers, units, planes)
+    around = _surroundings(plan, gather, kinds, units, dtype)
     reader = reader_design(dataset, tree, marks, answers, config, around, dtype)
     constants = (*_plan_constants(plan, dtype), *_clause_constants(kinds, reader, dtype))
     constants = (*constants, *reader.constants)
     refuse_violations(constants, closest_pair(tree, marks), dtype)
 
     weights = allocate(config, dtype)
-    _write_embedding(weights["model.embed_tokens.weight"], marks, plan, stream)
+    embedding = weights["model.embed_tokens.weight"]
+    _write_embedding(embedding, marks, plan, stream)
+    for token, number in class_of.items():
+        embedding[token, stream["filler"]] = embedding[token, stream["filler"]].roll(2 * number)
     for index in range(plan.layers):
         layer = gadgets.LayerWeights.of(weights, index, stream)
         _write_layer(layer, index, plan)
-        if index == plan.layers - 1:
+        if index == gather:
             write_gather(layer, plan.norm, marks, reader)
+        if index == plan.layers - 1:
             for rule in rules:
                 _write_rule(layer, rule, tree, marks, reader, plan)
     # Without the reader all other logits are 0, and BOS, which is no answer, is emitted.
     write_unembedding(
         weights["lm_head.weight"], stream, answers, reader, idle=dataset.bos, norm=plan.norm
     )
+    token_scores = {token: plan.classes[number - 1] for token, number in class_of.items()}
     return UniversalModel(
-        config, weights, dataset, plan.scores, behaviours, seed, stream, constants
+        config=config,
+        weights=weights,
+        dataset=dataset,
+        scores=plan.scores,
+        behaviours=behaviours,
+        token_scores=token_scores,
+        gather=gather,
+        seed=seed,
+        stream=stream,
+        constants=constants,
     )
 
 
@@ -241,10 +300,11 @@ def _rules(tree: PrefixTree, answers: AnswerCodes, kinds: Sequence[Behaviour]) -
 
 
 def _surroundings(
-    plan: ScorePlan, kinds: Sequence[Behaviour], units: int, dtype: torch.dtype
+    plan: ScorePlan, gather: int, kinds: Sequence[Behaviour], units: int, dtype: torch.dtype
 ) -> Surroundings:
-    """Context and answer so small that they move the score of the reader by less than rounding."""
-    added = plan.norm**2 * plan.scores[-1] * torch.finfo(dtype).eps / 8
+    """Context and answer so small that they move the scores of what reads by less than rounding."""
+    least = min(min(some[gather], some[-1]) for some in (plan.scores, *plan.classes))
+    added = plan.norm**2 * least * torch.finfo(dtype).eps / 8
     clauses = max(1, *(len(behaviour.clauses) for behaviour in kinds))
     return Surroundings(
         norm=plan.norm,
@@ -261,17 +321,24 @@ def _surroundings(
 
 
 def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]:
-    number = torch.finfo(dtype)
+    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
     square = plan.norm**2
-    layers = zip(plan.scores, plan.halves, plan.angles, strict=True)
-    rotated = [score - 2 * half**2 / square for score, half, angle in layers if angle]
+    turns = [
+        (layer, scores[layer], plan.angles[layer][number])
+        for number, scores in enumerate((plan.scores, *plan.classes))
+        for layer in range(plan.layers)
+        if any(plan.angles[layer][number : number + 1])
+    ]
+    rotated = [score - 2 * plan.halves[layer] ** 2 / square for layer, score, _ in turns]
+    # The filler has been turned before, so that a float rounds its coordinates by a share of U.
+    noise = [eps * plan.filler[0] ** 2 * a / (square * score) for _, score, a in turns]
     return (
         Constant(
             symbol="h",
             value=min(plan.halves),
             meaning="smallest switch",
             inequality="2^24 times the smallest normal number <= h",
-            left=number.tiny * 2**24,
+            left=tiny * 2**24,
             right=min(plan.halves),
             remedy="larger scores, or float64",
         ),
@@ -283,6 +350,15 @@ def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]
             left=max(rotated, default=0.0),
             right=2 * plan.filler[0] ** 2 / square,
             remedy="scores further below 2, or a wider dtype",
+        ),
+        Constant(
+            symbol="a",
+            value=min((a for *_, a in turns), default=0.0),
+            meaning="smallest angle of a rotation",
+            inequality="eps U^2 a / (R^2 score) <= tolerance of scores, with classes of tokens",
+            left=max(noise, default=0.0) if plan.classes else 0.0,
+            right=SCORE_TOLERANCE[dtype],
+            remedy="scores of a layer that differ less between tokens, or float64",
         ),
     )
 
@@ -322,8 +398,10 @@ def _write_embedding(
 
 def _write_layer(layer: gadgets.LayerWeights, index: int, plan: ScorePlan) -> None:
     start = layer.stream["filler"].start
-    if plan.angles[index] != 0:
-        gadgets.rotation(layer, plan.norm, slice(start, start + 2), plan.angles[index])
+    for number, angle in enumerate(plan.angles[index]):
+        if angle != 0:
+            plane = slice(start + 2 * number, start + 2 * number + 2)
+            gadgets.rotation(layer, plan.norm, plane, angle)
     switch = layer.stream["switch"].start + index
     gadgets.flip(layer, plan.norm, slice(switch, switch + 1), plan.halves[index], plan.gate)
 

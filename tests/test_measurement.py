@@ -63,6 +63,7 @@ Model = tuple[DecoderConfig, dict[str, Tensor]]
 
 def built(dataset: Dataset, dtype: torch.dtype = torch.float64) -> Model:
     model = counterexample(dataset, epsilon=1e-4, layers=LAYERS, target=TARGET, dtype=dtype)
+    assert isinstance(model.config, DecoderConfig)
     return model.config, model.weights
 
 

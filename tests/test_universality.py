@@ -3,23 +3,25 @@
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from dense_forward import DenseDecoder
+from ball_decoder import DenseDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import datasets, dtypes, inputs
 from test_presence import subsets
 
 from snowball.building import ConstructionError
-from snowball.card import write_universal
 from snowball.checkpoint import read_checkpoint, read_json
 from snowball.dataset import Dataset, DatasetError
 from snowball.decoder import Decoder
 from snowball.measurement import right_answers
 from snowball.metrics import cosine_score
 from snowball.presence import Behaviour, Clause
+from snowball.universal_card import write_universal
+from snowball.universal_verification import removal_sets
 from snowball.universality import UniversalModel, universal
 
 SMALLEST_SCORE, LARGEST_SCORE = 1e-30, 1.95
@@ -111,6 +113,37 @@ def test_each_example_has_a_behaviour_of_its_own(data: st.DataObject) -> None:
     assert_right_under_every_removal(model, model.decoder())
 
 
+@given(st.data())
+@settings(max_examples=30)
+def test_tokens_have_scores_of_their_own_and_any_layer_gathers(data: st.DataObject) -> None:
+    layers = data.draw(st.integers(2, 5))
+    dataset, dtype = data.draw(datasets()), data.draw(dtypes())
+    tokens = st.integers(0, dataset.vocabulary_size - 1)
+    one = st.floats(1e-3, LARGEST_SCORE)
+    own = data.draw(st.dictionaries(tokens, st.lists(one, min_size=layers, max_size=layers)))
+    gather = data.draw(st.integers(0, layers - 1))
+    behaviour = data.draw(behaviours(layers - 1))
+    common = data.draw(st.lists(one, min_size=layers, max_size=layers) if own else scores(layers))
+    model = universal(
+        dataset, scores=common, answers=behaviour, token_scores=own, gather=gather, dtype=dtype
+    )
+    decoder = model.decoder()
+    ids = torch.tensor([data.draw(inputs(dataset))])
+    free = [layer for layer in range(layers - 1) if layer != gather]
+    for removed in subsets(tuple(free)):
+        assert torch.equal(right_answers(decoder, dataset, removed), model.right(removed)), removed
+        kept = [layer for layer in range(layers) if layer not in removed]
+        states = decoder.residual_states(ids, removed)
+        for layer, (before, after) in zip(kept, pairwise(states), strict=True):
+            wanted = torch.tensor(
+                [own.get(t, common)[layer] for t in ids[0].tolist()], dtype=torch.float64
+            )
+            found = cosine_score(before, after)[0] / wanted - 1
+            assert found.abs().max() <= TOLERANCE[dtype], (layer, removed)
+    if not dataset.multiple_choice:
+        assert not right_answers(decoder, dataset, {gather}).any()
+
+
 def test_ten_layers_and_all_subsets() -> None:
     """All 512 sets of removals, for examples that depend on layers in different ways."""
     rows = [{"prompt": [k], "label": 0, "distractor": 1} for k in range(4)]
@@ -120,6 +153,23 @@ def test_ten_layers_and_all_subsets() -> None:
     own = [Behaviour.needs_all(range(9)), Behaviour.needs_any(range(9)), parity, most]
     model = universal(dataset, scores=[0.05 * (k + 1) for k in range(10)], answers=own)
     assert_right_under_every_removal(model, model.decoder())
+
+
+def test_twenty_five_layers_and_a_sample_of_subsets() -> None:
+    """No layer, each single one, and random sets, of 2^24 that there are."""
+    rows = [{"prompt": [k], "label": 0, "distractor": 1} for k in range(4)]
+    dataset = Dataset.from_rows(rows)
+    mixed = Clause(frozenset(range(0, 24, 2)), frozenset(range(1, 24, 6)))
+    own = [
+        Behaviour.needs_all(range(24)),
+        Behaviour.needs_any(range(20, 24)),
+        Behaviour((mixed, Clause(absent=frozenset({23})))),
+        Behaviour.from_truth_table(range(5, 11), lambda present: len(present) % 2 == 0),
+    ]
+    model = universal(dataset, scores=[0.05 * (k + 1) for k in range(25)], answers=own)
+    decoder = model.decoder()
+    for removed in removal_sets(range(24))[:200]:
+        assert torch.equal(right_answers(decoder, dataset, removed), model.right(removed)), removed
 
 
 def test_bfloat16_carries_clauses_of_two_layers() -> None:
@@ -219,6 +269,26 @@ def test_arguments_that_make_no_model_are_refused() -> None:
         universal(WORDS, scores=[0.1, 0.2], answers=[Behaviour.always()] * 2)
     with pytest.raises(ConstructionError, match="dtype must be"):
         universal(WORDS, scores=[0.1, 0.2], answers=Behaviour.always(), dtype=torch.float16)
+
+
+def test_token_scores_and_gathering_layers_that_make_no_model_are_refused() -> None:
+    def build(**extra: Any) -> UniversalModel:
+        return universal(WORDS, scores=[0.1, 0.2, 0.3], answers=Behaviour.always(), **extra)
+
+    with pytest.raises(ConstructionError, match=r"token 99 is none of 0\.\."):
+        build(token_scores={99: [0.1, 0.2, 0.3]})
+    with pytest.raises(ConstructionError, match="2 scores of token 0 for 3 layers"):
+        build(token_scores={0: [0.1, 0.2]})
+    with pytest.raises(ConstructionError, match=r"layer 1 at token 0 must lie in \(0, 2\), not 2"):
+        build(token_scores={0: [0.1, 2, 0.3]})
+    with pytest.raises(
+        ConstructionError, match=r"a \(smallest angle .* differ less between tokens"
+    ):
+        build(token_scores={0: [0.1, 1e-9, 0.3], 1: [0.1, 1e-6, 0.3]})
+    with pytest.raises(ConstructionError, match=r"gather must be one of the layers 0\.\.2: 3"):
+        build(gather=3)
+    with pytest.raises(ValueError, match="layer 1 gathers what the last layer reads"):
+        build(gather=1).right({1})
 
 
 def test_a_dtype_that_cannot_carry_a_clause_is_refused() -> None:

@@ -1,0 +1,205 @@
+"""What a tool reports is judged: right, wrong and by which mistake, or refused where malformed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import refused, snowball
+
+from snowball.grading import QUANTITIES, Finding, check, judge, judge_model
+from snowball.suite import KnownAnswer, write_suite
+from snowball.suite_models import NAMES
+
+pytest_plugins = ["pytester"]
+
+ANSWER: dict[str, Any] = {
+    "layers": 4,
+    "scores": {
+        "cosine": [0.1, 0.2, 0.3, 0.0],
+        "cosine_last": [0.3, 0.2, 0.1, 0.0],
+        "angular": [0.1, 0.2, 0.3, 0.0],
+        "norm_ratio": [1.0, 1.0, 1.0, 1.0],
+    },
+    "tolerance": {"score": 1e-5, "accuracy": 0.0},
+    "accuracy": {"": 1.0, "0": 0.5, "1": 1.0, "2": 0.0, "3": 0.25, "0,1": 0.5, "0.mlp": 0.5},
+    "relevance": [0.5, 0.0, 1.0, 0.75],
+    "ranking": [[1], [0, 3], [2]],
+    "trap": "a trap",
+    "mistakes": [
+        {"mistake": "padding", "quantity": "cosine", "reports": [0.4, 0.3, 0.2, 0.1]},
+        {"mistake": "similarity", "quantity": "cosine", "reports": [0.9, 0.8, 0.7, 1.0]},
+    ],
+}
+KNOWN = KnownAnswer("model", Path("model"), ANSWER)
+
+
+def verdict(quantity: str, value: Any) -> Finding:
+    return judge(KNOWN, quantity, value)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_the_answer_itself_is_right(quantity: str) -> None:
+    answers = {**ANSWER["scores"], **ANSWER, "ranking": [1, 3, 0, 2]}
+    found = verdict(quantity, answers[quantity])
+    assert (found.verdict, found.deviation) == ("right", 0)
+
+
+def test_scores_are_right_within_the_tolerance() -> None:
+    assert verdict("cosine", [0.1 + 9e-6, 0.2, 0.3, 0.0]).verdict == "right"
+    found = verdict("cosine", [0.1 + 2e-5, 0.2, 0.3, 0.0])
+    assert (found.verdict, found.mistake) == ("wrong", None)
+    assert found.deviation == pytest.approx(2e-5)
+
+
+def test_a_layer_may_be_left_out_and_is_mentioned() -> None:
+    found = verdict("cosine", [0.1, 0.2, 0.3, None])
+    assert (found.verdict, found.detail) == ("right", "no score of layer 3")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_wrong(number: float) -> None:
+    assert verdict("cosine", [0.1, number, 0.3, 0.0]).verdict == "wrong"
+    found = verdict("accuracy", {"": number})
+    assert found.verdict == "wrong"
+
+
+@pytest.mark.parametrize("mistake", ANSWER["mistakes"], ids=lambda one: one["mistake"])
+def test_a_known_mistake_is_recognised(mistake: dict[str, Any]) -> None:
+    reports = [one + 1e-4 for one in mistake["reports"]]
+    assert verdict("cosine", reports).mistake == mistake["mistake"]
+    assert verdict("cosine", [*reports[:3], None]).mistake == mistake["mistake"]
+    assert verdict("cosine", [one + 0.05 for one in reports]).mistake is None
+
+
+def test_accuracies_are_exact() -> None:
+    assert verdict("accuracy", {"": 1.0, "0,1": 0.5, "0.mlp": 0.5}).detail == "3 removals"
+    found = verdict("accuracy", {"": 1.0, "0": 0.75, "2": 0.0})
+    assert (found.verdict, found.deviation, found.mistake) == ("wrong", 0.25, None)
+    assert found.detail == "1 of 3 removals; without 0: reported 0.75, right 0.5"
+
+
+def test_an_index_off_by_one_is_recognised() -> None:
+    shifted = verdict("accuracy", {"0": 1.0, "1": 0.0, "2": 0.25})
+    assert shifted.mistake == "the layer after the one named was removed"
+    shifted = verdict("accuracy", {"1": 0.5, "2": 1.0, "3": 0.0})
+    assert shifted.mistake == "the layer before the one named was removed"
+
+
+def test_a_ranking_is_judged_by_pairs_and_ties_are_free() -> None:
+    assert verdict("ranking", [1, 0, 3, 2]).verdict == "right"
+    found = verdict("ranking", [2, 0, 3, 1])
+    assert (found.verdict, found.deviation) == ("wrong", 1.0)
+    found = verdict("ranking", [0, 1, 3, 2])
+    assert found.deviation == pytest.approx(1 / 5)
+
+
+def test_check_raises_with_the_mistake_and_the_trap() -> None:
+    check(KNOWN, cosine=[0.1, 0.2, 0.3, 0.0], ranking=[1, 0, 3, 2])
+    with pytest.raises(AssertionError, match=r"(?s)cosine is wrong.*as if: padding.*a trap"):
+        check(KNOWN, cosine=[0.4, 0.3, 0.2, 0.1])
+    with pytest.raises(AssertionError, match="run is failed: it crashed"):
+        check(KNOWN, error="it crashed")
+
+
+def test_what_is_not_reported_is_not_measured() -> None:
+    assert {one.verdict for one in judge_model(KNOWN, {})} == {"not measured"}
+
+
+# The command
+
+
+def report(tmp_path: Path, **models: Any) -> Path:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"tool": "mine", "version": "1", "models": models}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graded") / "suite"
+    write_suite(folder)
+    return folder
+
+
+def test_grade_tells_right_from_wrong(suite: Path, tmp_path: Path) -> None:
+    answer = json.loads((suite / "padding" / "answer.json").read_text())
+    path = report(tmp_path, padding={"cosine": answer["scores"]["cosine"]})
+    done = snowball("grade", path, "--suite", suite)
+    assert (done.status, done.errors) == (0, "")
+    assert "1 right, 0 wrong, 0 failed" in done.out
+    padded = next(m for m in answer["mistakes"] if m["mistake"].startswith("padding"))
+    path = report(tmp_path, padding={"cosine": padded["reports"]}, theorem={"error": "no"})
+    done = snowball("grade", path, "--suite", suite, "--out", tmp_path / "graded.json")
+    assert done.status == 1
+    assert "0 right, 1 wrong, 1 failed" in done.out
+    findings = json.loads((tmp_path / "graded.json").read_text())["findings"]
+    wrong = [one for one in findings if one["verdict"] == "wrong"]
+    assert [one["mistake"] for one in wrong] == ["padding counted as tokens"]
+    refused(snowball("grade", path, "--suite", suite, "--out", tmp_path / "graded.json"), "exists")
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ({"nobody": {}}, "no model 'nobody' is in the suite"),
+        ({"bos": {"cos": []}}, "bos: no quantity 'cos'; there are cosine"),
+        ({"bos": {"cosine": [0.1]}}, "bos: cosine must be a list of 5 numbers.*not 1 values"),
+        ({"bos": {"cosine": "x"}}, "bos: cosine must be a list of 5 numbers"),
+        ({"bos": {"cosine": [0.1, 0.2, "a", 0, 0]}}, "cosine of layer 2 must be a number, not 'a'"),
+        ({"bos": {"accuracy": {"7": 1.0}}}, "bos: accuracy without '7' has no answer"),
+        ({"bos": {"accuracy": {"1": True}}}, "accuracy without '1' must be a number, not True"),
+        ({"bos": {"accuracy": {}}}, "bos: accuracy must be an object"),
+        ({"bos": {"ranking": [0, 1, 2, 3, 3]}}, r"ranking must hold each of 0\.\.4 once"),
+        ({"bos": {"ranking": [0, 1, 2, 3, True]}}, r"ranking must hold each of 0\.\.4 once"),
+        ({"bos": 3}, "'models' must be an object of objects"),
+    ],
+)
+def test_a_malformed_report_is_refused(
+    suite: Path, tmp_path: Path, models: dict[str, Any], message: str
+) -> None:
+    refused(snowball("grade", report(tmp_path, **models), "--suite", suite), message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1: not JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"models": {}}', "must be texts"),
+        ('{"tool": "x", "models": []}', "'models' must be an object"),
+    ],
+)
+def test_what_is_no_report_is_refused(suite: Path, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    refused(snowball("grade", path, "--suite", suite), message)
+    refused(snowball("grade", tmp_path / "none.json", "--suite", suite), "cannot read")
+
+
+# The plugin
+
+TEST = """
+pytest_plugins = ["snowball.pytest_plugin"]
+from snowball.grading import check
+
+def test_my_tool(known_answer):
+    check(known_answer, cosine=my_scores(known_answer))
+
+def my_scores(known):
+    right = known.answer["scores"]["cosine"]
+    return [1 - one for one in right] if known.name == "harmful" else right
+"""
+
+
+def test_the_fixture_runs_a_test_for_every_model(pytester: pytest.Pytester, suite: Path) -> None:
+    pytester.makepyfile(TEST)
+    options = ("-p", "snowball.pytest_plugin", "--known-answer-suite", suite)
+    done = pytester.runpytest_subprocess(*options)
+    done.assert_outcomes(passed=len(NAMES) - 1, failed=1)
+    done.stdout.fnmatch_lines(["*similarity instead of one minus similarity*"])
+
+
+def test_the_fixture_writes_a_suite_of_its_own(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(TEST)
+    pytester.runpytest_subprocess("-k", "sink").assert_outcomes(passed=1, deselected=len(NAMES) - 1)
