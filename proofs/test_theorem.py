@@ -17,6 +17,7 @@ HAND = [
         *("lem:separation", "lem:kernel", "lem:answers", "thm:snowball", "thm:universality"),
         *("cor:calibration", "cor:inverse-ranking", "cor:correlation", "cor:blindness"),
         *("cor:greedy", "cor:hardness"),
+        *("thm:proxy-blindness", "thm:proxy-families", "lem:lead", "lem:share", "lem:norm-slope"),
     )
 ]
 PROVED = [s for s in STATEMENTS if s.needs_proof]

@@ -136,7 +136,7 @@ def proxy_blind(
             cannot carry a margin.
         DatasetError: two rows contradict each other along their answers.
 
-    Proof: thm:proxy-blindness.
+    Proof: thm:proxy-blindness, thm:proxy-families.
     """
     _check_arguments(dataset, layers, target, epsilon, fooled, dtype)
     check_vocabulary(dataset, dtype)
@@ -378,6 +378,26 @@ def _constants(
             left=4 * (number.eps + wanted.width * sums) * logit,
             right=least_lead,
             remedy="fewer layers, or a wider dtype",
+        ),
+        *_steep_lead_constants(parts, sizes, wanted),
+    )
+
+
+def _steep_lead_constants(
+    parts: _Parts, sizes: AnswerSizes, wanted: Wanted
+) -> tuple[Constant, ...]:
+    """A decided answer has a slope by the lead only as long as the other one is not improbable."""
+    if parts.fooled & {"loss", "taylor"}:
+        return ()
+    return (
+        Constant(
+            symbol="X",
+            value=sizes.lead * wanted.most_apart,
+            meaning="largest lead whose slope Taylor scores are to feel, in logits",
+            inequality="X <= 7/2",
+            left=sizes.lead * wanted.most_apart,
+            right=7 / 2,
+            remedy="another seed, or loss or taylor fooled",
         ),
     )
 
