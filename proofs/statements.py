@@ -1,7 +1,7 @@
 """Every definition, lemma and theorem, once: what is stated, over what, from what, by whom.
 
-The prose with all proofs is `snowball.md` and `universality.md`; the files `test_*.py` prove what a
-tool can prove.
+The prose with all proofs is `snowball.md`, `universality.md` and `proxies.md`; the files
+`test_*.py` prove what a tool can prove.
 """
 
 from __future__ import annotations
@@ -277,6 +277,15 @@ STATEMENTS = (
         ),
     ),
     Statement(
+        "cor:token-classes",
+        "The theorem of universality holds with scores of their own for each of finitely many "
+        "classes of tokens, and with any layer before the last gathering; without that layer no "
+        "open question is answered.",
+        ("as thm:universality", "classes of tokens", "a gathering layer g"),
+        ("a layer that gathers is not removed",),
+        uses=("thm:universality", "lem:prescribed-scores", "lem:rotation-score"),
+    ),
+    Statement(
         "cor:calibration",
         "The score of a layer before the last is the same on every calibration set, whatever its "
         "relevance.",
@@ -443,6 +452,117 @@ STATEMENTS = (
             "lem:parallel-residual",
             "lem:update-factor",
             "lem:mirror",
+        ),
+    ),
+    # Proxies
+    Statement(
+        "def:proxies",
+        "The proxies of a layer: cosine score, angular distance, change of the norm, size of the "
+        "update, change of the perplexity and KL divergence when it is removed, Taylor scores "
+        "sum |W G|, |sum W G| and |<dL/dy, y - x>|, magnitude sum |W|.",
+        ("a decoder", "a dataset", "a layer"),
+        source="the pruning literature",
+    ),
+    Statement(
+        "lem:near-tie",
+        "If a token is the most likely one with a layer and not without it, and the loss at it "
+        "grows by at most delta without the layer, its probability is at most e^delta / 2.",
+        ("any two distributions", "delta >= 0"),
+    ),
+    Statement(
+        "lem:growth",
+        "A layer that turns a switch of -h and writes w to a coordinate that is 0 multiplies the "
+        "squared norm by 1 + g, g = w^2/R^2, and scores 1 - (1 - 2h^2/R^2) / sqrt(1 + g); every "
+        "score c >= g in (0, 2) is had by some h.",
+        ("R > 0", "g >= 0", "c >= g, c > 0"),
+        uses=("lem:linear-map",),
+    ),
+    Statement(
+        "lem:lead",
+        "Turning a lead of x logits between two tokens moves the loss at the leading one by at "
+        "most 2x, and the predictions by a KL divergence of at most x^2/2; twice the slope of the "
+        "loss by the sign is at most 2x.",
+        ("x > 0", "logits of all other tokens, which move by at most x/2"),
+    ),
+    Statement(
+        "lem:share",
+        "In the model of thm:proxy-blindness the removal of a layer other than the target moves "
+        "the loss at every token of every label by D >= 8x at least, and the KL divergence is more "
+        "than x^2/2.",
+        ("dataset", "L >= 3", "every token of every label"),
+        uses=("lem:update-factor", "lem:lead"),
+    ),
+    Statement(
+        "lem:norm-slope",
+        "In that model the slope of the loss by the update of the target is smaller than that of "
+        "every other layer, at every token of every label.",
+        ("dataset", "L >= 3", "every token of every label"),
+        uses=("lem:growth", "lem:lead"),
+    ),
+    Statement(
+        "lem:weight-slope",
+        "In a layer of units with stationary gates on the constant, sum |W G| is "
+        "2 sum_u |F_u| + |F| and |sum W G| is 3 |F|, F_u being the slope of what unit u adds and F "
+        "their sum.",
+        ("any number of units", "any loss"),
+    ),
+    Statement(
+        "lem:coupled",
+        "Angular distance increases in the cosine score, and the size of the update in cosine "
+        "score and norm ratio >= 1.",
+        ("c in (0, 2)", "norm ratio >= 1"),
+    ),
+    Statement(
+        "lem:square",
+        "Two units with the gates G(1 + theta S) and G and the up values S and -S together write "
+        "f(S) with f(0) = f'(0) = 0 and f(1) between 1 and 1 + (1 + theta)/theta e^-G.",
+        ("G > 0", "theta > 0"),
+        uses=("lem:silu-leak",),
+    ),
+    Statement(
+        "thm:proxy-blindness",
+        "For every dataset, L >= 3, target in 0..L-2 and epsilon up to 1/(80(L-2)) there is a "
+        "Llama decoder in which cosine score, angular distance, change of the norm, size of the "
+        "update, change of the perplexity, KL divergence, Taylor scores and magnitude all rank the "
+        "target strictly least of all layers, its score being epsilon at every token of every "
+        "input, and every answer is the label if the target is present and else the distractor, "
+        "whatever layers before the last are removed.",
+        ("dataset", "L >= 3", "0 <= target <= L-2", "epsilon in (0, 1/(80(L-2))]"),
+        ("open answers, or choices whose labels and distractors are single tokens",),
+        (
+            "def:decoder",
+            "def:removal",
+            "def:dataset",
+            "def:proxies",
+            "lem:growth",
+            "lem:coupled",
+            "lem:update-factor",
+            "lem:lead",
+            "lem:share",
+            "lem:norm-slope",
+            "lem:weight-slope",
+            "lem:recall",
+            "lem:answers",
+            "lem:near-tie",
+        ),
+    ),
+    Statement(
+        "thm:proxy-families",
+        "For every set of the families cosine, norm, loss and Taylor there is a decoder in which "
+        "the proxies of these rank the target strictly last of all layers, the proxies of all "
+        "other families rank it strictly first of the layers before the last, and its relevance is "
+        "1, that of all others before the last 0.",
+        ("dataset", "L >= 3", "0 <= target <= L-2", "a set of families", "epsilon small enough"),
+        ("open answers, or choices whose labels and distractors are single tokens",),
+        (
+            "thm:proxy-blindness",
+            "lem:growth",
+            "lem:lead",
+            "lem:share",
+            "lem:norm-slope",
+            "lem:weight-slope",
+            "lem:square",
+            "lem:coupled",
         ),
     ),
 )

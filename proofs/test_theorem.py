@@ -16,9 +16,10 @@ HAND = [
     for label in (
         *("lem:separation", "lem:kernel", "lem:answers", "thm:snowball", "thm:universality"),
         *("cor:calibration", "cor:inverse-ranking", "cor:correlation", "cor:blindness"),
-        *("cor:greedy", "cor:hardness"),
+        *("cor:greedy", "cor:hardness", "cor:token-classes"),
         *("lem:gram-norm", "lem:float-exponential", "thm:irrelevance", "cor:amplification-pays"),
         *("lem:parallel-residual", "thm:architectures"),
+        *("thm:proxy-blindness", "thm:proxy-families", "lem:lead", "lem:share", "lem:norm-slope"),
     )
 ]
 PROVED = [s for s in STATEMENTS if s.needs_proof]

@@ -12,7 +12,7 @@ Symbols: kappa is the confidence, a logit for each unit of a product of codes, s
 layer, and `M = -dL/dkappa` at a node, the mean over tokens of what they are behind; `kappa M s` is
 what the loss L moves, to first order, when a layer is removed.
 
-Proof: lem:confidence-share, lem:blind-loss, lem:blind-slope.
+Proof: lem:lead, lem:share, lem:norm-slope.
 """
 
 from __future__ import annotations

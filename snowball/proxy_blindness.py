@@ -136,7 +136,7 @@ def proxy_blind(
             cannot carry a margin.
         DatasetError: two rows contradict each other along their answers.
 
-    Proof: thm:proxy-blindness.
+    Proof: thm:proxy-blindness, thm:proxy-families.
     """
     _check_arguments(dataset, layers, target, epsilon, fooled, dtype)
     check_vocabulary(dataset, dtype)
@@ -146,6 +146,8 @@ def proxy_blind(
     parts = _Parts(target, layers, frozenset(fooled))
     wanted = Wanted.of(tree, answers, dataset)
     sizes = parts.answer_sizes(wanted)
+    step = _step_constant(sizes, epsilon)
+    refuse_violations((step,), closest_pair(tree, marks), dtype)
     plan = parts.layer_sizes(epsilon, sizes.step, 1 + code_square(marks), dtype)
     units = parts.units(len(tree), int((~answers.agree).sum()))
     stream = residual_stream(marks, answers, switches=layers, filler=0, growth=layers)
@@ -154,8 +156,8 @@ def proxy_blind(
     gather = gather_design(tree, marks, config, around, dtype)
     recall = recall_design(marks, config, around, gather, dtype)
     reader = ReaderDesign(gather, recall, _readout(plan, sizes, answers, around, stream))
-    own = _constants(parts, plan, sizes, wanted, epsilon, dtype)
-    constants = (*own, *reader.constants)
+    own = _constants(parts, plan, sizes, wanted, dtype)
+    constants = (step, *own, *reader.constants)
     refuse_violations(constants, closest_pair(tree, marks), dtype)
 
     weights = allocate(config, dtype)
@@ -330,7 +332,6 @@ def _constants(
     plan: LayerSizes,
     sizes: AnswerSizes,
     wanted: Wanted,
-    epsilon: float,
     dtype: torch.dtype,
 ) -> tuple[Constant, ...]:
     number, double = torch.finfo(dtype), torch.finfo(torch.float64)
@@ -353,15 +354,6 @@ def _constants(
             remedy="a larger epsilon, or float64",
         ),
         Constant(
-            symbol="q",
-            value=sizes.step,
-            meaning="share of the squared norm that a layer other than the target may add",
-            inequality="epsilon <= q / 2",
-            left=epsilon,
-            right=sizes.step / 2,
-            remedy="a smaller epsilon",
-        ),
-        Constant(
             symbol="g",
             value=apart,
             meaning="difference of the growths of squared norms of the target and any other layer",
@@ -378,6 +370,38 @@ def _constants(
             left=4 * (number.eps + wanted.width * sums) * logit,
             right=least_lead,
             remedy="fewer layers, or a wider dtype",
+        ),
+        *_steep_lead_constants(parts, sizes, wanted),
+    )
+
+
+def _step_constant(sizes: AnswerSizes, epsilon: float) -> Constant:
+    return Constant(
+        symbol="q",
+        value=sizes.step,
+        meaning="share of the squared norm that a layer other than the target may add",
+        inequality="epsilon <= q / 2",
+        left=epsilon,
+        right=sizes.step / 2,
+        remedy="a smaller epsilon",
+    )
+
+
+def _steep_lead_constants(
+    parts: _Parts, sizes: AnswerSizes, wanted: Wanted
+) -> tuple[Constant, ...]:
+    """A decided answer has a slope by the lead only as long as the other one is not improbable."""
+    if parts.fooled & {"loss", "taylor"}:
+        return ()
+    return (
+        Constant(
+            symbol="X",
+            value=sizes.lead * wanted.most_apart,
+            meaning="largest lead whose slope Taylor scores are to feel, in logits",
+            inequality="X <= 7/2",
+            left=sizes.lead * wanted.most_apart,
+            right=7 / 2,
+            remedy="another seed, or loss or taylor fooled",
         ),
     )
 
