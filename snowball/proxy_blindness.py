@@ -12,14 +12,13 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from snowball import gadgets
 from snowball.answer_codes import AnswerCodes, answer_codes
-from snowball.answer_sizes import AnswerSizes, Wanted, decided, near_tie
+from snowball.answer_sizes import AnswerSizes, Wanted
 from snowball.building import (
     ConstructionError,
     allocate,
@@ -30,8 +29,9 @@ from snowball.building import (
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig
 from snowball.fingerprint import Fingerprint, fingerprint
-from snowball.layer_sizes import LayerSizes, layer_sizes
+from snowball.layer_sizes import LayerSizes
 from snowball.prefix_tree import prefix_tree
+from snowball.proxy_families import FAMILIES, Family, Parts
 from snowball.reader_weights import write_gather, write_unembedding
 from snowball.reading import (
     Constant,
@@ -47,11 +47,6 @@ from snowball.reading import (
 )
 from snowball.residual import ResidualStream
 from snowball.switch_forms import GATE_SHARE, Form, RecallWriter
-
-# Proxies that stand or fall together: cosine score and angular distance, at all or the last tokens;
-# norm ratio; perplexity and KL divergence; Taylor scores of weights, signed or not, and of updates.
-Family = Literal["cosine", "norm", "loss", "taylor"]
-FAMILIES: frozenset[Family] = frozenset(get_args(Family))
 
 
 @dataclass(frozen=True)
@@ -143,7 +138,7 @@ def proxy_blind(
     tree = prefix_tree(dataset)
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed, tied=True)
-    parts = _Parts(target, layers, frozenset(fooled))
+    parts = Parts(target, layers, frozenset(fooled))
     wanted = Wanted.of(tree, answers, dataset)
     sizes = parts.answer_sizes(wanted)
     step = _step_constant(sizes, epsilon)
@@ -220,69 +215,9 @@ def _check_arguments(
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """Who plays which part, and what follows from the families that are fooled."""
-
-    target: int
-    layers: int
-    fooled: frozenset[Family]
-
-    @property
-    def reader(self) -> int:
-        return self.layers - 1
-
-    @property
-    def others(self) -> tuple[int, ...]:
-        """All layers but the target and the reader."""
-        return tuple(layer for layer in range(self.reader) if layer != self.target)
-
-    @property
-    def lead_is_steep(self) -> bool:
-        """Whether the loss has a slope by the switch of the target."""
-        return "loss" in self.fooled or "taylor" not in self.fooled
-
-    @property
-    def confidence_is_steep(self) -> bool:
-        """Whether the loss has a slope by the switches of the other layers."""
-        return "loss" not in self.fooled or "taylor" in self.fooled
-
-    def answer_sizes(self, wanted: Wanted) -> AnswerSizes:
-        sharers = len(self.others)
-        if "loss" in self.fooled:
-            return near_tie(wanted, sharers, steep=self.confidence_is_steep)
-        return decided(wanted, sharers)
-
-    def units(self, nodes: int, differing: int) -> int:
-        """Hidden units of recall: one, or three without a slope, for confidence and lead."""
-        confidence, lead = (
-            1 if steep else 3 for steep in (self.confidence_is_steep, self.lead_is_steep)
-        )
-        return confidence * nodes + lead * differing
-
-    def layer_sizes(
-        self, epsilon: float, step: float, rest: float, dtype: torch.dtype
-    ) -> LayerSizes:
-        """Scores and growths of all layers; those of the reader are the largest.
-
-        A growth g alone scores g/2. With q the step, all other layers together grow by at most
-        `(1 + q)^(L-1)`, and no layer moves the norm by more than 2q.
-        """
-        cosine, norm = "cosine" in self.fooled, "norm" in self.fooled
-        target = (epsilon if cosine else step, 0.0 if norm else epsilon)
-        if norm:
-            other = (1.5 * step, step) if cosine else (epsilon, epsilon)
-        else:
-            other = (1.5 * step if cosine else epsilon, epsilon / 2)
-        chosen = [target if k == self.target else other for k in range(self.reader)]
-        chosen.append((1.5 * step, step))
-        scores, growths = zip(*chosen, strict=True)
-        return layer_sizes(scores, growths, rest, dtype)
-
-
 def _surroundings(
     plan: LayerSizes,
-    parts: _Parts,
+    parts: Parts,
     sizes: AnswerSizes,
     wanted: Wanted,
     units: int,
@@ -328,7 +263,7 @@ def _readout(
 
 
 def _constants(
-    parts: _Parts,
+    parts: Parts,
     plan: LayerSizes,
     sizes: AnswerSizes,
     wanted: Wanted,
@@ -387,9 +322,7 @@ def _step_constant(sizes: AnswerSizes, epsilon: float) -> Constant:
     )
 
 
-def _steep_lead_constants(
-    parts: _Parts, sizes: AnswerSizes, wanted: Wanted
-) -> tuple[Constant, ...]:
+def _steep_lead_constants(parts: Parts, sizes: AnswerSizes, wanted: Wanted) -> tuple[Constant, ...]:
     """A decided answer has a slope by the lead only as long as the other one is not improbable."""
     if parts.fooled & {"loss", "taylor"}:
         return ()
@@ -423,7 +356,7 @@ def _write_layer(layer: gadgets.LayerWeights, index: int, norm: float, plan: Lay
 
 
 def _write_answers(
-    writer: RecallWriter, answers: AnswerCodes, parts: _Parts, sizes: AnswerSizes
+    writer: RecallWriter, answers: AnswerCodes, parts: Parts, sizes: AnswerSizes
 ) -> None:
     """The confidence on all nodes, less where others are missing, and the lead where tokens differ.
 

@@ -94,7 +94,7 @@ LEVELS = (
     {"answer_codes", "architectures", "audit", "gadgets", "irrelevance", "proxy_scores"},
     {"audit_summary", "reading"},
     {"answer_sizes", "building", "design", "layer_sizes", "reader_weights"},
-    {"audit_report", "constructions", "switch_forms", "universality"},
+    {"audit_report", "constructions", "proxy_families", "switch_forms", "universality"},
     {"audit_plots", "corollaries", "proxy_blindness"},
     {"card", "verification"},
     {"audit_html", "judgement", "proxy_blind_card", "report", "show", "universal_card"},
