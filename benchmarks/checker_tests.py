@@ -4,8 +4,8 @@
 
 Run in the root of the repository; `mutmut run` takes most of an hour and leaves `mutants/`.
 `pyproject.toml` says which file and which tests. A mutant counts as killed if a test fails, or
-takes several times as long as without it. Survivors that change nothing that the checker does are
-told with the reason, by hand, in `benchmarks/results/certificate/survivors.md`.
+takes several times as long as without it. Survivors are named; many change nothing that the checker
+does, and count as survivors all the same.
 """
 
 from __future__ import annotations
