@@ -164,17 +164,17 @@ def _judge_scores(known: KnownAnswer, quantity: str, value: Any) -> Finding:
 
 
 def _recognised(known: KnownAnswer, quantity: str, found: Sequence[float | None]) -> str | None:
-    """The known mistake that comes nearest, if it explains nearly all of the deviation."""
+    """The known mistakes that explain nearly all of the deviation: several may report the same."""
     right = known.answer["scores"][quantity]
 
     def distance(other: Sequence[float]) -> float:
         return max(abs(a - b) for a, b in zip(found, other, strict=True) if a is not None)
 
-    mistakes = [one for one in known.answer["mistakes"] if one["quantity"] == quantity]
-    if not mistakes or not math.isfinite(distance(right)):
+    allowed = 0.02 * distance(right)
+    if not math.isfinite(allowed):
         return None
-    nearest = min(mistakes, key=lambda one: distance(one["reports"]))
-    return nearest["mistake"] if distance(nearest["reports"]) < 0.02 * distance(right) else None
+    mistakes = [one for one in known.answer["mistakes"] if one["quantity"] == quantity]
+    return " or ".join(m["mistake"] for m in mistakes if distance(m["reports"]) < allowed) or None
 
 
 def _judge_accuracy(known: KnownAnswer, value: Any) -> Finding:

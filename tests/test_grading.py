@@ -28,6 +28,7 @@ ANSWER: dict[str, Any] = {
     "trap": "a trap",
     "mistakes": [
         {"mistake": "padding", "quantity": "cosine", "reports": [0.4, 0.3, 0.2, 0.1]},
+        {"mistake": "padding too", "quantity": "cosine", "reports": [0.4, 0.3, 0.2, 0.1]},
         {"mistake": "similarity", "quantity": "cosine", "reports": [0.9, 0.8, 0.7, 1.0]},
     ],
 }
@@ -67,8 +68,9 @@ def test_what_is_not_finite_is_wrong(number: float) -> None:
 @pytest.mark.parametrize("mistake", ANSWER["mistakes"], ids=lambda one: one["mistake"])
 def test_a_known_mistake_is_recognised(mistake: dict[str, Any]) -> None:
     reports = [one + 1e-4 for one in mistake["reports"]]
-    assert verdict("cosine", reports).mistake == mistake["mistake"]
-    assert verdict("cosine", [*reports[:3], None]).mistake == mistake["mistake"]
+    name = "similarity" if mistake["mistake"] == "similarity" else "padding or padding too"
+    assert verdict("cosine", reports).mistake == name
+    assert verdict("cosine", [*reports[:3], None]).mistake == name
     assert verdict("cosine", [one + 0.05 for one in reports]).mistake is None
 
 
