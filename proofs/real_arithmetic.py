@@ -8,7 +8,7 @@ import z3
 
 _MILLISECONDS = 60_000
 
-Q = z3.Q  # the rational number of two integers
+Q: Any = z3.Q  # the rational number of two integers
 both: Any = z3.And
 
 

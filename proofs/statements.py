@@ -279,8 +279,8 @@ STATEMENTS = (
     Statement(
         "cor:token-classes",
         "The theorem of universality holds with scores of their own for each of finitely many "
-        "classes of tokens, and with any layer before the last gathering; without that layer no "
-        "open question is answered.",
+        "classes of tokens, and with any layer g gathering: scores are exact before g and within "
+        "delta from g on; without g no open question is answered.",
         ("as thm:universality", "classes of tokens", "a gathering layer g"),
         ("a layer that gathers is not removed",),
         uses=("thm:universality", "lem:prescribed-scores", "lem:rotation-score"),

@@ -59,6 +59,52 @@ def test_context_and_answer_move_the_score_of_the_last_layer_by_little() -> None
     assert not holds(moved <= eta * s / 4, *given)
 
 
+@pytest.mark.proves("cor:token-classes", method="symbolic")
+def test_a_token_feels_the_rotation_of_its_own_plane_alone() -> None:
+    """Two planes, the other one empty; both are rotated, by angles of their own."""
+    U, h, K = sp.symbols("U h K", positive=True)
+    turn, other, at = sp.symbols("turn other at", real=True)
+
+    def rotation(angle: sp.Symbol) -> sp.Matrix:
+        return sp.Matrix([[sp.cos(angle), -sp.sin(angle)], [sp.sin(angle), sp.cos(angle)]])
+
+    planes = sp.diag(rotation(turn), rotation(other), 1)
+    before = sp.Matrix([U * sp.cos(at), U * sp.sin(at), 0, 0, -h])
+    after = planes * before + sp.Matrix([0, 0, 0, 0, 2 * h])
+    assert after[2:4] == [0, 0]
+    square = sp.simplify(before.dot(before) + K)
+    assert sp.simplify(after.dot(after) + K - square) == 0
+    found = 1 - (before.dot(after) + K) / square
+    expected = (2 * h**2 + U**2 * (1 - sp.cos(turn))) / square
+    assert sp.simplify(sp.expand_trig(found - expected)) == 0
+
+
+@pytest.mark.proves("cor:token-classes", method="smt")
+def test_the_least_score_of_a_layer_decides_its_switch() -> None:
+    least = reals("least")
+    given = (
+        *(q > 0, q < 1, least > 0, c >= least, c <= 2 * (1 - q)),
+        *(filler >= 1 - 2 * q / 3, share > 0, 2 * share <= least),
+    )
+    moved = c - 2 * share
+    assert possible(*given)
+    assert holds(both(moved >= 0, moved <= 2 * filler), *given)
+
+
+@pytest.mark.proves("cor:token-classes", method="smt")
+def test_context_moves_the_score_of_a_later_layer_by_little() -> None:
+    """`x.x = 1 + eta`, `x.w = -c`, `|w|^2 = 2 c` in units of R; s is |y| / |x|."""
+    given = (
+        *(c > 0, c < 2, eta > 0, eta <= Q(1, 64), r >= 1 - eta, r <= 1),
+        *(s > 0, s * s * (1 + eta) == 1 + eta + 2 * r * (r - 1) * c),
+    )
+    moved = (1 - c) * (1 + eta) * s - (1 + eta - r * c)
+    assert possible(*given)
+    assert holds(moved <= 4 * eta * (1 + eta) * s, *given)
+    assert holds(moved >= -4 * eta * (1 + eta) * s, *given)
+    assert not holds(moved >= -eta * s / 4, *given)
+
+
 @pytest.mark.proves("lem:clause", method="smt")
 def test_a_condition_that_fails_silences_the_unit() -> None:
     """`rest` is what further conditions add, 0 or less; nu the factor by which all may grow."""
