@@ -196,6 +196,19 @@ def correctness_metrics(task: Task) -> list[str]:
     return [metric for metric in found if metric.startswith(CORRECTNESS)]
 
 
+def _within_margin(
+    loglikelihoods: Float[np.ndarray, "removals continuations"],
+) -> Float[np.ndarray, " removals"]:
+    """1 where `max_c |lead'_c - lead_c| < min_c lead_c`, with leads of the intact best choice.
+
+    Measured, not certified; the measured side of Theorem 4.
+    """
+    best = int(loglikelihoods[0].argmax())
+    leads = np.delete(loglikelihoods[:, [best]] - loglikelihoods, best, axis=1)
+    moved = np.abs(leads - leads[0]).max(1, initial=0.0)
+    return (moved < leads[0].min(initial=np.inf)).astype(np.float64)
+
+
 def multiple_choice_task(
     name: str, items: Sequence[Item], labels: Sequence[int], lengths: Sequence[Sequence[int]]
 ) -> ScoredTask:
@@ -203,6 +216,8 @@ def multiple_choice_task(
 
     `acc`: the choice with the largest summed log-likelihood is right (the first, if several).
     `acc_norm`: the same after division by the `lengths` of the choices, in characters.
+    `within_margin`: the removal moves the leads of the likeliest choice of the intact model, the
+    first one, by less than the smallest of them, so that `acc` cannot change.
     """
     sizes = [np.array(one, dtype=np.float64) for one in lengths]
 
@@ -212,6 +227,7 @@ def multiple_choice_task(
             "acc": (loglikelihoods.argmax(1) == right).astype(np.float64),
             "acc_norm": ((loglikelihoods / sizes[index]).argmax(1) == right).astype(np.float64),
             "loglikelihood": loglikelihoods[:, right],
+            "within_margin": _within_margin(loglikelihoods),
         }
 
     chance = tuple(1 / len(item.continuations) for item in items)

@@ -29,6 +29,7 @@ from snowball.tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 BOS = 256
+ITEMS_OF_THREE = [Item("x:1", (1,), ((2,), (3,), (4,)))]
 CHOICE = {"context": "Sky is", "choices": [" blue", " green", " red"], "label": 0}
 
 
@@ -274,3 +275,21 @@ def test_the_metrics_that_tell_right_from_wrong(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
         found[name] = correctness_metrics(read_task(tmp_path / f"{name}.jsonl", TOKENIZER))
     assert found == {"choice": ["acc", "acc_norm"], "open": ["exact_match"], "text": []}
+
+
+@given(st.lists(st.lists(st.floats(-50, 0), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_within_the_margin_no_answer_changes(rows: list[list[float]]) -> None:
+    likelihoods = np.array(rows)
+    task = multiple_choice_task("task", ITEMS_OF_THREE, [0], [[1, 1, 1]])
+    within = task.score(0, likelihoods, np.zeros(likelihoods.shape, bool))["within_margin"]
+    for row, inside in zip(likelihoods, within.tolist(), strict=True):
+        assert not inside or row.argmax() == likelihoods[0].argmax()
+
+
+def test_the_margin_is_the_least_lead_and_is_compared_strictly() -> None:
+    """Leads of the first choice: 2 and 5, then 1 and 5, 0.5 and 5, 4 and 5, 2 and 2."""
+    leads = np.array([[2.0, 5], [1, 5], [0, 5], [4, 5], [2, 2]])
+    likelihoods = np.concatenate((np.zeros((5, 1)), -leads), axis=1)
+    task = multiple_choice_task("task", ITEMS_OF_THREE, [0], [[1, 1, 1]])
+    found = task.score(0, likelihoods, np.zeros(likelihoods.shape, bool))["within_margin"]
+    assert found.tolist() == [1, 1, 0, 0, 0]
