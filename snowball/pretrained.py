@@ -74,6 +74,9 @@ _MOST_PARAMETERS_PER_BYTE = 8  # no format stores a weight in less than a bit
 _REASON_LENGTH = 300
 _LISTED = 3  # names in an error
 
+# Their configs have the entry `is_decoder` and no use for it: attention is causal in any case.
+_CAUSAL_ANYWAY = {"gpt_neox", "gpt_neox_japanese"}
+
 
 class PretrainedError(SnowballError):
     """A pretrained model that cannot be had, or must not be trusted."""
@@ -294,8 +297,8 @@ def _check_decoder(path: str, config: PreTrainedConfig) -> None:
         why = "is an encoder-decoder"
     elif not known:
         why = "has no causal language model"
-    # Only architectures that are both have the entry, and without it they attend both ways.
-    elif not getattr(config, "is_decoder", True):
+    # Architectures that are both have the entry, and attend both ways unless it is set.
+    elif not getattr(config, "is_decoder", True) and config.model_type not in _CAUSAL_ANYWAY:
         why = "is an encoder (is_decoder=False)"
     elif getattr(config, "use_bidirectional_attention", None) is True:
         why = "is an encoder (use_bidirectional_attention=True)"

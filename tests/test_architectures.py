@@ -193,6 +193,19 @@ def test_build_check_and_show(arch: str, tmp_path: Path) -> None:
         assert not (tmp_path / "cert.json").exists()
 
 
+@families
+def test_the_audit_finds_the_target(written: dict[str, Path], arch: str, tmp_path: Path) -> None:
+    """Real deletion by the engine for pretrained models, in every family."""
+    done = snowball("audit", written[arch], "--out", tmp_path / "audit")
+    assert done.status == 0, done.errors
+    audit = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    (dataset,) = audit["datasets"]
+    accuracy = [dataset["accuracy"][str(layer)]["value"] for layer in range(LAYERS)]
+    assert accuracy[TARGET] == 0
+    others = range(LAYERS - ARCHITECTURES[arch].reading_layers)
+    assert all(accuracy[layer] == 1 for layer in others if layer != TARGET)
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
