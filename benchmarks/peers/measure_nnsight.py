@@ -13,7 +13,6 @@ from typing import Any
 import nnsight
 import torch
 from protocol import Case, Emit, Way, accuracies, accuracy, main
-from torch.nn.functional import cosine_similarity
 
 
 def measure(case: Case, use_cache: bool) -> Iterator[tuple[str, Any]]:
@@ -32,8 +31,12 @@ def prompt_scores(model: Any, prompt: tuple[int, ...]) -> torch.Tensor:
         states = nnsight.save([])
         for layer in model.model.layers:
             states.append((layer.input, layer.output))
-    similarities = [cosine_similarity(h.double(), g.double(), dim=-1)[0] for h, g in states]
-    return 1 - torch.stack(similarities)
+    return torch.stack([cosine_score(h[0].double(), g[0].double()) for h, g in states])
+
+
+def cosine_score(h: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """`1 - h.g / (|h| |g|)`; torch's cosine_similarity would clamp norms at 1e-8."""
+    return 1 - (h * g).sum(-1) / (h.norm(dim=-1) * g.norm(dim=-1))
 
 
 def skipping(model: Any, removed: tuple[int, ...], use_cache: bool) -> Emit:
