@@ -812,10 +812,12 @@ OPTIONS = {
     "demo": {"--out", "--epsilon", "--layers", "--target", "--dtype", "--seed"},
     "build": {
         *("--out", "--epsilon", "--layers", "--target", "--dtype", "--seed", "--tokenizer"),
-        *("--split", "--limit", "--vocabulary-size", "--column"),
+        *("--split", "--limit", "--vocabulary-size", "--column", "--arch"),
     },
     "check": {"--split", "--limit", "--report"},
     "show": {"--json"},
+    "suite": {"--out"},
+    "grade": {"--suite", "--out"},
 }
 
 
