@@ -327,4 +327,122 @@ STATEMENTS = (
         uses=("thm:universality",),
         source="reduction from maximum coverage",
     ),
+    # Irrelevance
+    Statement(
+        "lem:score-and-update",
+        "|y - x|^2 = |x|^2 + |y|^2 - 2 |x| |y| (1 - s) for states x, y of the score s.",
+        ("x, y != 0",),
+    ),
+    Statement(
+        "lem:rmsnorm-lipschitz",
+        "RMSNorm has a derivative of norm s = (|x|^2/n + eps)^(-1/2), and on the tube of all x + d "
+        "with |x.d| <= m one of at most (s^-2 - 2 m/n)^(-1/2).",
+        ("x in R^n", "eps >= 0"),
+        ("2 m/n < s^-2",),
+    ),
+    Statement(
+        "lem:silu-slope",
+        "|silu'| < 1.0999, and |silu'(x)| <= (1 - x) e^x for x <= 0, which grows with x.",
+        ("x real",),
+    ),
+    Statement(
+        "lem:swiglu-lipschitz",
+        "|silu(g') u' - silu(g) u| <= K |g' - g| |u'| + |silu(g)| |u' - u| with K the largest "
+        "|silu'| between g and g'.",
+        ("g, g', u, u' real",),
+        uses=("lem:silu-slope",),
+    ),
+    Statement(
+        "lem:softmax-variation",
+        "If scores move by at most D, their softmax moves by at most 2 tanh(D/2) in sum.",
+        ("any number of scores", "D >= 0"),
+    ),
+    Statement(
+        "lem:attention-lipschitz",
+        "If scores move by at most D and values by at most r, a mix of values moves by at most "
+        "r + tanh(D/2) times the range of the values.",
+        ("any number of keys", "D, r >= 0"),
+        uses=("lem:softmax-variation",),
+    ),
+    Statement(
+        "lem:gram-norm",
+        "|W|^16 <= |(W'W)^8|_F, with the rounding of three squarings.",
+        ("matrices",),
+    ),
+    Statement(
+        "lem:float-exponential",
+        "The float64 exponential of the certificates is within a relative 2^-45.",
+        ("0 <= y <= 600",),
+    ),
+    Statement(
+        "thm:irrelevance",
+        "If |w_a - w_b| times the product of the Lipschitz constants of all later layers and of "
+        "the final norm, on tubes around the intact run, times |h_{l+1} - h_l| stays below "
+        "z_a - z_b wherever an answer is decided, removing layer l changes no answer.",
+        ("Llama decoders", "datasets", "layers l"),
+        uses=(
+            "lem:score-and-update",
+            "lem:rmsnorm-lipschitz",
+            "lem:swiglu-lipschitz",
+            "lem:attention-lipschitz",
+            "lem:gram-norm",
+            "lem:float-exponential",
+        ),
+    ),
+    Statement(
+        "cor:amplification-pays",
+        "For the target of the snowball theorem the product of any Lipschitz constants of the "
+        "later layers is at least the margin over |w_a - w_b| |h_{l+1} - h_l|.",
+        ("every model of thm:snowball",),
+        uses=("thm:snowball", "thm:irrelevance", "lem:score-and-update"),
+    ),
+    # Other families
+    Statement(
+        "lem:mirrored-layernorm",
+        "On a stream (x, -x) LayerNorm is RMSNorm of x beside its negative, with the same epsilon; "
+        "all cosines are those of x, and maps of x can be written and read.",
+        ("x in R^d", "eps >= 0"),
+    ),
+    Statement(
+        "lem:odd-activation",
+        "act(z) - act(-z) = z for SiLU, GELU and GELU with tanh, so that two units without gates "
+        "are an exact linear map.",
+        ("z real",),
+    ),
+    Statement(
+        "lem:odd-recall",
+        "Two units without gates write y on their node, and at most 2 T exp(-T) where the "
+        "mismatch M satisfies -M - |y| >= T >= 1.",
+        ("y real", "T >= 1"),
+        uses=("lem:recall-gate", "lem:odd-activation", "lem:silu-leak"),
+    ),
+    Statement(
+        "lem:learned-positions",
+        "Learned positions of cosines and sines have one norm and give the kernel of RoPE.",
+        ("positions p, p'", "distances D", "frequencies theta_m"),
+        uses=("lem:kernel",),
+    ),
+    Statement(
+        "lem:parallel-residual",
+        "Where attention and MLP read the same stream, gathering in the layer before the last and "
+        "recall in the last one do what a sequential reader does.",
+        ("every input",),
+        uses=("lem:reader-score",),
+    ),
+    Statement(
+        "thm:architectures",
+        "The snowball theorem holds for Mistral and OLMo decoders, for GPT-2 decoders at inputs "
+        "within their positions, and for GPT-NeoX decoders with L >= 4 and target <= L - 3.",
+        ("dataset", "L", "target", "epsilon in (0, 2)"),
+        uses=(
+            "thm:snowball",
+            "lem:mirrored-layernorm",
+            "lem:odd-activation",
+            "lem:odd-recall",
+            "lem:learned-positions",
+            "lem:parallel-residual",
+            "lem:update-factor",
+            "lem:mirror",
+        ),
+    ),
 )

@@ -17,6 +17,8 @@ HAND = [
         *("lem:separation", "lem:kernel", "lem:answers", "thm:snowball", "thm:universality"),
         *("cor:calibration", "cor:inverse-ranking", "cor:correlation", "cor:blindness"),
         *("cor:greedy", "cor:hardness"),
+        *("lem:gram-norm", "lem:float-exponential", "thm:irrelevance", "cor:amplification-pays"),
+        *("lem:parallel-residual", "thm:architectures"),
     )
 ]
 PROVED = [s for s in STATEMENTS if s.needs_proof]

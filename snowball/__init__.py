@@ -1,7 +1,8 @@
 """Snowball: transformers whose least important layer, by cosine similarity, decides every answer.
 
 The public names; see `snowball.constructions.counterexample` for the builder of Theorem 1,
-`snowball.universality.universal` for that of Theorem 2.
+`snowball.universality.universal` for that of Theorem 2,
+`snowball.proxy_blindness.proxy_blind` for that of Theorem 3.
 """
 
 from snowball.building import ConstructionError
@@ -17,6 +18,7 @@ from snowball.corollaries import (
 )
 from snowball.dataset import Dataset, DatasetError, Example
 from snowball.decoder import Decoder, DecoderConfig
+from snowball.irrelevance import LayerIrrelevance, irrelevance
 from snowball.measurement import Measurements, measure, right_answers
 from snowball.metrics import (
     accuracy,
@@ -28,6 +30,8 @@ from snowball.metrics import (
     norm_ratio,
 )
 from snowball.presence import Behaviour, Clause
+from snowball.proxy_blindness import ProxyBlindModel, proxy_blind
+from snowball.proxy_scores import Proxies, proxies
 from snowball.universality import UniversalModel, universal
 from snowball.verification import Guarantee, guarantees
 
@@ -43,7 +47,10 @@ __all__ = [
     "Example",
     "GreedyTrap",
     "Guarantee",
+    "LayerIrrelevance",
     "Measurements",
+    "Proxies",
+    "ProxyBlindModel",
     "UniversalModel",
     "accuracy",
     "accuracy_based_relevance",
@@ -57,10 +64,13 @@ __all__ = [
     "greedy_trap",
     "guarantees",
     "inverse_ranking",
+    "irrelevance",
     "load_counterexample",
     "measure",
     "norm_ratio",
     "observationally_blind_pair",
+    "proxies",
+    "proxy_blind",
     "right_answers",
     "universal",
 ]

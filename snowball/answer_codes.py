@@ -23,6 +23,7 @@ class AnswerCodes:
     tokens a and b differ (`written_i = code_a - code_b`), and `code_a` always where they agree.
     `gap` is the smallest difference between the product of the written vector with the code of the
     wanted token and its product with the row of any other token (zero for tokens never wanted).
+    If they are `tied`, it is also that of both tokens of `code_a + code_b` against all others.
     """
 
     tokens: Int[Tensor, " answers"]
@@ -36,10 +37,11 @@ class AnswerCodes:
         return self.codes.shape[1]
 
 
-def answer_codes(tree: PrefixTree, seed: int) -> AnswerCodes:
+def answer_codes(tree: PrefixTree, seed: int, *, tied: bool = False) -> AnswerCodes:
     """Codes of the least width (grown by quarters) at which the gap is at least half the width.
 
-    Up to 64 answer tokens get orthogonal codes, whose gap is the whole width.
+    Up to 64 answer tokens get orthogonal codes, whose gap is the whole width. `tied` says that the
+    two tokens of a node are also written together, as `code_a + code_b`.
 
     Raises:
         ValueError: no width in reach gives that gap.
@@ -52,6 +54,8 @@ def answer_codes(tree: PrefixTree, seed: int) -> AnswerCodes:
         # A token may be written alone, too, where the answer does not depend on the layers.
         alone = wanted.flatten().unique().expand(2, -1)
         gap = _smallest_gap(codes, torch.cat((wanted.unique(dim=1), alone), dim=1))
+        if tied:
+            gap = min(gap, _smallest_tied_gap(codes, wanted.unique(dim=1)))
         if 2 * gap >= width:
             agree = wanted[0] == wanted[1]
             other = codes[wanted[1]] * ~agree[:, None]
@@ -72,6 +76,20 @@ def _smallest_gap(codes: Int8[Tensor, "answers width"], pairs: Int[Tensor, "2 pa
             own = products.gather(1, a[:, None])
             others = products.scatter(1, a[:, None], -torch.inf).amax(1, keepdim=True)
             gaps.append(int((own - others.clamp(min=0)).min()))
+    return min(gaps)
+
+
+def _smallest_tied_gap(codes: Int8[Tensor, "answers width"], pairs: Int[Tensor, "2 pairs"]) -> int:
+    """Smallest gap of `code_a + code_b`, equal for both, over the pairs with a != b."""
+    real = codes.float()
+    gaps = [codes.shape[1]]
+    first, second = pairs[:, pairs[0] != pairs[1]]
+    for a, b in zip(first.split(_BLOCK), second.split(_BLOCK), strict=True):
+        products = (real[a] + real[b]) @ real.T
+        own = products.gather(1, a[:, None])
+        both = torch.stack((a, b), dim=1)
+        others = products.scatter(1, both, -torch.inf).amax(1, keepdim=True)
+        gaps.append(int((own - others.clamp(min=0)).min()))
     return min(gaps)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snowball.architecture import Architecture
 from snowball.dataset import Dataset
 from snowball.decoder import DecoderConfig, parameter_shapes
 from snowball.errors import SnowballError
@@ -85,8 +86,30 @@ def allocate(config: DecoderConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     Raises:
         ConstructionError: they do not fit in memory.
     """
-    # Zero pages cost no memory until something is written into them.
+    return _allocate(config, parameter_shapes(config), dtype)
+
+
+def allocate_plain(
+    config: DecoderConfig, architecture: Architecture[Any], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Plain weights that do nothing: no gates or a table of positions where the family says so.
+
+    Raises:
+        ConstructionError: they do not fit in memory.
+    """
     shapes = parameter_shapes(config)
+    if not architecture.gated:
+        shapes = {name: shape for name, shape in shapes.items() if "gate_proj" not in name}
+    if architecture.learned_positions:
+        table = (config.max_position_embeddings, config.hidden_size)
+        shapes["model.embed_positions.weight"] = table
+    return _allocate(config, shapes, dtype)
+
+
+def _allocate(
+    config: DecoderConfig, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    # Zero pages cost no memory until something is written into them.
     try:
         weights = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
     except RuntimeError as error:

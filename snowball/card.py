@@ -16,18 +16,20 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from snowball.architecture import Architecture
+from snowball.architecture_llama import LLAMA
+from snowball.architectures import architecture_of
 from snowball.building import LayerRole
 from snowball.checkpoint import (
     CheckpointError,
-    read_checkpoint,
     read_json,
-    write_checkpoint,
     write_json,
 )
 from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder, DecoderConfig
 from snowball.reading import Constant
+from snowball.residual import ResidualStream
+from snowball.residual_decoder import DecoderSizes, ResidualDecoder
 
 CARD = "snowball.json"
 DATASET = "dataset.jsonl"
@@ -49,6 +51,11 @@ class Card:
     constants: tuple[Constant, ...]
     body: Mapping[str, Any]
 
+    @property
+    def reading_layers(self) -> int:
+        """How many layers, the last ones, read the answer out."""
+        return sum(role.name in ("gatherer", "reader") for role in self.roles)
+
 
 def write_counterexample(built: Counterexample, folder: Path) -> Path:
     """Writes the folder of a counterexample, all of it or nothing.
@@ -56,14 +63,14 @@ def write_counterexample(built: Counterexample, folder: Path) -> Path:
     Raises:
         CheckpointError: the folder exists or cannot be written.
     """
-    return write_folder(built, card_of(built), folder)
+    return write_folder(built, card_of(built), folder, built.architecture)
 
 
 class Built(Protocol):
     """What every construction has: a decoder and its dataset."""
 
     @property
-    def config(self) -> DecoderConfig: ...
+    def config(self) -> DecoderSizes: ...
 
     @property
     def weights(self) -> Mapping[str, Tensor]: ...
@@ -71,8 +78,25 @@ class Built(Protocol):
     @property
     def dataset(self) -> Dataset: ...
 
+    @property
+    def stream(self) -> ResidualStream: ...
 
-def write_folder(built: Built, card: Mapping[str, Any], folder: Path) -> Path:
+    @property
+    def constants(self) -> tuple[Constant, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def write_folder(
+    built: Built,
+    card: Mapping[str, Any],
+    folder: Path,
+    architecture: Architecture[Any] = LLAMA,
+) -> Path:
     """Writes checkpoint, card, dataset and tokenizer, all of it or nothing.
 
     Raises:
@@ -85,34 +109,40 @@ def write_folder(built: Built, card: Mapping[str, Any], folder: Path) -> Path:
         if built.dataset.tokenizer is not None:
             built.dataset.tokenizer.save_pretrained(partial)
 
-    write_checkpoint(folder, built.config, built.weights, write_extras)
+    architecture.write(folder, built.config, built.weights, write_extras)
     return folder
 
 
 def card_of(built: Counterexample) -> dict[str, Any]:
     """The card of a counterexample as JSON values."""
-    dataset = built.dataset
     return {
         "format": FORMAT,
         "theorem": _THEOREM,
+        "architecture": built.architecture.name,
         "epsilon": built.epsilon,
         "layers": built.config.num_hidden_layers,
         "target": built.target,
-        "dtype": str(built.dtype).removeprefix("torch."),
-        "seed": built.seed,
-        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
         "roles": [asdict(role) for role in built.roles],
-        "constants": [asdict(constant) for constant in built.constants],
         "distances": list(built.distances),
         "nodes": built.nodes,
         "closest": built.closest,
-        "dataset": dataset_facts(dataset),
+        **common_facts(built),
+    }
+
+
+def common_facts(built: Built) -> dict[str, Any]:
+    """What every card says of how a model was made."""
+    return {
+        "dtype": str(built.dtype).removeprefix("torch."),
+        "seed": built.seed,
+        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
+        "constants": [asdict(constant) for constant in built.constants],
+        "dataset": _dataset_facts(built.dataset),
         "provenance": provenance(),
     }
 
 
-def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """What a card says of its dataset."""
+def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
     return {
         "examples": len(dataset.examples),
         "duplicates": dataset.duplicates,
@@ -240,7 +270,7 @@ def _constant(body: Any) -> Constant:
     )
 
 
-def load_counterexample(folder: str | Path) -> tuple[Decoder, Dataset, Card]:
+def load_counterexample(folder: str | Path) -> tuple[ResidualDecoder, Dataset, Card]:
     """Reads decoder, dataset and card of a counterexample folder from its files alone.
 
     Raises:
@@ -253,14 +283,15 @@ def load_counterexample(folder: str | Path) -> tuple[Decoder, Dataset, Card]:
     return decoder, dataset, card
 
 
-def load_model(folder: Path, layers: int) -> tuple[Decoder, Dataset]:
+def load_model(folder: Path, layers: int) -> tuple[ResidualDecoder, Dataset]:
     """Reads decoder and dataset of a folder whose card says how many layers there are.
 
     Raises:
         CheckpointError: a file is missing or malformed, or the config has another depth.
         DatasetError: the dataset is malformed.
     """
-    config, weights = read_checkpoint(folder)
+    decoder = architecture_of(folder).read(folder)
+    config = decoder.config
     if config.num_hidden_layers != layers:
         raise CheckpointError(
             f"{folder / CARD} says {layers} layers, config.json {config.num_hidden_layers}"
@@ -274,10 +305,7 @@ def load_model(folder: Path, layers: int) -> tuple[Decoder, Dataset]:
         bos=config.bos_token_id,
         eos=config.eos_token_id,
     )
-    try:
-        return Decoder(config, weights), dataset
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+    return decoder, dataset
 
 
 def _check_tokenizer(folder: Path, bos: int) -> None:
@@ -306,7 +334,7 @@ def load_dataset_for(folder: Path, data: Path, split: str | None, limit: int | N
     """
     from snowball.tokenizer import load_tokenizer
 
-    config, _ = read_checkpoint(folder)
+    config = architecture_of(folder).read_config(folder)
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder)
         return Dataset.from_jsonl(data, tokenizer=tokenizer, split=split, limit=limit)

@@ -25,6 +25,7 @@ FORMAT, THEOREM = 1, "thm:snowball"
 DTYPES = ("float64", "float32", "bfloat16")
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,40}")
 
 _Result = TypeVar("_Result")
 
@@ -256,6 +257,8 @@ def _runtime(value: Any, layers: int, where: str) -> Runtime:
         f"{where}: runtime",
         "dtype torch scores probability_with probability_without score_error probability_error",
     )
+    if not _VERSION.fullmatch(entry.text("torch")):
+        raise MalformedError(f"{where}: runtime: torch must be a version, as 2.13.0+cpu")
     if entry.text("dtype") not in DTYPES:
         raise MalformedError(f"{where}: runtime: dtype must be one of {', '.join(DTYPES)}")
     return Runtime(

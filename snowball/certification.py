@@ -24,8 +24,6 @@ from snowball.judgement import (
     check_files,
     check_statement,
     judge,
-    judge_artifact,
-    judge_existence,
     judge_runtime,
     place_of,
     read_subject,
@@ -184,9 +182,7 @@ def _prove(
     low, high = Fraction(existence.low), Fraction(existence.high)
     found = enclose(subject.model, subject.data, place, low, high, effort, progress)
     draft = _claims(subject, epsilon, existence, found, target)
-    judge_existence(draft, subject, found)
-    judge_artifact(draft, subject, found)
-    _check_deviation(draft, subject.model.dtype)
+    judge(draft, subject, found)
     return found, draft
 
 
@@ -236,16 +232,6 @@ def _claims(
         probability_without=_probability(margin_without, vocabulary),
         runtime=(),
     )
-
-
-def _check_deviation(certificate: Certificate, dtype: str) -> None:
-    allowed = Fraction(certificate.epsilon) * Fraction(SCORE_ERROR[dtype])
-    if Fraction(certificate.deviation) > allowed:
-        raise Rejection(
-            "artifact",
-            f"the score of layer {certificate.target} deviates from epsilon by about "
-            f"{certificate.deviation}, and {dtype} accounts for {float(allowed):.3g} only",
-        )
 
 
 # Decimals, rounded away from what they bound

@@ -309,7 +309,7 @@ def conform(value: Any, kind: Any, where: str) -> Any:
     raise Verdict(MALFORMED, f"{where} must be {wanted!s:.200}, not {value!r:.60}")
 
 
-HASH = re.compile("[0-9a-f]{64}")
+HASH, VERSION = re.compile("[0-9a-f]{64}"), re.compile(r"[0-9A-Za-z.+_-]{1,40}")
 BOUNDS = {"low": Fraction, "high": Fraction}
 PROBABILITIES = {"probability_with": Fraction, "probability_without": Fraction}
 # What torch may be stated to have erred by: relative for scores, absolute for probabilities.
@@ -319,7 +319,7 @@ ERRORS = {
     "bfloat16": (Fraction("5e-2"), Fraction("2e-2")),
 }
 RUNTIME = {
-    **{"dtype": tuple(ERRORS), "torch": str, "scores": [BOUNDS], **PROBABILITIES},
+    **{"dtype": tuple(ERRORS), "torch": VERSION, "scores": [BOUNDS], **PROBABILITIES},
     **{"score_error": Fraction, "probability_error": Fraction},
 }
 CERTIFICATE = {
@@ -339,6 +339,7 @@ CONFIG = {
     **dict.fromkeys(["attention_bias", "mlp_bias", "tie_word_embeddings"], (False,)),
     **{"dtype": tuple(ERRORS), "torch_dtype": tuple(ERRORS), "use_cache": (False, True)},
 }
+ENTRY = {"dtype": str, "shape": [int], "data_offsets": [int]}
 # Of dtypes: the name in a safetensors header, bytes, and letter in `struct` (BF16 is half of F32).
 CODES = {"bfloat16": ("BF16", 2, "f"), "float32": ("F32", 4, "f"), "float64": ("F64", 8, "d")}
 
@@ -464,21 +465,23 @@ def read_weights(path: str, config: SimpleNamespace) -> tuple[dict[str, Matrix],
 
 def layout(header: Any, size: int, path: str, config: SimpleNamespace) -> dict[str, Matrix]:
     """Matrices yet to be filled, whose bytes follow each other as the header lists them."""
-    found, expected, end = {}, {}, 0
+    found, end = {}, 0
     header = header if isinstance(header, dict) else {}
     header.pop("__metadata__", None)
     wrong = Verdict(MALFORMED, f"{path}: the header is not that of the tensors of config.json")
     if len(header) != 9 * config.num_hidden_layers + 3:  # so many names would take long
         raise wrong
     shapes = tensor_shapes(config)
-    for name in (name for name in header if name in shapes):
+    entries = conform(header, dict.fromkeys(shapes, ENTRY), path)
+    for name in header:
         matrix = found[name] = Matrix(shapes[name], config.dtype)
         start, end = end, end + matrix.height * matrix.row_bytes
-        entry = {"dtype": matrix.code, "shape": shapes[name], "data_offsets": [start, end]}
-        expected[name] = entry
-    if header == expected and found.keys() == shapes.keys() and end == size:
-        return found
-    raise wrong
+        expected = {"dtype": matrix.code, "shape": shapes[name], "data_offsets": [start, end]}
+        if entries[name] != expected:
+            raise wrong
+    if end != size:
+        raise wrong
+    return found
 
 
 def read_data(text: bytes, where: str, config: SimpleNamespace) -> list[SimpleNamespace]:
@@ -781,7 +784,7 @@ class Reader:
         If gate <= -a <= -1, then `|silu(gate)| <= |gate| e^gate <= a e^-a <= a 2^-floor(1.4426 a)`:
         `t e^-t` decreases for t >= 1, and 1.4426 < log2(e). Here a counts in units of 2^-16.
         """
-        p, loud, size, least = self.p, [], 0, inverse.m - inverse.r
+        p, loud, size, least = self.p, [], 0, max(0, inverse.ends()[0])
         for units, packed_gates, packed_ups in self.parts:
             (gates, e), (ups, d) = packed_gates.product(normed), packed_ups.product(normed)
             for i, unit in enumerate(units):
@@ -849,6 +852,21 @@ def within(claim: str, found: Sequence[Ends], low: Fraction, high: Fraction) -> 
     return least[0], largest[1]
 
 
+def judge_strength(claims: SimpleNamespace, dtype: str) -> None:
+    """Decides whether the claims, if true, imply the theorem: (a) to rounding, (b), (c) and (d).
+
+    The others' scores hold for all weights of the interval, and so for the one that gives epsilon.
+    """
+    allowed = claims.epsilon * ERRORS[dtype][0]
+    less(f"deviation against what {dtype} accounts for", claims.deviation, allowed)
+    for layer, bounds in enumerate(claims.scores):
+        if layer != claims.target:
+            name = f"epsilon and deviation against the claim of layer {layer}"
+            less(name, claims.epsilon + claims.deviation, bounds["low"])
+    for key in PROBABILITIES:
+        less(f"0.99 against {key}", Fraction("0.99"), getattr(claims, key))
+
+
 def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], attempt: int) -> None:
     """Decides all claims that need balls."""
     p, target, epsilon = (64 + 25 * claims.layers) << attempt, claims.target, claims.epsilon
@@ -858,20 +876,17 @@ def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], at
     if not (low < entry < high and entry != 0):
         raise Verdict(REJECT, f"existence: the weight {entry} is zero, or not inside the interval")
     shipped, *at = [Passage(model, p, where, Ball.of(weight, p)) for weight in (entry, low, high)]
-    lower, upper = sorted((ends_of(one.scores[target]) for one in at), key=sum)
+    lower, upper = sorted(ends_of(one.scores[target]) for one in at)
     less("existence: the score at one end against epsilon", lower, epsilon)
     less("existence: epsilon against the score at the other end", epsilon, upper)
     whole = passage_over(model, p, where, low, high, min(4**attempt, 64))
     removed = Passage(model, p, removed=target)
-    goal, score, scores = ends_of(whole.scores[target]), ends_of(shipped.scores[target]), {}
+    score, scores = ends_of(shipped.scores[target]), {}
     within("deviation", [score], epsilon - claims.deviation, epsilon + claims.deviation)
 
     def judge_score(layer: int, found: list[Ends]) -> None:
-        name = f"score of layer {layer}"
-        scores[layer] = within(name, found, *claims.scores[layer].values())
-        if layer != target:
-            # By continuity epsilon is one of the target's scores.
-            less(f"score of the target against the {name}", goal, scores[layer])
+        bounds = claims.scores[layer].values()
+        scores[layer] = within(f"score of layer {layer}", found, *bounds)
 
     for layer in whole.scores:
         parts = [shipped] if layer == target else [whole, shipped, *at]
@@ -892,8 +907,8 @@ def judge_answers(
     """Decides the claims about the least margin; its token has `p = 1/(1 + (V - 1) e^-margin)`.
 
     A label of m tokens has at least the probability p^m. Another choice first differs from it at
-    some token, and has at most the probability 1 - p of that token (a choice that begins another
-    one differs from it in EOS, which then counts).
+    some token, and has at most the probability 1 - p of that token. If it begins with the label,
+    it differs from it in EOS, or EOS does not count and it is less likely by its further tokens.
     """
     claimed, p = getattr(claims, f"margin_{name}"), getattr(claims, f"probability_{name}")
     least = min(low for low, _ in margins), min(high for _, high in margins)
@@ -904,7 +919,7 @@ def judge_answers(
     less(f"probability_{name}", p, (low[0], high[1]))
     if rows[0].choices:
         longest = max(len(answer) for row in rows for answer in (row.wanted, row.instead))
-        less(f"choices by probability_{name}", 1 - p, max(p, Fraction(0)) ** longest)
+        less(f"choices by probability_{name}", 1 - p, p**longest)
 
 
 def judge_runtime(
@@ -942,6 +957,7 @@ def check(certificate: str, folder: str, data: str) -> str:
         raise Verdict(REJECT, f"files: not those of the certificate: {files}")
     if not (1 <= claims.target <= claims.layers - 2 and 0 < claims.epsilon < 2):
         raise Verdict(REJECT, f"files: target {claims.target} or epsilon {claims.epsilon}")
+    judge_strength(claims, config.dtype)
     model, why = Model(config, tensors), ""
     for attempt in range(ATTEMPTS):
         try:

@@ -46,16 +46,32 @@ def write_checkpoint(
     Raises `CheckpointError` if `folder` exists or cannot be written, and `ValueError` for weights
     that do not fit `config` or are not finite.
     """
+    dtype = check_weights(config, weights)
+    ordered = {name: weights[name] for name in parameter_shapes(config)}
+    generation = generation_json(config.bos_token_id, config.eos_token_id)
+    write_files(folder, _config_json(config, dtype), generation, ordered, write_extras)
+
+
+def write_files(
+    folder: Path,
+    config: Mapping[str, object],
+    generation: Mapping[str, object],
+    weights: Mapping[str, Tensor],
+    write_extras: Callable[[Path], None] | None = None,
+) -> None:
+    """Write the files of a checkpoint of any family, as `write_checkpoint` does.
+
+    Raises `CheckpointError` if `folder` exists or cannot be written, and `ValueError` for weights
+    that are not finite.
+    """
     if os.path.lexists(folder):
         raise CheckpointError(f"{folder} exists: choose another --out, or delete it first")
-    dtype = check_weights(config, weights)
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
-        write_json(partial / "config.json", _config_json(config, dtype))
-        write_json(partial / "generation_config.json", _generation_json(config))
-        ordered = {name: weights[name] for name in parameter_shapes(config)}
-        write_safetensors(partial / _WEIGHTS, ordered)
+        write_json(partial / "config.json", config)
+        write_json(partial / "generation_config.json", generation)
+        write_safetensors(partial / _WEIGHTS, weights)
         if write_extras is not None:
             write_extras(partial)
         os.rename(partial, folder)
@@ -98,12 +114,9 @@ def _config_json(config: DecoderConfig, dtype: torch.dtype) -> dict[str, object]
     }
 
 
-def _generation_json(config: DecoderConfig) -> dict[str, object]:
-    return {
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "do_sample": False,
-    }
+def generation_json(bos: int, eos: int) -> dict[str, object]:
+    """Greedy decoding up to EOS."""
+    return {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -181,11 +194,17 @@ def read_checkpoint(folder: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
     entries = read_json(path)
     _check_entries(path, entries)
     config = _config_of(path, entries)
-    weights = _read_weights(folder)
+    weights = read_weights(folder)
     try:
         dtype = check_weights(config, weights)
     except ValueError as error:
         raise CheckpointError(f"{folder / _WEIGHTS}: {error}") from error
+    check_dtype(path, entries, dtype)
+    return config, weights
+
+
+def check_dtype(path: Path, entries: Mapping[str, object], dtype: torch.dtype) -> None:
+    """Raises `CheckpointError` where a config states another dtype than the weights have."""
     for key in ("dtype", "torch_dtype"):
         stated = entries.get(key)
         if stated is not None and stated != str(dtype).removeprefix("torch."):
@@ -193,7 +212,6 @@ def read_checkpoint(folder: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
                 f"{path}: {key}={stated!r}, but the weights are {dtype}: transformers would "
                 "convert them; save the checkpoint in the dtype it is to run in"
             )
-    return config, weights
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -262,28 +280,30 @@ def _config_of(path: Path, entries: Mapping[str, object]) -> DecoderConfig:
     if values.get("num_key_value_heads") is None:
         values["num_key_value_heads"] = values.get("num_attention_heads")
     if values.get("head_dim") is None:
-        heads = max(1, _int(path, values, "num_attention_heads"))
-        values["head_dim"] = _int(path, values, "hidden_size") // heads
+        heads = max(1, integer(path, values, "num_attention_heads"))
+        values["head_dim"] = integer(path, values, "hidden_size") // heads
     values["rope_theta"] = _rope_theta(path, entries)
 
     names = [field.name for field in fields(DecoderConfig) if field.type is int]
-    integers = {name: _int(path, values, name) for name in names}
-    rms_norm_eps = _float(path, values, "rms_norm_eps")
-    rope_theta = _float(path, values, "rope_theta")
+    integers = {name: integer(path, values, name) for name in names}
+    rms_norm_eps = number(path, values, "rms_norm_eps")
+    rope_theta = number(path, values, "rope_theta")
     try:
         return DecoderConfig(rms_norm_eps=rms_norm_eps, rope_theta=rope_theta, **integers)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _int(path: Path, values: Mapping[str, object], key: str) -> int:
+def integer(path: Path, values: Mapping[str, object], key: str) -> int:
+    """An integer of a config; raises `CheckpointError` if it is none."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int):
         raise CheckpointError(f"{path}: {key} must be an integer, got {value!r}")
     return value
 
 
-def _float(path: Path, values: Mapping[str, object], key: str) -> float:
+def number(path: Path, values: Mapping[str, object], key: str) -> float:
+    """A number of a config; raises `CheckpointError` if it is none."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise CheckpointError(f"{path}: {key} must be a number, got {value!r}")
@@ -312,7 +332,11 @@ def _rope_theta(path: Path, entries: Mapping[str, object]) -> object:
     return 10000.0 if theta is None else theta
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The memory-mapped tensors of `model.safetensors`.
+
+    Raises `CheckpointError` if the file is missing, truncated or corrupt.
+    """
     path = folder / _WEIGHTS
     if not path.exists():
         raise CheckpointError(_no_weights(folder))

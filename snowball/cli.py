@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from snowball.card import Card
     from snowball.constructions import Counterexample
     from snowball.dataset import Dataset
-    from snowball.decoder import Decoder
+    from snowball.residual_decoder import ResidualDecoder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +43,14 @@ class DType(StrEnum):
     float64 = "float64"
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class Family(StrEnum):
+    llama = "llama"
+    mistral = "mistral"
+    olmo = "olmo"
+    gpt2 = "gpt2"
+    gpt_neox = "gpt-neox"
 
 
 Epsilon = Annotated[
@@ -115,12 +123,15 @@ def build(
         typer.Option(help="hf: only: FIELD=COLUMN, for example prompt=question. Repeatable."),
     ] = None,
     seed: Seed = 0,
+    arch: Annotated[
+        Family, typer.Option(help="Family of the decoder; in gpt-neox two layers read.")
+    ] = Family.llama,
 ) -> None:
     """Build a counterexample for a dataset and write it as a Hugging Face checkpoint."""
     with refusals():
         refuse_existing(out)
         dataset = _read_data(data, tokenizer, split, limit, vocabulary_size, column or [])
-        built = _construct(dataset, epsilon, layers, target, dtype, seed)
+        built = _construct(dataset, epsilon, layers, target, dtype, seed, arch)
         with console.status("writing the checkpoint"):
             built.save_pretrained(out)
         config = built.config
@@ -224,7 +235,13 @@ def _read_data(
 
 
 def _construct(
-    dataset: Dataset, epsilon: float, layers: int, target: int, dtype: DType, seed: int
+    dataset: Dataset,
+    epsilon: float,
+    layers: int,
+    target: int,
+    dtype: DType,
+    seed: int,
+    arch: Family = Family.llama,
 ) -> Counterexample:
     import torch
 
@@ -238,11 +255,12 @@ def _construct(
             target=target,
             dtype=getattr(torch, dtype),
             seed=seed,
+            arch=arch,
         )
 
 
 def _judge(
-    decoder: Decoder, dataset: Dataset, card: Card, run: Path | None, *, plots: bool
+    decoder: ResidualDecoder, dataset: Dataset, card: Card, run: Path | None, *, plots: bool
 ) -> bool:
     """Measures, prints table and guarantees, writes the run folder if there is one."""
     from snowball import report
@@ -251,7 +269,7 @@ def _judge(
 
     with progress_bar("measuring scores, curves and removals", 1000) as advance:
         found = measure(decoder, dataset, follow=[card.target], progress=advance)
-    judged = guarantees(found, card.epsilon, card.target, decoder.dtype)
+    judged = guarantees(found, card.epsilon, card.target, decoder.dtype, card.reading_layers)
     rows = report.layer_rows(found, [role.name for role in card.roles])
     title = f"{len(dataset.examples)} examples, chance {found.chance:.3g}, accuracy "
     console.print(report.layer_table(rows, title + f"{found.intact.accuracy:.3f}"))

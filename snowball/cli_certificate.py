@@ -69,7 +69,7 @@ def certify(
         refuse_existing(out)
         certificate, verdict = prove(folder, data)
         if certificate is None:
-            errors.print(verdict.line, markup=False, highlight=False, soft_wrap=True)
+            say(verdict.line, errors)
             raise typer.Exit(verdict.status)
         certificate.write(out)
         say(f"Written to {out}.")
@@ -102,7 +102,7 @@ def verify(
             claims = read_certificate(certificate)
         except OutOfResources as error:
             verdict = Verdict("flint", "OUT OF RESOURCES", str(error))
-            errors.print(verdict.line, markup=False, highlight=False, soft_wrap=True)
+            say(verdict.line, errors)
             raise typer.Exit(verdict.status) from None
         verdicts = []
         if checker is not Checker.standard:

@@ -6,13 +6,16 @@ rotate and take the softmax in float32.
 """
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from snowball.attention import causal_attention, rotate, split_heads
+from snowball.residual_decoder import ResidualDecoder, select_positions
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
@@ -113,29 +116,49 @@ def check_weights(config: DecoderConfig, weights: Mapping[str, Tensor]) -> torch
     Raises `ValueError` naming the parameter that is missing, unknown, of another shape, or of
     another dtype.
     """
-    shapes = parameter_shapes(config)
+    return check_tensors(
+        parameter_shapes(config),
+        weights,
+        f"a Llama decoder with num_hidden_layers={config.num_hidden_layers}",
+    )
+
+
+def check_tensors(
+    shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], owner: str
+) -> torch.dtype:
+    """The common dtype of weights whose names and shapes are exactly those of `owner`.
+
+    Raises `ValueError` as `check_weights`.
+    """
     for name in weights:
         if name not in shapes:
-            raise ValueError(
-                f"unknown parameter {name!r}: a Llama decoder with num_hidden_layers="
-                f"{config.num_hidden_layers} has none of this name"
-            )
+            raise ValueError(f"unknown parameter {name!r}: {owner} has none of this name")
     for name, shape in shapes.items():
         if name not in weights:
             raise ValueError(f"missing parameter {name!r} of shape {shape}")
         if tuple(weights[name].shape) != shape:
             got = tuple(weights[name].shape)
             raise ValueError(f"parameter {name!r} must have shape {shape}, got {got}")
-    dtype = weights["model.embed_tokens.weight"].dtype
+    first = next(iter(shapes))
+    dtype = weights[first].dtype
     if dtype not in SUPPORTED_DTYPES:
         raise ValueError(f"weights must be float64, float32 or bfloat16, got {dtype}")
     for name in shapes:
         if weights[name].dtype != dtype:
             raise ValueError(
-                f"parameter {name!r} is {weights[name].dtype}, but 'model.embed_tokens.weight' "
+                f"parameter {name!r} is {weights[name].dtype}, but {first!r} "
                 f"is {dtype}: all parameters must have one dtype"
             )
     return dtype
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raises `ValueError` naming a parameter that contains NaN or infinity."""
+    for name, weight in weights.items():
+        # One pass and no temporary the size of the tensor, unlike isfinite.
+        low, high = torch.aminmax(weight.detach())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"parameter {name!r} contains NaN or infinity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,23 +188,8 @@ def rms_norm(
     return Normed(h, torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps), weight)
 
 
-def rotate_half(x: Float[Tensor, "*batch head_dim"]) -> Float[Tensor, "*batch head_dim"]:
-    """A quarter turn of every RoPE plane: `(a, b) -> (-b, a)` for the halves a, b of the axis."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
-
-
-def select_positions(
-    h: Float[Tensor, "batch length hidden"], positions: Int[Tensor, "batch reads"] | None
-) -> Float[Tensor, "batch reads hidden"]:
-    """`h[b, positions[b, r]]` for each row b; all positions when `positions` is None."""
-    if positions is None:
-        return h
-    return h.gather(1, positions[..., None].expand(-1, -1, h.shape[-1]))
-
-
 @dataclass(frozen=True, slots=True)
-class _Linear:
+class SparseLinear:
     """`x -> W x` without the rows and columns of W that are all zero, which add exactly nothing."""
 
     block: Tensor
@@ -190,7 +198,7 @@ class _Linear:
     size: int
 
     @classmethod
-    def from_weight(cls, weight: Tensor) -> "_Linear":
+    def from_weight(cls, weight: Tensor) -> "SparseLinear":
         nonzero = weight != 0
         rows, columns = _sparse(nonzero.any(1)), _sparse(nonzero.any(0))
         block = weight if rows is None else weight[rows]
@@ -234,14 +242,21 @@ class _Layer:
     """
 
     attention_norm: Tensor
-    query: _Linear
-    key: _Linear
-    value: _Linear
-    output: _Linear | None  # None: all zero, the layer does not attend
+    query: SparseLinear
+    key: SparseLinear
+    value: SparseLinear
+    output: SparseLinear | None  # None: all zero, the layer does not attend
     mlp_norm: Tensor
-    gate: _Linear  # of the active hidden units, as up and down
-    up: _Linear
-    down: _Linear
+    gate: SparseLinear  # of the active hidden units, as up and down
+    up: SparseLinear
+    down: SparseLinear
+
+    def weights(self) -> tuple[Tensor, ...]:
+        mlp = (self.mlp_norm, self.gate.block, self.up.block, self.down.block)
+        if self.output is None:
+            return mlp
+        maps = (self.query, self.key, self.value, self.output)
+        return (self.attention_norm, *(linear.block for linear in maps), *mlp)
 
 
 def _layer_of(weights: Mapping[str, Tensor], index: int) -> _Layer:
@@ -255,24 +270,21 @@ def _layer_of(weights: Mapping[str, Tensor], index: int) -> _Layer:
     output = of("self_attn.o_proj")
     return _Layer(
         attention_norm=of("input_layernorm"),
-        query=_Linear.from_weight(of("self_attn.q_proj")),
-        key=_Linear.from_weight(of("self_attn.k_proj")),
-        value=_Linear.from_weight(of("self_attn.v_proj")),
-        output=_Linear.from_weight(output) if bool((output != 0).any()) else None,
+        query=SparseLinear.from_weight(of("self_attn.q_proj")),
+        key=SparseLinear.from_weight(of("self_attn.k_proj")),
+        value=SparseLinear.from_weight(of("self_attn.v_proj")),
+        output=SparseLinear.from_weight(output) if bool((output != 0).any()) else None,
         mlp_norm=of("post_attention_layernorm"),
-        gate=_Linear.from_weight(gate),
-        up=_Linear.from_weight(up),
-        down=_Linear.from_weight(down),
+        gate=SparseLinear.from_weight(gate),
+        up=SparseLinear.from_weight(up),
+        down=SparseLinear.from_weight(down),
     )
 
 
-class Decoder:
+class Decoder(ResidualDecoder):
     """A Llama decoder that evaluates only the weights that are not zero.
 
     `h_{l+1} = a_l + mlp_l(a_l)` with `a_l = h_l + attention_l(h_l)`, logits = `W_U norm(h_L)`.
-
-    Sequences are batch first and padded on the right with any token. There is no mask argument:
-    attention is causal, so what follows the real tokens cannot influence them.
 
     The result is that of the dense evaluation up to the order of summation, provided that every
     activation is finite. Gradients flow to the weights that are not skipped.
@@ -283,21 +295,22 @@ class Decoder:
         dtype, or not finite. Weights may be memory-mapped: each is scanned, none is copied whole
         unless most of its hidden units are active and some are not.
         """
-        self.config = config
+        self._config = config
+        self.weights = weights
         self.dtype = check_weights(config, weights)
-        for name, weight in weights.items():
-            # One pass and no temporary the size of the tensor, unlike isfinite.
-            low, high = torch.aminmax(weight.detach())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise ValueError(f"parameter {name!r} contains NaN or infinity")
+        check_finite(weights)
         self._embedding = weights["model.embed_tokens.weight"]
         self._layers = [_layer_of(weights, index) for index in range(config.num_hidden_layers)]
         self._norm = weights["model.norm.weight"]
-        self._unembedding = _Linear.from_weight(weights["lm_head.weight"])
+        self._unembedding = SparseLinear.from_weight(weights["lm_head.weight"])
 
     @property
-    def num_layers(self) -> int:
-        return len(self._layers)
+    def config(self) -> DecoderConfig:
+        return self._config
+
+    def layer_weights(self, index: int) -> tuple[Tensor, ...]:
+        """The weights of layer `index` that are not skipped, which the forward pass reads."""
+        return self._layers[index].weights()
 
     def embed(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length hidden"]:
         """The residual stream `h_0` that enters the first layer."""
@@ -331,26 +344,14 @@ class Decoder:
         reading = rms_norm(
             select_positions(h, positions), layer.attention_norm, config.rms_norm_eps
         )
-        q = self._heads(layer.query.of_normed(reading))
-        k, v = self._heads(layer.key.of_normed(x)), self._heads(layer.value.of_normed(x))
+        q = split_heads(layer.query.of_normed(reading), config.head_dim)
+        k = split_heads(layer.key.of_normed(x), config.head_dim)
+        v = split_heads(layer.value.of_normed(x), config.head_dim)
 
         keys_at = torch.arange(h.shape[1], device=h.device)[None]  # (1, length)
         reads_at = keys_at if positions is None else positions  # (1 or batch, reads)
-        q, k = self._rotate(q, reads_at), self._rotate(k, keys_at)
-
-        # The heads of a group share keys and values: with the reads they form one matrix.
-        groups = config.num_attention_heads // config.num_key_value_heads
-        q = q.unflatten(1, (-1, groups)).flatten(
-            2, 3
-        )  # (batch, kv heads, groups * reads, head_dim)
-        scores = q @ k.transpose(-1, -2) * config.head_dim**-0.5
-        scores = scores.unflatten(2, (groups, -1))  # (batch, kv heads, groups, reads, length)
-        future = keys_at[:, None] > reads_at[..., None]  # (1 or batch, reads, length)
-        scores = scores.masked_fill(future[:, None, None], -math.inf)
-        wide = torch.promote_types(self.dtype, torch.float32)
-        pattern = scores.softmax(-1, dtype=wide).to(self.dtype).flatten(2, 3)
-        mixed = (pattern @ v).unflatten(2, (groups, -1)).flatten(1, 2)
-        return mixed.transpose(1, 2).flatten(2)  # (batch, reads, heads * head_dim)
+        q, k = rotate(q, reads_at, config.rope_theta), rotate(k, keys_at, config.rope_theta)
+        return causal_attention(q, k, v, reads_at, keys_at)
 
     def mlp(
         self, index: int, h: Float[Tensor, "batch length hidden"]
@@ -388,75 +389,3 @@ class Decoder:
     def final_norm(self, h: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """`norm(h)` of the stream that leaves the last layer: what the unembedding reads."""
         return rms_norm(h, self._norm, self.config.rms_norm_eps).columns(None)
-
-    def residual_states(
-        self, ids: Int[Tensor, "batch length"], removed: Set[int] = frozenset()
-    ) -> list[Float[Tensor, "batch length hidden"]]:
-        """`h_0 .. h_n` before and after each of the n remaining layers, before the final norm.
-
-        Raises `ValueError` if a removed layer does not exist.
-        """
-        states = [self.embed(ids)]
-        for index in self._remaining(0, removed):
-            states.append(self.layer(index, states[-1]))
-        return states
-
-    def forward(
-        self,
-        ids: Int[Tensor, "batch length"],
-        removed: Set[int] = frozenset(),
-        positions: Int[Tensor, "batch reads"] | None = None,
-    ) -> Float[Tensor, "batch reads vocab"]:
-        """The logits of the decoder without the `removed` layers; only at `positions` if given.
-
-        Raises `ValueError` if a removed layer does not exist.
-        """
-        return self.resume(self.embed(ids), 0, removed, positions)
-
-    def resume(
-        self,
-        h: Float[Tensor, "batch length hidden"],
-        start: int,
-        removed: Set[int] = frozenset(),
-        positions: Int[Tensor, "batch reads"] | None = None,
-    ) -> Float[Tensor, "batch reads vocab"]:
-        """The logits that follow from the residual stream `h` entering layer `start`.
-
-        Runs the layers `start .. L-1` that are not `removed`, the last of them at `positions`
-        only, so that many ablations can share the prefix they have in common.
-
-        Raises `ValueError` if `start` is not in `0 .. L` or a removed layer does not exist.
-        """
-        remaining = self._remaining(start, removed)
-        for index in remaining[:-1]:
-            h = self.layer(index, h)
-        if remaining:
-            h = self.layer(remaining[-1], h, positions)
-        else:
-            h = select_positions(h, positions)
-        return self.logits(h)
-
-    def _remaining(self, start: int, removed: Set[int]) -> list[int]:
-        if not 0 <= start <= self.num_layers:
-            raise ValueError(f"start must be in 0..{self.num_layers}, got {start}")
-        for index in removed:
-            if not 0 <= index < self.num_layers:
-                raise ValueError(
-                    f"cannot remove layer {index}: layers are 0..{self.num_layers - 1}"
-                )
-        return [index for index in range(start, self.num_layers) if index not in removed]
-
-    def _heads(self, x: Float[Tensor, "batch length _"]) -> Float[Tensor, "batch _ length _"]:
-        return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
-
-    def _rotate(
-        self, x: Float[Tensor, "batch heads length head_dim"], at: Int[Tensor, "_ length"]
-    ) -> Float[Tensor, "batch heads length head_dim"]:
-        """RoPE: turn plane i of the vector at position p by the angle `p * theta^(-2i/head_dim)`,
-        computed in at least float32."""
-        wide = torch.promote_types(self.dtype, torch.float32)
-        even = torch.arange(0, self.config.head_dim, 2, dtype=wide, device=x.device)
-        frequency = 1.0 / self.config.rope_theta ** (even / self.config.head_dim)
-        angle = (at[..., None].to(wide) * frequency).repeat(1, 1, 2)  # (_, length, head_dim)
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        return x * cos[:, None] + rotate_half(x) * sin[:, None]

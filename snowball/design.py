@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
 
+from snowball import gadgets
 from snowball.answer_codes import AnswerCodes
+from snowball.architecture import Architecture
 from snowball.dataset import Dataset
 from snowball.decoder import DecoderConfig
 from snowball.fingerprint import Fingerprint
@@ -24,6 +26,7 @@ from snowball.reading import (
     Surroundings,
     code_square,
     decoder_config,
+    head_dim,
     reader_design,
     residual_stream,
 )
@@ -37,8 +40,9 @@ _MULTIPLE_CHOICE_GAIN = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """All constants of one construction."""
+    """All constants of one construction; `config` has the sizes of its plain weights."""
 
+    architecture: Architecture[Any]
     config: DecoderConfig
     stream: ResidualStream
     plan: Schedule
@@ -55,38 +59,46 @@ def design(
     layers: int,
     target: int,
     dtype: torch.dtype,
+    architecture: Architecture[Any],
 ) -> Design:
     """Derives every constant; the caller has to see that each `holds`."""
     largest_gain = _MULTIPLE_CHOICE_GAIN if dataset.multiple_choice else math.inf
-    plan = schedule(epsilon, layers, target, code_square(marks), largest_gain, dtype)
-    stream = residual_stream(marks, answers, switches=1)
-    config = decoder_config(dataset, tree, marks, stream, layers, len(tree))
+    positions = head_dim(marks) if architecture.learned_positions else 0
+    carried = code_square(marks) + gadgets.position_square(positions // 2)
+    readers = architecture.reading_layers
+    plan = schedule(epsilon, layers, target, carried, largest_gain, dtype, readers)
+    stream = residual_stream(marks, answers, switches=1, positions=positions)
+    config = decoder_config(
+        dataset, tree, marks, stream, layers, len(tree), architecture=architecture
+    )
     around = Surroundings(
         norm=plan.norm[plan.reader],
         left_norm=plan.last_norm,
         context_square=plan.context_square,
         answer_square=plan.answer_square,
-        units=len(tree),
+        units=architecture.units_per_map * len(tree),
         gain=plan.gain,
         spare=_MULTIPLE_CHOICE_GAIN if dataset.multiple_choice else 1.0,
         largest=2,
+        gather_norm=plan.norm[plan.gatherer],
+        positions=positions,
     )
     reader = reader_design(dataset, tree, marks, answers, config, around, dtype)
     return Design(
+        architecture=architecture,
         config=config,
         stream=stream,
         plan=plan,
         reader=reader,
-        constants=(*_schedule_constants(plan, code_square(marks), dtype), *reader.constants),
+        constants=(*_schedule_constants(plan, carried, dtype), *reader.constants),
     )
 
 
-def _schedule_constants(
-    plan: Schedule, code_square: float, dtype: torch.dtype
-) -> tuple[Constant, ...]:
+def _schedule_constants(plan: Schedule, carried: float, dtype: torch.dtype) -> tuple[Constant, ...]:
     number = torch.finfo(dtype)
-    growth = min(b / a for a, b in pairwise(plan.divergences())) - 1
+    growth = plan.least_growth() - 1
     others = [plan.score[k] for k in range(plan.reader) if k != plan.target]
+    others += [plan.gatherer_score_bound()] if plan.gatherer < plan.reader else []
     larger, wider = "a larger epsilon, or float64", "a smaller epsilon, or a wider dtype"
     return (
         Constant(
@@ -94,7 +106,7 @@ def _schedule_constants(
             value=plan.filler,
             meaning="length of the filler",
             inequality="(1 + |code|^2) / C <= q/8, so that the filler holds the norm",
-            left=(1 + code_square) / plan.base_square,
+            left=(1 + carried) / plan.base_square,
             right=plan.free / 8,
             remedy=INTERNAL,
         ),

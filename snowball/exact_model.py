@@ -107,6 +107,11 @@ def read_config(folder: Path) -> Config:
     entries = strict_json(bytes_of(path), str(path), floats=True)
     if not isinstance(entries, dict):
         raise MalformedError(f"{path}: must be a JSON object")
+    if isinstance(family := entries.get("model_type"), str) and family != "llama":
+        raise MalformedError(
+            f"{path}: model_type={family!r:.60} is not certified, only 'llama': the checkers know "
+            "the forward pass of Llama alone (`snowball check` measures the other families)"
+        )
     for key, value in entries.items():
         if key in _FIXED:
             if not any(type(value) is type(v) and value == v for v in _FIXED[key]):
@@ -430,29 +435,26 @@ class _Tensors:
         for name, entry in header.items():
             if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
                 raise MalformedError(f"{self.path}: the entry of {name} is malformed")
-            if entry["shape"] != list(self.shapes[name]):
+            shape, offsets = list(self.shapes[name]), entry["data_offsets"]
+            if not _are_integers(entry["shape"]) or entry["shape"] != shape:
                 raise MalformedError(
-                    f"{self.path}: {name} has the shape {entry['shape']!r:.60}, not "
-                    f"{list(self.shapes[name])}"
+                    f"{self.path}: {name} has the shape {entry['shape']!r:.60}, not {shape}"
                 )
-            require(f"{self.path}: entries of {name}", math.prod(self.shapes[name]), TENSOR)
+            if not _are_integers(offsets) or len(offsets) != 2:
+                raise MalformedError(f"{self.path}: data_offsets are malformed")
+            require(f"{self.path}: entries of {name}", math.prod(shape), TENSOR)
             dtypes.add(str(entry["dtype"]))
-            spans.append((entry["data_offsets"], math.prod(self.shapes[name])))
+            spans.append((*offsets, math.prod(shape)))
         if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
             raise MalformedError(
                 f"{self.path}: dtypes {sorted(dtypes)!s:.60}: one of BF16, F32, F64"
             )
         dtype = dtypes.pop()
         end = 0
-        try:
-            for (low, high), count in sorted(spans):
-                if (low, high) != (end, end + count * _itemsize(dtype)):
-                    raise MalformedError(f"{self.path}: tensors overlap, or leave a gap at {end}")
-                end = high
-        except (TypeError, ValueError) as error:
-            if isinstance(error, MalformedError):
-                raise
-            raise MalformedError(f"{self.path}: data_offsets are malformed") from None
+        for low, high, count in sorted(spans):
+            if (low, high) != (end, end + count * _itemsize(dtype)):
+                raise MalformedError(f"{self.path}: tensors overlap, or leave a gap at {end}")
+            end = high
         if self.path.stat().st_size != start + end:
             raise MalformedError(f"{self.path}: truncated, or longer than its header says")
         return dtype
@@ -486,6 +488,10 @@ class _Tensors:
         if not np.isfinite(values).all():
             raise MalformedError(f"{self.path}: {name} holds NaN or infinity")
         return values
+
+
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int for one in value)
 
 
 def _itemsize(dtype: str) -> int:

@@ -1,9 +1,9 @@
 """Gadgets: each writes one sublayer pattern of the construction into the weights of one layer.
 
 Common setting: the residual stream at the gadget has the known norm R at every token, and RMSNorm
-has unit weights and no epsilon, so that it is multiplication by `rho = sqrt(width) / R`. Weights
-are computed in float64 and rounded once, as they are written. Docstrings state maps over the
-reals.
+has unit weights, so that it is multiplication by `rho = sqrt(width) / R` (with an epsilon, R grows
+to `sqrt(R^2 + width epsilon)`). Weights are computed in float64 and rounded once, as they are
+written. Docstrings state maps over the reals.
 """
 
 from __future__ import annotations
@@ -25,20 +25,30 @@ from snowball.schedule import rounded
 
 @dataclass(slots=True)
 class LayerWeights:
-    """Views of the weight matrices of one layer, and the next hidden unit not yet taken."""
+    """Views of the weight matrices of one layer, and the next hidden unit not yet taken.
+
+    `gate` None: the MLP has no gates, it is `W_down act(W_up x)` with act GELU or SiLU.
+    """
 
     stream: ResidualStream
     query: Tensor
     key: Tensor
     value: Tensor
     output: Tensor
-    gate: Tensor
+    gate: Tensor | None
     up: Tensor
     down: Tensor
+    norm_eps: float = 0.0
     next_unit: int = 0
 
     @classmethod
-    def of(cls, weights: dict[str, Tensor], layer: int, stream: ResidualStream) -> LayerWeights:
+    def of(
+        cls,
+        weights: dict[str, Tensor],
+        layer: int,
+        stream: ResidualStream,
+        norm_eps: float = 0.0,
+    ) -> LayerWeights:
         def view(name: str) -> Tensor:
             return weights[f"model.layers.{layer}.{name}.weight"]
 
@@ -48,10 +58,15 @@ class LayerWeights:
             key=view("self_attn.k_proj"),
             value=view("self_attn.v_proj"),
             output=view("self_attn.o_proj"),
-            gate=view("mlp.gate_proj"),
+            gate=weights.get(f"model.layers.{layer}.mlp.gate_proj.weight"),
             up=view("mlp.up_proj"),
             down=view("mlp.down_proj"),
+            norm_eps=norm_eps,
         )
+
+    def norm_factor(self, norm: float) -> float:
+        """What the norm of this layer multiplies a stream of this norm by."""
+        return norm_factor(self.stream.width, norm, self.norm_eps)
 
     def take_units(self, count: int) -> slice:
         """The next `count` free hidden units.
@@ -60,17 +75,15 @@ class LayerWeights:
             ValueError: the layer has not that many left.
         """
         units = slice(self.next_unit, self.next_unit + count)
-        if units.stop > self.gate.shape[0]:
-            raise ValueError(
-                f"the layer has {self.gate.shape[0]} hidden units, {units.stop} needed"
-            )
+        if units.stop > len(self.up):
+            raise ValueError(f"the layer has {len(self.up)} hidden units, {units.stop} needed")
         self.next_unit = units.stop
         return units
 
 
-def norm_factor(width: int, norm: float) -> float:
-    """What RMSNorm multiplies a stream of this norm by, `rho = sqrt(width) / R`."""
-    return math.sqrt(width) / norm
+def norm_factor(width: int, norm: float, eps: float = 0.0) -> float:
+    """What RMSNorm multiplies a stream by, `rho = 1 / sqrt(R^2 / width + eps)`."""
+    return math.sqrt(width) / math.hypot(norm, math.sqrt(width * eps))
 
 
 def silu_in(dtype: torch.dtype, gate: float) -> float:
@@ -87,19 +100,31 @@ def linear_map(
     outer: Float[Tensor, "write units"],
     gate: float = STATIONARY_GATE,
 ) -> None:
-    """Adds an exact linear map through SwiGLU: `x[write] += outer @ inner @ x[read]`.
+    """Adds an exact linear map through the MLP: `x[write] += outer @ inner @ x[read]`.
 
-    The gates read only the constant, so that each has the fixed value `silu(g)`:
+    Through SwiGLU the gates read only the constant, so that each has the fixed value `silu(g)`:
     `gate = g/rho`, `up = inner/rho`, `down = outer/silu(g)`, by default with g the stationary gate.
+    Without gates each unit has a negative twin, as `act(z) - act(-z) = z`.
 
-    Proof: lem:linear-map; where the norm is smaller than R, lem:update-factor.
+    Proof: lem:linear-map, lem:odd-activation; where the norm is smaller than R, lem:update-factor.
     """
-    rho = norm_factor(layer.stream.width, norm)
+    rho = layer.norm_factor(norm)
+    if layer.gate is None:
+        for sign in (1, -1):
+            units = layer.take_units(len(inner))
+            layer.up[units, read] = _signed(sign, inner / rho).to(layer.up.dtype)
+            layer.down[write, units] = _signed(sign, outer).to(layer.down.dtype)
+        return
     units = layer.take_units(len(inner))
     layer.gate[units, layer.stream["const"]] = gate / rho
     layer.up[units, read] = (inner / rho).to(layer.up.dtype)
     gain = silu_in(layer.gate.dtype, gate)
     layer.down[write, units] = (outer / gain).to(layer.down.dtype)
+
+
+def _signed(sign: int, weight: Tensor) -> Tensor:
+    # Not `-weight`, whose zeros would be -0.0, for which a sparse file has no holes.
+    return weight if sign > 0 else 0 - weight
 
 
 def rotation(layer: LayerWeights, norm: float, plane: slice, angle: float) -> None:
@@ -130,6 +155,15 @@ def flip(
     linear_map(layer, norm, layer.stream["const"], switch, one, 2 * half * one, gate)
 
 
+def grow(layer: LayerWeights, norm: float, growth: slice, added: float) -> None:
+    """Adds w to a coordinate that is 0: the squared norm grows by `w^2`.
+
+    Proof: lem:growth.
+    """
+    one = torch.ones(1, 1, dtype=torch.float64)
+    linear_map(layer, norm, layer.stream["const"], growth, one, added * one)
+
+
 def amplifier(layer: LayerWeights, norm: float, switch: slice, gain: float) -> None:
     """Multiplies the switch: `s <- g s`. It keeps the sign, and |s| the same for both signs.
 
@@ -156,7 +190,8 @@ def require(
 
     Proof: lem:clause.
     """
-    rho = norm_factor(layer.stream.width, norm)
+    assert layer.gate is not None, "conditions act on gates"
+    rho = layer.norm_factor(norm)
     const, switches = layer.stream["const"].start, layer.stream["switch"].start
     for number, (index, present) in enumerate(sorted(wanted.items())):
         matrix, size = (layer.gate, strength / rho) if number else (layer.up, 0.5 / rho)
@@ -190,30 +225,97 @@ def gather(
 ) -> None:
     """Attention heads that copy the codes of the tokens at given distances into the context.
 
-    Head h scores the token at distance D by `A K(D - D_h)` (queries and keys read only the
-    constant; K is the kernel, A the coldness), so that the softmax weight of the token at D_h is at
-    least `1 - N exp(-A sharpness)` whenever that token exists. One value head, shared by all,
-    carries the code; `x[context block h] += scale * rho * code[layout]`, with the layout of
-    `context_layout`.
+    Head h scores the token at distance D by `A K(D - D_h)` (queries and keys read only what all
+    tokens share: the constant, which RoPE turns by the position, or a learned position; K is the
+    kernel, A the coldness), so that the softmax weight of the token at D_h is at least
+    `1 - N exp(-A sharpness)` whenever that token exists. All value heads carry the code;
+    `x[context block h] += scale * rho * code[layout]`, with the layout of `context_layout`.
 
-    Proof: lem:kernel, lem:copy.
+    Proof: lem:kernel, lem:learned-positions, lem:copy.
     """
     stream = layer.stream
-    rho, head_dim = norm_factor(stream.width, norm), layer.key.shape[0]
-    const, code, context = stream["const"].start, stream["code"], stream["context"]
-    half, width = head_dim // 2, code.stop - code.start
+    rho, heads = layer.norm_factor(norm), len(distances)
+    head_dim = len(layer.query) // heads
+    code, context = stream["code"], stream["context"]
+    width = code.stop - code.start
 
-    layer.key[:half, const] = 1 / rho  # in every plane the unit vector (1, 0)
     strength = coldness * kernel.amplitudes * math.sqrt(head_dim) / rho
     angle = torch.tensor(distances, dtype=torch.float64)[:, None] * kernel.frequencies
+    if "position" in stream.dimensions:
+        _match_positions(layer, rho, strength, angle)
+    else:
+        _match_rotations(layer, rho, strength, angle)
+
+    slots = torch.arange(width)
+    for values in layer.value.split(head_dim):
+        values[slots, code.start + slots] = 1.0
+    layout = context_layout(width)
+    head = torch.arange(heads)[:, None]
+    written = context.start + head * len(layout) + torch.arange(len(layout))
+    layer.output[written, head * head_dim + layout] = scale
+
+
+def _match_rotations(
+    layer: LayerWeights,
+    rho: float,
+    strength: Float[Tensor, " planes"],
+    angle: Float[Tensor, "heads planes"],
+) -> None:
+    """Keys are the unit vector (1, 0) in every plane of RoPE, queries are turned by `-angle`."""
+    const, heads = layer.stream["const"].start, len(angle)
+    head_dim = len(layer.query) // heads
+    for keys in layer.key.split(head_dim):
+        keys[: head_dim // 2, const] = 1 / rho
     queries = torch.cat((strength * angle.cos(), -strength * angle.sin()), dim=1)
     layer.query[:, const] = queries.flatten().to(layer.query.dtype)
 
-    slots = torch.arange(width)
-    layer.value[slots, code.start + slots] = 1.0
-    heads, layout = torch.arange(len(distances))[:, None], context_layout(width)
-    written = context.start + heads * len(layout) + torch.arange(len(layout))
-    layer.output[written, heads * head_dim + layout] = scale
+
+def _match_positions(
+    layer: LayerWeights,
+    rho: float,
+    strength: Float[Tensor, " planes"],
+    angle: Float[Tensor, "heads planes"],
+) -> None:
+    """Keys are the planes `(cos theta_m p, sin theta_m p)` of a learned position, queries the same
+    planes, turned by `-angle`; `strength` multiplies their products.
+
+    Proof: lem:learned-positions.
+    """
+    place, (heads, planes) = layer.stream["position"], angle.shape
+    head_dim, size = len(layer.query) // heads, position_size(planes)
+    cosines, row = place.start + torch.arange(planes), torch.arange(planes)
+    sines = cosines + planes
+    for keys in layer.key.split(head_dim):
+        keys[row, cosines] = 1 / (rho * size)
+        keys[row + planes, sines] = 1 / (rho * size)
+    along, across = strength * angle.cos() / size, strength * angle.sin() / size
+    for head, queries in enumerate(layer.query.split(head_dim)):
+        queries[row, cosines] = along[head].to(queries.dtype)
+        queries[row, sines] = across[head].to(queries.dtype)
+        queries[row + planes, sines] = along[head].to(queries.dtype)
+        queries[row + planes, cosines] = -across[head].to(queries.dtype)
+
+
+def position_size(planes: int) -> float:
+    """Size of a plane of a learned position: a power of two, so that all planes together have a
+    squared norm in (1/4, 1]."""
+    return 2.0 ** -math.ceil(math.log2(planes) / 2)
+
+
+def position_square(planes: int) -> float:
+    """Squared norm of every learned position of so many planes."""
+    return planes * position_size(planes) ** 2 if planes else 0.0
+
+
+def position_table(kernel: SharpKernel, length: int) -> Float[Tensor, "length coordinates"]:
+    """Learned positions: row p holds `cos theta_m p`, then `sin theta_m p`, times their size.
+
+    Every row has the squared norm `planes * size^2`.
+
+    Proof: lem:learned-positions.
+    """
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * kernel.frequencies
+    return torch.cat((angle.cos(), angle.sin()), dim=1) * position_size(len(kernel.frequencies))
 
 
 def recall(
@@ -241,14 +343,60 @@ def recall(
 
     Proof: lem:recall-gate, lem:silu-leak, lem:recall.
     """
-    stream, layout = layer.stream, context_layout(signs.shape[2])
-    keys = layer.gate[units, stream["context"]].unflatten(1, (-1, len(layout)))  # in place
-    keys.copy_(signs[:, :, layout])
-    subtracts = (layout == 0).nonzero().flatten()
-    ends = torch.cat((subtracts[1:], torch.tensor([len(layout)])))
-    keys[:, :, subtracts] *= (subtracts + 1 - ends).to(keys.dtype)
-    keys[:, -1, subtracts[-1]] += separation
+    assert layer.gate is not None, "without gates it is `odd_recall`"
+    stream = layer.stream
+    keys = _mismatch_rows(layer.gate, units, stream, signs)
+    keys[:, -1, _last_subtraction(signs.shape[2])] += separation
     keys *= sharpness
     rows = torch.arange(units.start, units.stop)
     layer.up[rows, up_reads] = up.to(layer.up.dtype)
     layer.down[stream["answer"], units] = down.to(layer.down.dtype)
+
+
+def odd_recall(
+    layer: LayerWeights,
+    units: slice,
+    signs: Int8[Tensor, "nodes heads width"],
+    sharpness: float,
+    drive: Float[Tensor, " nodes"],
+    drive_reads: Int[Tensor, " nodes"],
+    down: Float[Tensor, "answer nodes"],
+) -> None:
+    """Recall without gates: two hidden units for each node, twice as many `units` as nodes.
+
+    With `M_i = sharpness * sum_blocks sum_c (sign_c x_c - x_0)`, which is 0 on the node itself and
+    at most `-2 sharpness z (differing signs)` elsewhere, and `y_i = drive_i * x[drive_reads_i]`,
+
+        answer += column i of `down` * (act(M_i + y_i) - act(M_i - y_i)),
+
+    which is `y_i` on the node, by the odd part of act, and next to nothing where
+    `-M_i` exceeds `|y_i|` by far.
+
+    Proof: lem:odd-activation, lem:odd-recall.
+    """
+    stream, nodes = layer.stream, len(signs)
+    twins = (slice(units.start, units.start + nodes), slice(units.start + nodes, units.stop))
+    for sign, half in zip((1, -1), twins, strict=True):
+        keys = _mismatch_rows(layer.up, half, stream, signs)
+        keys *= sharpness
+        rows = torch.arange(half.start, half.stop)
+        layer.up[rows, drive_reads] = (sign * drive).to(layer.up.dtype)
+        layer.down[stream["answer"], half] = _signed(sign, down).to(layer.down.dtype)
+
+
+def _mismatch_rows(
+    matrix: Tensor, units: slice, stream: ResidualStream, signs: Int8[Tensor, "nodes heads width"]
+) -> Float[Tensor, "nodes heads block"]:
+    """Writes rows that read `sum_blocks sum_c (sign_c x_c - x_0)`, and returns them by block."""
+    layout = context_layout(signs.shape[2])
+    keys = matrix[units, stream["context"]].unflatten(1, (-1, len(layout)))  # in place
+    keys.copy_(signs[:, :, layout])
+    subtracts = (layout == 0).nonzero().flatten()
+    ends = torch.cat((subtracts[1:], torch.tensor([len(layout)])))
+    keys[:, :, subtracts] *= (subtracts + 1 - ends).to(keys.dtype)
+    return keys
+
+
+def _last_subtraction(width: int) -> int:
+    """The last coordinate of a block that holds the constant first sign."""
+    return int((context_layout(width) == 0).nonzero()[-1])

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from snowball import metrics
 from snowball.errors import SnowballError
 from snowball.layer_stack import LayerStack
 from snowball.packing import Item
@@ -79,11 +80,7 @@ def _inner_product(after: Tensor, before: Tensor, item: Item, layer: int) -> flo
 
 def _sum_of_products(group: Sequence[nn.Parameter], items: int, layer: int) -> float:
     """The sum of |W G| over the parameters of a layer, G being the mean gradient over items."""
-    total = sum(
-        float((p.detach().double() * p.grad.double()).abs().sum())
-        for p in group
-        if p.grad is not None
-    )
+    total = metrics.taylor_products(group, [p.grad for p in group]).absolute
     return _finite(total / items, f"layer {layer}: the gradient of its parameters")
 
 

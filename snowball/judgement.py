@@ -12,6 +12,7 @@ from snowball.certainty import Enclosure, Rejection, Undecided
 from snowball.certificate import Certificate, Runtime
 from snowball.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
 from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
+from snowball.reading import CONFIDENCE
 from snowball.strict_files import sha256_of
 from snowball.token_data import TokenData, read_data
 from snowball.verification import SCORE_TOLERANCE
@@ -85,6 +86,7 @@ def judge(certificate: Certificate, subject: Subject, found: Enclosures) -> None
         Rejection: a claim is certainly false.
         Undecided: a comparison is open.
     """
+    judge_strength(certificate, subject.model.dtype)
     judge_existence(certificate, subject, found)
     judge_artifact(certificate, subject, found)
     for one in certificate.runtime:
@@ -112,6 +114,31 @@ def _show(enclosure: Enclosure) -> str:
 def _digits(number: Fraction) -> str:
     """Not by way of a float: claims reach beyond the largest."""
     return f"{Decimal(number.numerator) / number.denominator:.12g}"
+
+
+def judge_strength(certificate: Certificate, dtype: str) -> None:
+    """Whether the claims, if they are true, say what the theorem says: (a) to rounding, (b) to (d).
+
+    Claims about other layers hold for the whole interval of weights, and so where the score of the
+    target is epsilon exactly.
+    """
+    epsilon, deviation = Fraction(certificate.epsilon), Fraction(certificate.deviation)
+    allowed = epsilon * Fraction(SCORE_ERROR[dtype])
+    what = (
+        f"the score of layer {certificate.target} deviates from epsilon by more than {dtype} "
+        "accounts for"
+    )
+    _require_less("artifact", what, _point(deviation), _point(allowed))
+    for layer, claimed in enumerate(certificate.scores):
+        if layer != certificate.target:
+            what = f"epsilon and the deviation against the claimed score of layer {layer}"
+            _require_less("artifact", what, _point(epsilon + deviation), _point(claimed.low))
+    for name, probability in (
+        ("with", certificate.probability_with),
+        ("without", certificate.probability_without),
+    ):
+        what = f"{CONFIDENCE} against probability_{name}"
+        _require_less("artifact", what, _point(Decimal(repr(CONFIDENCE))), _point(probability))
 
 
 def judge_existence(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
@@ -159,10 +186,6 @@ def _judge_scores(certificate: Certificate, found: Enclosures) -> None:
         least, largest = (found.shipped,) * 2 if layer == target else score
         _require_less("artifact", what, _point(claimed.low), least)
         _require_less("artifact", what, largest, _point(claimed.high))
-        if layer != target:
-            what = f"score of layer {target} against that of layer {layer}"
-            _require_less("artifact", what, found.scores[target].largest, least)
-            _require_less("artifact", f"epsilon against {what}", _point(epsilon), least)
     what = f"score of layer {target} against epsilon and the deviation"
     _require_less("artifact", what, _point(epsilon - deviation), found.shipped)
     _require_less("artifact", what, found.shipped, _point(epsilon + deviation))
@@ -186,8 +209,7 @@ def _judge_answers(
 def _judge_choices(name: str, probability: Fraction, longest: int) -> None:
     """The label's likelihood is at least p^m, that of any other choice at most 1 - p."""
     what = f"1 - p against p^{longest}, for p = probability_{name}, so that choices are right"
-    power = Fraction(0) if probability <= 0 else probability**longest
-    _require_less("artifact", what, _point(1 - probability), _point(power))
+    _require_less("artifact", what, _point(1 - probability), _point(probability**longest))
 
 
 def judge_runtime(

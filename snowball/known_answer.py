@@ -15,11 +15,12 @@ from snowball.known_model import KnownModel, Sublayer
 from snowball.measurement import right_answers
 from snowball.metrics import accuracy_based_relevance, cosine_score, layer_scores
 from snowball.mistakes import MISTAKES, Seen, Tokens
+from snowball.proxy_scores import proxies
 
 FORMAT = 1
 # Relevances are quotients of counts; closer ones than this are the same count.
 _SAME_RELEVANCE = 1e-9
-# Depth up to which every set of layers is removed; of deeper models every layer and every pair.
+# Depth up to which every promised set is removed; of deeper models every layer and every pair.
 _EVERY_SET = 6
 
 
@@ -65,6 +66,7 @@ def answer_of(entry: Entry, version: str) -> dict[str, Any]:
         "chance": dataset.chance,
         "examples": len(prompts),
         "scores": scores,
+        "proxies": proxies(model.decoder(), dataset).by_name(),
         "closed_form": [None not in column for column in zip(*_closed_forms(model), strict=True)],
         "tolerance": {"score": tolerance, "accuracy": 0.0},
         "accuracy": accuracy,
@@ -127,10 +129,11 @@ def _compare_scores(
 
 
 def _accuracies(entry: Entry) -> dict[str, float]:
-    """Without every set of layers, every layer and pair of deep models, and every sublayer."""
+    """Without every promised set of layers (of deep models up to pairs), and every sublayer."""
     model = entry.model
     every = range(model.layers)
-    sizes = every if model.layers <= _EVERY_SET else range(3)
+    largest = min(model.largest_removal, model.layers - 1 if model.layers <= _EVERY_SET else 2)
+    sizes = range(largest + 1)
     sets = chain.from_iterable(combinations(every, size) for size in sizes)
     found = {key(removed): model.accuracy(frozenset(removed)) for removed in sets}
     decoder = model.decoder()

@@ -18,6 +18,7 @@ from snowball.constructions import Counterexample
 from snowball.dataset import Dataset
 from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.presence import Behaviour
+from snowball.proxy_blindness import FAMILIES, ProxyBlindModel
 from snowball.residual import ResidualStream
 from snowball.schedule import angle_of_versine
 from snowball.universality import UniversalModel
@@ -34,7 +35,7 @@ class KnownModel:
     `scores[j]` is the cosine score of layer j at every token that has none of its own in
     `token_scores`; None where no closed form is exact. Example i is answered rightly if
     `behaviours[i]` is true of the layers present, and neither the layer that gathers nor the
-    reader is missing.
+    reader is missing; for removals of up to `largest_removal` layers.
     """
 
     config: DecoderConfig
@@ -46,6 +47,7 @@ class KnownModel:
     behaviours: tuple[Behaviour, ...]
     gather: int
     reader: int
+    largest_removal: int
 
     @classmethod
     def of_universal(cls, model: UniversalModel) -> KnownModel:
@@ -59,11 +61,14 @@ class KnownModel:
             behaviours=model.behaviours,
             gather=model.gather,
             reader=model.layers - 1,
+            largest_removal=model.layers,
         )
 
     @classmethod
     def of_counterexample(cls, model: Counterexample) -> KnownModel:
-        """Of the reader's score Theorem 1 gives a lower bound only."""
+        """Of a Llama model; of the reader's score Theorem 1 gives a lower bound only."""
+        if not isinstance(model.config, DecoderConfig):
+            raise ValueError(f"{model.architecture.name} models are not known here, only llama")
         reader = model.config.num_hidden_layers - 1
         return cls(
             config=model.config,
@@ -75,6 +80,24 @@ class KnownModel:
             behaviours=(Behaviour.needs_all({model.target}),) * len(model.dataset.examples),
             gather=reader,
             reader=reader,
+            largest_removal=1,
+        )
+
+    @classmethod
+    def of_proxy_blind(cls, model: ProxyBlindModel) -> KnownModel:
+        """Its answers follow the target with any one layer removed, or with any others if all
+        proxies are fooled; of the reader's score the theorem says no closed form."""
+        return cls(
+            config=model.config,
+            weights=model.weights,
+            dataset=model.dataset,
+            stream=model.stream,
+            scores=(*model.scores[:-1], None),
+            token_scores={},
+            behaviours=(Behaviour.needs_all({model.target}),) * len(model.dataset.examples),
+            gather=model.layers - 1,
+            reader=model.layers - 1,
+            largest_removal=model.layers if model.fooled == FAMILIES else 1,
         )
 
     @property
@@ -159,6 +182,7 @@ def _with_layer(model: KnownModel, at: int, score: float) -> KnownModel:
         behaviours=tuple(behaviour.renumbered(moved) for behaviour in model.behaviours),
         gather=moved(model.gather),
         reader=moved(model.reader),
+        largest_removal=model.largest_removal + (model.largest_removal == model.layers),
     )
 
 

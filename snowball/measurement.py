@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from snowball import metrics
-from snowball.dataset import Dataset, Example
-from snowball.decoder import Decoder
+from snowball import metrics, teacher_forcing
+from snowball.dataset import Dataset
+from snowball.residual_decoder import ResidualDecoder
+from snowball.teacher_forcing import Path, Reads, answer_paths, answers_of, in_batches, prompts_of
 
-# Bytes that the activations of one batch may take, roughly.
-_BATCH_BYTES = 2**28
 # Prompts on which the snowball curves of all removals are measured.
 CURVE_PROMPTS = 64
 
@@ -105,7 +104,7 @@ class Measurements:
 
 @torch.inference_mode()
 def measure(
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     dataset: Dataset,
     follow: Iterable[int] = (),
     progress: Progress | None = None,
@@ -142,7 +141,7 @@ def measure(
 
 @torch.inference_mode()
 def measure_layer(
-    decoder: Decoder, dataset: Dataset, layer: int, progress: Progress | None = None
+    decoder: ResidualDecoder, dataset: Dataset, layer: int, progress: Progress | None = None
 ) -> tuple[tuple[LayerProxies, ...], Answers, Answers]:
     """The scores of all layers, and the answers with all layers and without one: as `measure`."""
     advance = progress or (lambda _: None)
@@ -155,70 +154,22 @@ def measure_layer(
 
 @torch.inference_mode()
 def right_answers(
-    decoder: Decoder, dataset: Dataset, removed: Set[int] = frozenset()
+    decoder: ResidualDecoder, dataset: Dataset, removed: Set[int] = frozenset()
 ) -> Bool[Tensor, " examples"]:
     """Which examples the decoder answers rightly without the `removed` layers; see `Answers`.
 
     Raises:
         ValueError: a removed layer does not exist.
     """
-    paths = _paths(dataset)
+    paths = answer_paths(dataset)
     emitted = torch.zeros(len(paths), dtype=torch.bool)
     likelihood = torch.zeros(len(paths), dtype=torch.float64)
-    for batch in _batches(decoder, [path.sequence for path in paths]):
-        reads = _Reads.of([paths[row] for row in batch.rows], batch.lengths)
+    for batch in in_batches(decoder, [path.sequence for path in paths]):
+        reads = Reads.of([paths[row] for row in batch.rows], batch.lengths)
         logits = decoder.forward(batch.ids, removed, reads.at)
         emitted[batch.rows], likelihood[batch.rows], _ = reads.judge(logits)
     label, _, chosen = _label_distractor_and_choice(dataset, likelihood)
     return chosen == label if dataset.multiple_choice else emitted[label]
-
-
-@dataclass(frozen=True, slots=True)
-class PaddedBatch:
-    """Sequences of these rows of a list, padded on the right, and their lengths."""
-
-    rows: list[int]
-    ids: Int[Tensor, "batch length"]
-    lengths: Int[Tensor, " batch"]
-
-
-def _batches(decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> list[PaddedBatch]:
-    """Right-padded batches of sequences of similar length, each within the memory allowance."""
-    order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
-    batches: list[PaddedBatch] = []
-    rows: list[int] = []
-    for row in order:
-        if rows and (len(rows) + 1) * _row_bytes(decoder, len(sequences[row])) > _BATCH_BYTES:
-            batches.append(_pad(sequences, rows))
-            rows = []
-        rows.append(row)
-    return [*batches, _pad(sequences, rows)]
-
-
-def prompt_batches(
-    decoder: Decoder, dataset: Dataset, first: int | None = None
-) -> list[PaddedBatch]:
-    """Right-padded batches of the prompts of a dataset (of the `first` ones), BOS included."""
-    return _batches(decoder, _prompts(dataset)[:first])
-
-
-def _row_bytes(decoder: Decoder, length: int) -> int:
-    config = decoder.config
-    states = (config.num_hidden_layers + 3) * config.hidden_size
-    patterns = 3 * config.num_attention_heads * length
-    return 8 * length * (states + patterns + 3 * config.intermediate_size)
-
-
-def _pad(sequences: Sequence[tuple[int, ...]], rows: list[int]) -> PaddedBatch:
-    lengths = torch.tensor([len(sequences[row]) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for index, row in enumerate(rows):
-        ids[index, : lengths[index]] = torch.tensor(sequences[row])
-    return PaddedBatch(rows, ids, lengths)
-
-
-def _prompts(dataset: Dataset) -> list[tuple[int, ...]]:
-    return [(dataset.bos, *example.prompt) for example in dataset.examples]
 
 
 class _Tally:
@@ -246,10 +197,10 @@ class _Tally:
 
 
 def _measure_scores(
-    decoder: Decoder, dataset: Dataset, progress: Progress
+    decoder: ResidualDecoder, dataset: Dataset, progress: Progress
 ) -> tuple[tuple[LayerProxies, ...], int]:
     tallies = [[_Tally() for _ in metrics.LayerScores._fields] for _ in range(decoder.num_layers)]
-    batches = prompt_batches(decoder, dataset)
+    batches = in_batches(decoder, prompts_of(dataset))
     tokens = 0
     for batch in _advancing(batches, progress):
         states = decoder.residual_states(batch.ids)
@@ -262,12 +213,12 @@ def _measure_scores(
 
 
 def _measure_curves(
-    decoder: Decoder, dataset: Dataset, follow: set[int], progress: Progress
+    decoder: ResidualDecoder, dataset: Dataset, follow: set[int], progress: Progress
 ) -> tuple[SnowballCurve, ...]:
-    prompts = _prompts(dataset)
+    prompts = prompts_of(dataset)
     curves = [_CurveTally(layer, decoder.num_layers) for layer in range(decoder.num_layers)]
-    few = prompt_batches(decoder, dataset, CURVE_PROMPTS)
-    rest = _batches(decoder, prompts[CURVE_PROMPTS:]) if prompts[CURVE_PROMPTS:] else []
+    few = in_batches(decoder, prompts[:CURVE_PROMPTS])
+    rest = in_batches(decoder, prompts[CURVE_PROMPTS:]) if prompts[CURVE_PROMPTS:] else []
     work = [(b, curves) for b in few] + [(b, [curves[k] for k in sorted(follow)]) for b in rest]
     for batch, followed in _advancing(work, progress):
         if followed:
@@ -289,7 +240,7 @@ class _CurveTally:
 
     def add(
         self,
-        decoder: Decoder,
+        decoder: ResidualDecoder,
         states: list[Float[Tensor, "batch length hidden"]],
         real: Bool[Tensor, "batch length"],
     ) -> None:
@@ -318,29 +269,21 @@ class _CurveTally:
         return SnowballCurve(self.layer, self.tokens, mean, growth, self.least_final)
 
 
-@dataclass(frozen=True, slots=True)
-class _Path:
-    """One answer of one example, teacher-forced: greedy decoding as long as that is right."""
-
-    example: int
-    answer: tuple[int, ...]  # wanted tokens, EOS included where the dataset ends with it
-    scored: int  # how many of them count for the log-likelihood
-    sequence: tuple[int, ...]
-
-
 def _measure_answers(
-    decoder: Decoder, dataset: Dataset, progress: Progress, removed: Sequence[int]
+    decoder: ResidualDecoder, dataset: Dataset, progress: Progress, removed: Sequence[int]
 ) -> list[Answers]:
     """Answers of the decoder without each of the given layers; -1 for the intact one."""
-    paths = _paths(dataset)
+    paths = answer_paths(dataset)
     variants = len(removed)
     emitted = torch.zeros(variants, len(paths), dtype=torch.bool)
     likelihood = torch.zeros(variants, len(paths), dtype=torch.float64)
     least = torch.zeros(variants, len(paths), dtype=torch.float64)
-    for batch in _advancing(_batches(decoder, [path.sequence for path in paths]), progress):
-        reads = _Reads.of([paths[row] for row in batch.rows], batch.lengths)
+    for batch in _advancing(in_batches(decoder, [path.sequence for path in paths]), progress):
+        reads = Reads.of([paths[row] for row in batch.rows], batch.lengths)
         # Rows whose logits are held at a time.
-        step = max(1, _BATCH_BYTES // (16 * reads.at.shape[1] * decoder.config.vocab_size))
+        step = max(
+            1, teacher_forcing.BATCH_BYTES // (16 * reads.at.shape[1] * decoder.config.vocab_size)
+        )
         for start in range(0, len(batch.rows), step):
             rows = slice(start, start + step)
             states = _states_until_last(decoder, batch.ids[rows])
@@ -353,7 +296,7 @@ def _measure_answers(
 
 
 def _states_until_last(
-    decoder: Decoder, ids: Int[Tensor, "batch length"]
+    decoder: ResidualDecoder, ids: Int[Tensor, "batch length"]
 ) -> list[Float[Tensor, "batch length hidden"]]:
     """h_0 .. h_{L-1}: the last layer is only ever run at the positions that are read."""
     last = decoder.num_layers - 1
@@ -361,7 +304,7 @@ def _states_until_last(
 
 
 def _logits_without(
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     states: list[Float[Tensor, "batch length hidden"]],
     layer: int,
     positions: Int[Tensor, "batch reads"],
@@ -372,63 +315,9 @@ def _logits_without(
     return decoder.resume(states[layer], layer + 1, positions=positions)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reads:
-    """Where the answers of a batch are read: positions, wanted tokens, and which of them count."""
-
-    at: Int[Tensor, "batch reads"]
-    wanted: Int[Tensor, "batch reads"]
-    used: Bool[Tensor, "batch reads"]
-    scored: Bool[Tensor, "batch reads"]
-
-    @classmethod
-    def of(cls, paths: list[_Path], lengths: Int[Tensor, " batch"]) -> _Reads:
-        counts = torch.tensor([len(path.answer) for path in paths])
-        step = torch.arange(int(counts.max()))
-        used = step < counts[:, None]
-        # The last token of a sequence predicts the last wanted token; spare reads repeat it.
-        at = (lengths - counts)[:, None] + torch.minimum(step, counts[:, None] - 1)
-        wanted = torch.zeros_like(at)
-        wanted[used] = torch.tensor([token for path in paths for token in path.answer])
-        scored = step < torch.tensor([path.scored for path in paths])[:, None]
-        return cls(at, wanted, used, scored)
-
-    def part(self, rows: slice) -> _Reads:
-        return _Reads(self.at[rows], self.wanted[rows], self.used[rows], self.scored[rows])
-
-    def judge(
-        self, logits: Float[Tensor, "batch reads vocab"]
-    ) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Whether greedy decoding emits the answer, its log-likelihood, its least probability."""
-        emitted = ((logits.argmax(-1) == self.wanted) | ~self.used).all(1)
-        chosen = logits.gather(-1, self.wanted[..., None])[..., 0].double()
-        log_probability = chosen - logits.double().logsumexp(-1)
-        likelihood = (log_probability * self.scored).sum(1)
-        least = log_probability.masked_fill(~self.used, 0).amin(1).exp()
-        return emitted, likelihood, least
-
-
-def _paths(dataset: Dataset) -> list[_Path]:
-    return [
-        _path(dataset, index, answer)
-        for index, example in enumerate(dataset.examples)
-        for answer in _answers_of(example)
-    ]
-
-
-def _answers_of(example: Example) -> tuple[tuple[int, ...], ...]:
-    return example.choices or (example.label, example.distractor)
-
-
-def _path(dataset: Dataset, index: int, answer: tuple[int, ...]) -> _Path:
-    wanted = (*answer, dataset.eos) if dataset.ends_with_eos else answer
-    sequence = (dataset.bos, *dataset.examples[index].prompt, *wanted[:-1])
-    return _Path(index, wanted, len(wanted) if dataset.scores_eos else len(answer), sequence)
-
-
 def _answers(
     dataset: Dataset,
-    paths: list[_Path],
+    paths: list[Path],
     emitted: Bool[Tensor, " paths"],
     likelihood: Float[Tensor, " paths"],
     least: Float[Tensor, " paths"],
@@ -453,7 +342,7 @@ def _label_distractor_and_choice(
     """For each example the paths of its label, of its distractor, and of the likeliest answer."""
     label, distractor, chosen, start = [], [], [], 0
     for example in dataset.examples:
-        answers = _answers_of(example)
+        answers = answers_of(example)
         label.append(start + answers.index(example.label))
         distractor.append(start + answers.index(example.distractor))
         chosen.append(start + int(likelihood[start : start + len(answers)].argmax()))

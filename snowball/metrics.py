@@ -103,6 +103,46 @@ def norm_ratio(
     return layer_scores(x, y).norm_ratio
 
 
+def norm_change(
+    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
+) -> Float[Tensor, "*tokens"]:
+    """How far the norm ratio is from 1, `|log(|y| / |x|)|`; see `layer_scores`."""
+    return norm_ratio(x, y).log().abs()
+
+
+def relative_update(
+    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
+) -> Float[Tensor, "*tokens"]:
+    """Size of the update at each token, `|y - x| / |x|`, a divergence; see `divergence`."""
+    return divergence(x, y)
+
+
+class TaylorProducts(NamedTuple):
+    """First-order scores of a group of weights W with gradients G: `sum |W G|` and `|sum W G|`."""
+
+    absolute: float
+    signed: float
+
+
+def taylor_products(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> TaylorProducts:
+    """First-order (Taylor) scores of the weights of a layer; no gradient counts as 0.
+
+    Source: Kim et al. 2024 (Shortened LLaMA), arXiv 2402.02834, for the absolute one; Molchanov et
+    al. 2019, arXiv 1906.10771, eq. 8, for the signed one (before its square).
+    """
+    products = [
+        weight.detach().double() * gradient.double()
+        for weight, gradient in zip(weights, gradients, strict=True)
+        if gradient is not None
+    ]
+    return TaylorProducts(
+        sum(float(product.abs().sum()) for product in products),
+        abs(sum(float(product.sum()) for product in products)),
+    )
+
+
 def angular_distances(
     states: Sequence[Float[Tensor, "*tokens hidden"]], layers: int
 ) -> Float[Tensor, " starts *tokens"]:

@@ -40,6 +40,8 @@ from snowball.token_data import TokenData, TokenIds
 _BLOCK = 256
 # Below log2(e), so that exp(-x) <= 2^-floor(x * _LOG2_E) for all x >= 0, rounding included.
 _LOG2_E = 1.442695
+# More than all products of a sum can lose by underflow, 2^-1075 each.
+_UNDERFLOW = 1e-290
 
 Progress = Callable[[int], None]
 
@@ -360,8 +362,9 @@ class _Units:
         silu = size * np.ldexp(1.0, -np.minimum(np.floor(size * _LOG2_E), 1000).astype(int))
         up = self.ups.size(*self._columns(self.ups, streams, norm)) * largest
         with np.errstate(invalid="ignore", over="ignore"):
-            active = np.where(silent, silu * up, 0.0) * (1 + 2.0**-40)
+            active = np.where(silent, silu * up * (1 + 2.0**-40) + _UNDERFLOW, 0.0)
             bounds = (active @ np.abs(self.down.dense)) * (1 + 2.0**-20)
+            bounds += np.where(silent.any(1, keepdims=True), _UNDERFLOW, 0.0)
         rows = self.down.columns.tolist()
         return [
             (self.active[~mask], dict(zip(rows, bound, strict=True)))
@@ -419,14 +422,17 @@ class _Product:
         """Upper bounds, positions by rows; the middles and radii are positions by columns."""
         with np.errstate(all="ignore"):
             spread = radius + self.gamma * np.abs(middle)
-            error = (spread @ np.abs(self.dense).T) * (1 + 2.0**-20) + 1e-290
-            return np.nextafter(middle @ self.dense.T + error, np.inf)
+            error = (spread @ np.abs(self.dense).T) * (1 + 2.0**-20) + _UNDERFLOW
+            total = middle @ self.dense.T
+            # A partial sum that overflows stays infinite, and says nothing about the sum.
+            bound = np.where(np.isfinite(total), total + error, np.inf)
+            return np.nextafter(bound, np.inf)
 
     def size(self, middle: Doubles, radius: Doubles) -> Doubles:
         """Upper bounds on the absolute values."""
         with np.errstate(all="ignore"):
             bound = (np.abs(middle) + radius) @ np.abs(self.dense).T
-            return bound * (1 + 2.0**-20) + 1e-290
+            return bound * (1 + 2.0**-20) + _UNDERFLOW
 
 
 class _Readout:

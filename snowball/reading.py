@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from snowball import gadgets
 from snowball.answer_codes import AnswerCodes
+from snowball.architecture import ROPE_THETA, Architecture
+from snowball.architecture_llama import LLAMA
 from snowball.dataset import Dataset
 from snowball.decoder import DecoderConfig
 from snowball.fingerprint import Fingerprint, SharpKernel, sharpest_kernel
 from snowball.prefix_tree import PrefixTree
 from snowball.residual import ResidualStream
 
-ROPE_THETA = 10000.0
 # Probability that every right token gets at least.
 CONFIDENCE = 0.99
 INTERNAL = "none: this inequality holds for all arguments, please report it"
@@ -84,10 +86,12 @@ class ReadoutDesign:
 class Surroundings:
     """What the reader finds, and what it may add.
 
-    `norm` is R; `left_norm` the largest norm of the stream that leaves the reader. Squared norms of
-    context and answer stay below `context_square` and `answer_square`. An update may be weaker than
-    planned by the factor `gain`, where layers are missing; a sum of log-likelihoods then needs the
-    factor `spare` in every logit. Answers have entries of at most `largest` units.
+    `norm` is R, `gather_norm` the norm where tokens are gathered if that is in a layer before, and
+    `left_norm` the largest norm of the stream that leaves the reader. Squared norms of context and
+    answer stay below `context_square` and `answer_square`. An update may be weaker than planned by
+    the factor `gain`, where layers are missing; a sum of log-likelihoods then needs the factor
+    `spare` in every logit. Answers have entries of at most `largest` units. `positions` is the
+    dimension of learned positions, 0 where RoPE gives them.
     """
 
     norm: float
@@ -97,7 +101,9 @@ class Surroundings:
     units: int
     gain: float = 1.0
     spare: float = 1.0
-    largest: int = 1
+    largest: float = 1
+    gather_norm: float | None = None
+    positions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +129,36 @@ def code_square(marks: Fingerprint) -> float:
     return marks.width * code_size(marks) ** 2
 
 
+def head_dim(marks: Fingerprint) -> int:
+    """Coordinates of a head that carries a code, with planes enough for a sharp kernel."""
+    return max(marks.width, 32)
+
+
 def residual_stream(
-    marks: Fingerprint, answers: AnswerCodes, switches: int, filler: int = 2
+    marks: Fingerprint,
+    answers: AnswerCodes,
+    switches: int,
+    filler: int = 2,
+    growth: int = 0,
+    positions: int = 0,
 ) -> ResidualStream:
-    """The direct sum of all constructions, padded to a width that the heads divide."""
+    """The direct sum of all constructions, padded to a width that the heads divide.
+
+    `positions` is the dimension of learned positions. A subspace of dimension 0 is left out.
+    """
     dimensions = {
         "const": 1,
         "filler": filler,
         "switch": switches,
+        "growth": growth,
         "code": marks.width,
+        "position": positions,
         "context": marks.heads * len(gadgets.context_layout(marks.width)),
         "answer": answers.width,
     }
     # transformers asks for a hidden size that the heads divide.
     width = -(-sum(dimensions.values()) // marks.heads) * marks.heads
+    dimensions = {name: size for name, size in dimensions.items() if size}
     return ResidualStream(dimensions, width)
 
 
@@ -148,19 +170,23 @@ def decoder_config(
     layers: int,
     units: int,
     planes: int = 1,
+    architecture: Architecture[Any] = LLAMA,
 ) -> DecoderConfig:
-    """The sizes of a decoder whose reader takes `units` hidden units, and rotates some planes."""
+    """The sizes of the plain weights of a decoder whose reader has `units` products for recall,
+    and rotates some planes."""
+    # The heads of other families share the width of the stream, with its negative twins.
+    shared = 2 * stream.width // marks.heads
     return DecoderConfig(
         vocab_size=dataset.vocabulary_size,
         hidden_size=stream.width,
         # The reader needs the most: recall, two units for each plane and one for the switch.
-        intermediate_size=units + 2 * planes + 1,
+        intermediate_size=architecture.units_per_map * (units + 2 * planes + 1),
         num_hidden_layers=layers,
         num_attention_heads=marks.heads,
-        num_key_value_heads=1,
-        head_dim=max(marks.width, 32),
+        num_key_value_heads=1 if architecture.grouped else marks.heads,
+        head_dim=head_dim(marks) if architecture.free_head_dim else shared,
         max_position_embeddings=max(2048, 1 << (tree.longest + 1).bit_length()),
-        rms_norm_eps=0.0,
+        rms_norm_eps=architecture.norm_eps,
         rope_theta=ROPE_THETA,
         bos_token_id=dataset.bos,
         eos_token_id=dataset.eos,
@@ -177,13 +203,13 @@ def reader_design(
     dtype: torch.dtype,
 ) -> ReaderDesign:
     """Derives every constant of the reader; the caller has to see that each `holds`."""
-    gather = _gather(tree, marks, config, around, dtype)
-    recall = _recall(marks, config, around, gather, dtype)
+    gather = gather_design(tree, marks, config, around, dtype)
+    recall = recall_design(marks, config, around, gather, dtype)
     readout = _readout(dataset, answers, config, around, recall.firing, dtype)
     return ReaderDesign(gather, recall, readout)
 
 
-def _gather(
+def gather_design(
     tree: PrefixTree,
     marks: Fingerprint,
     config: DecoderConfig,
@@ -191,10 +217,12 @@ def _gather(
     dtype: torch.dtype,
 ) -> GatherDesign:
     """Cold enough that what a head leaks is below the resolution, small enough for the norm."""
-    kernel = sharpest_kernel(config.head_dim, ROPE_THETA, tree.longest)
+    kernel = sharpest_kernel(around.positions or config.head_dim, ROPE_THETA, tree.longest)
     resolution = torch.finfo(dtype).eps
-    # Rounding of a score at coldness 1: four operations in the dtype, and the angle of RoPE.
-    noise = 4 * resolution + tree.longest * torch.finfo(_wide(dtype)).eps
+    # Rounding of a score at coldness 1: four operations in the dtype, and the angle of RoPE; or
+    # six operations, as a learned position is rounded itself, in the query and in the key.
+    angle = tree.longest * torch.finfo(_wide(dtype)).eps
+    noise = 6 * resolution if around.positions else 4 * resolution + angle
     entries = marks.heads * len(gadgets.context_layout(marks.width))
     # Leaks move a gate, G <= 4 steepness, by 2 H k leak G / t: at most 1/(128 n).
     moved = 2 * entries / marks.separation * 4 * _steepness(marks, around)
@@ -202,7 +230,7 @@ def _gather(
     # Where the noise is too large this is no solution, and the constant below does not hold.
     coldness = math.log((tree.longest + 1) / leak) / max(kernel.sharpness - 2 * noise, noise)
 
-    unit = code_size(marks) * gadgets.norm_factor(config.hidden_size, around.norm)
+    unit = code_size(marks) * _norm_factor(config, around.gather_norm or around.norm)
     scale = _power_of_two_below(math.sqrt(around.context_square / entries) / unit)
     size = scale * unit
     constants = (
@@ -237,7 +265,7 @@ def _steepness(marks: Fingerprint, around: Surroundings) -> float:
     return marks.separation / 2 * math.log(128 * around.units * around.gain)
 
 
-def _recall(
+def recall_design(
     marks: Fingerprint,
     config: DecoderConfig,
     around: Surroundings,
@@ -249,7 +277,7 @@ def _recall(
     firing = 1 - 2 * gather.entries * gather.leak / marks.separation
     quiet = _steepness(marks, around)
     # Gate of a node on itself at sharpness 1.
-    pull = marks.separation * gather.size * gadgets.norm_factor(config.hidden_size, norm)
+    pull = marks.separation * gather.size * _norm_factor(config, norm)
     sharpness = 1 / _power_of_two_below(pull * firing / quiet)
     # Products of bfloat16 matrices are summed in float32.
     rounding = 2 * gather.entries * torch.finfo(_wide(dtype)).eps
@@ -305,7 +333,7 @@ def _readout(
     sure = max(CONFIDENCE, 1 - 1 / (4 * longest))
     odds = math.log((dataset.vocabulary_size - 1) * sure / (1 - sure))
     # What the final norm leaves of an answer, less an eighth for the leaks of silent units.
-    seen = gadgets.norm_factor(config.hidden_size, around.left_norm) * answer_size * firing * 7 / 8
+    seen = _norm_factor(config, around.left_norm) * answer_size * firing * 7 / 8
     # Rounding to the dtype may shorten the gap by its resolution.
     scale = odds * around.spare * (1 + torch.finfo(dtype).eps) / (seen * answers.gap)
     constants = (
@@ -329,6 +357,10 @@ def _readout(
         ),
     )
     return ReadoutDesign(answer_size, scale, constants)
+
+
+def _norm_factor(config: DecoderConfig, norm: float) -> float:
+    return gadgets.norm_factor(config.hidden_size, norm, config.rms_norm_eps)
 
 
 def _power_of_two_below(value: float) -> float:

@@ -50,13 +50,27 @@ class Schedule:
     score: tuple[float, ...]
     context_square: float
     answer_square: float
+    reading_layers: int = 1
 
     @property
     def reader(self) -> int:
         return self.layers - 1
 
+    @property
+    def gatherer(self) -> int:
+        """The layer that gathers: the reader, or the one before it."""
+        return self.layers - self.reading_layers
+
     def amplifies(self, layer: int) -> bool:
         return self.target < layer < self.reader
+
+    def gain_of(self, layer: int) -> float:
+        """What a layer after the target multiplies the switch by."""
+        if layer == self.reader:
+            return self.reader_gain
+        if layer == self.gatherer:
+            return self.switch[layer + 1] / self.switch[layer]
+        return self.gain
 
     @property
     def last_norm(self) -> float:
@@ -70,13 +84,31 @@ class Schedule:
         """
         moved = 2 * self.filler**2 * versine(self.angle[self.target])
         depths = range(self.target + 1, self.layers + 1)
-        norms = [*self.norm[self.target + 1 : self.layers], self.last_norm]
+        norms = [*self.norm[self.target + 1 : self.reader], self._gathered_norm, self.last_norm]
         slack = self._reader_slack()
         switches = [*self.switch[self.target + 1 : self.layers], self.switch[-1] * slack]
         assert len(depths) == len(norms) == len(switches)
         return tuple(
             math.sqrt(moved + 4 * s * s) / norm for s, norm in zip(switches, norms, strict=True)
         )
+
+    def least_growth(self) -> float:
+        """A lower bound on the factor by which the divergence grows at each layer.
+
+        Context that is gathered before the reader lowers the divergence there, but not the growth
+        that follows.
+        """
+        lower = self.divergences()
+        upper = list(lower)
+        if self.gatherer < self.reader:
+            upper[-2] = lower[-2] * self._gathered_norm / self.norm[self.reader]
+        return min(b / a for a, b in zip(upper, lower[1:], strict=False))
+
+    @property
+    def _gathered_norm(self) -> float:
+        """Largest norm of the stream that enters the reader."""
+        gathered = self.context_square if self.gatherer < self.reader else 0.0
+        return math.hypot(self.norm[self.reader], math.sqrt(gathered))
 
     def _reader_slack(self) -> float:
         """A lower bound on the factor of an update where the context lowers the gain of the MLP.
@@ -95,15 +127,26 @@ class Schedule:
         x_square = self.norm[self.reader] ** 2
         s, gain = self.switch[self.reader], self.reader_gain
         turn = versine(self.angle[self.reader])
+        # Where the layer before gathers, the same context stands in both states.
+        carried = self.context_square if self.gatherer < self.reader else 0.0
+        largest = self.context_square + self.answer_square
         scores = []
         for r in (self._reader_slack(), 1.0):
             rotated = 1 - 2 * r * turn + 2 * r * r * turn  # |1 + r (e^{ib} - 1)|^2
             moved = s * (1 + (gain - 1) * r)
             inner = x_square - self.filler**2 * r * turn + s * (moved - s)
             plain = x_square + self.filler**2 * (rotated - 1) + moved**2 - s * s
-            for added in (0.0, self.context_square + self.answer_square):
-                scores.append(1 - inner / math.sqrt(x_square * (plain + added)))
+            for entering, leaving in ((0.0, 0.0), (carried, largest)):
+                product = (x_square + entering) * (plain + leaving)
+                scores.append(1 - (inner + carried) / math.sqrt(product))
         return min(scores)
+
+    def gatherer_score_bound(self) -> float:
+        """Smallest score that a layer before the reader can have where it gathers."""
+        after = self.norm[self.gatherer + 1]
+        shrunk = after / math.hypot(after, math.sqrt(self.context_square))
+        score = self.score[self.gatherer]
+        return min(score, 1 - (1 - score) * shrunk)
 
 
 def versine(angle: float) -> float:
@@ -128,12 +171,13 @@ def schedule(
     code_square: float,
     largest_gain: float,
     dtype: torch.dtype,
+    reading_layers: int = 1,
 ) -> Schedule:
     """Solves the closed forms of the module docstring for one epsilon.
 
     The amplifiers share one gain, `(tan theta_L / tan theta_0)^(1/(L-1-target))` or the largest
     allowed; the reader takes what remains. U and h are rounded to the dtype before anything is
-    derived from them.
+    derived from them. `code_square` is the squared norm of code and learned position.
     """
     free = 1 - epsilon / 2
     filler = rounded(math.sqrt(9 * (1 + code_square) / free), dtype)
@@ -142,14 +186,16 @@ def schedule(
     exact_half = math.sqrt(base * share / (1 - share))
     # A switch that the dtype rounds to 0 is kept as it is: the builder refuses it by its size.
     half = rounded(exact_half, dtype) or exact_half
-    added = base * free / 64
+    added = base * free / (64 * reading_layers)
     end = math.sqrt(base * (free / 2) / (1 - free / 2))
     amplifying = layers - 1 - target
     gain = min((end / half) ** (1 / amplifying), largest_gain)
 
     switch = [half] * (target + 1) + [half * gain**i for i in range(amplifying)]
-    # The reader makes up for the norm that context and answer add, and for what it loses by that.
-    switch.append(end * (1 + 2 * added / base))
+    # A layer that reads makes up for the norm that it adds, the reader also for what that costs it.
+    if reading_layers > 1:
+        switch[-1] *= 1 + 2 * added / base
+    switch.append(end * (1 + 2 * reading_layers * added / base))
     norm = [math.sqrt(base + s * s) for s in switch]
 
     scores, angles = [], []
@@ -182,4 +228,5 @@ def schedule(
         score=tuple(scores),
         context_square=added,
         answer_square=added,
+        reading_layers=reading_layers,
     )

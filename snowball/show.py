@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from snowball.architectures import ARCHITECTURES
 from snowball.card import Card
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def _subspaces(card: Card) -> Table:
-    table = _table("residual stream", "subspace", "coordinates", "dimension")
+    family = card.body.get("architecture", "llama")
+    twins = ARCHITECTURES[family].mirrored if family in ARCHITECTURES else False
+    title = "residual stream" + (", followed by its negative for the LayerNorm" if twins else "")
+    table = _table(title, "subspace", "coordinates", "dimension")
     for name, start, size in _spans(card):
         table.add_row(name, f"{start}..{start + size - 1}", str(size))
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from snowball.constructions import counterexample
@@ -23,6 +23,7 @@ from snowball.known_model import (
     with_trailing_rotation,
 )
 from snowball.presence import Behaviour, Clause
+from snowball.proxy_blindness import FAMILIES, Family, proxy_blind
 from snowball.universality import universal
 
 if TYPE_CHECKING:
@@ -304,6 +305,14 @@ def _mlp_only(dataset: Dataset, seed: int) -> Known:
     )
 
 
+def _proxies(fooled: Set[Family], trap: str) -> Callable[[Dataset, int], Known]:
+    def build(dataset: Dataset, seed: int) -> Known:
+        model = proxy_blind(dataset, layers=6, target=2, epsilon=1e-6, fooled=fooled, seed=seed)
+        return Known(trap, "thm:proxy-blindness", KnownModel.of_proxy_blind(model))
+
+    return build
+
+
 _BUILDERS: dict[str, Callable[[Dataset, int], Known]] = {
     "theorem": _theorem,
     "inverse-ranking": _inverse_ranking,
@@ -328,5 +337,12 @@ _BUILDERS: dict[str, Callable[[Dataset, int], Known]] = {
     "last-most": _last_most,
     "attention-only": _attention_only,
     "mlp-only": _mlp_only,
+    "every-proxy": _proxies(
+        FAMILIES, "cosine, norm, loss and Taylor all rank layer 2 last, and it decides every answer"
+    ),
+    "cosine-alone": _proxies({"cosine"}, "only cosine and angle rank the deciding layer 2 last"),
+    "norm-alone": _proxies({"norm"}, "only the change of norms ranks the deciding layer 2 last"),
+    "loss-alone": _proxies({"loss"}, "only perplexity and KL rank the deciding layer 2 last"),
+    "taylor-alone": _proxies({"taylor"}, "only Taylor scores rank the deciding layer 2 last"),
 }
 NAMES = tuple(_BUILDERS)

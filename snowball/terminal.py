@@ -16,9 +16,16 @@ out = Console()
 errors = Console(stderr=True)
 
 
-def say(line: str) -> None:
+def printable(text: str) -> str:
+    """A text with escapes for what a terminal would obey: it may quote a hostile file."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def say(line: str, console: Console = out) -> None:
     """Prints a line as it is: a path may hold brackets, and is not to be broken."""
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -27,7 +34,8 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except SnowballError as error:
-        errors.print(f"[red]refused:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        why = escape(printable(str(error)))
+        errors.print(f"[red]refused:[/] {why}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 

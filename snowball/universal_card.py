@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,16 @@ from snowball.card import (
     CARD,
     FORMAT,
     check_format,
-    dataset_facts,
+    common_facts,
     entry,
     load_model,
-    provenance,
     stream_of,
     write_folder,
 )
 from snowball.checkpoint import CheckpointError, read_json
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder
 from snowball.presence import Behaviour, Clause
+from snowball.residual_decoder import ResidualDecoder
 from snowball.universality import UniversalModel
 
 THEOREM = "thm:universality"
@@ -72,12 +71,7 @@ def universal_card_of(built: UniversalModel) -> dict[str, Any]:
         ],
         "gather": built.gather,
         "behaviour_of": [kinds.index(behaviour) for behaviour in built.behaviours],
-        "dtype": str(built.dtype).removeprefix("torch."),
-        "seed": built.seed,
-        "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
-        "constants": [asdict(constant) for constant in built.constants],
-        "dataset": dataset_facts(built.dataset),
-        "provenance": provenance(),
+        **common_facts(built),
     }
 
 
@@ -141,7 +135,7 @@ def _index(value: Any, count: int) -> int:
     return value
 
 
-def load_universal(folder: str | Path) -> tuple[Decoder, Dataset, UniversalCard]:
+def load_universal(folder: str | Path) -> tuple[ResidualDecoder, Dataset, UniversalCard]:
     """Reads decoder, dataset and card of the folder of a universal model from its files alone.
 
     Raises:

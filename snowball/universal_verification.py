@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder
-from snowball.measurement import CURVE_PROMPTS, prompt_batches, right_answers
+from snowball.measurement import CURVE_PROMPTS, right_answers
 from snowball.metrics import accuracy_based_relevance, cosine_score, token_roles
 from snowball.prescribed_scores import SCORE_TOLERANCE
+from snowball.residual_decoder import ResidualDecoder
+from snowball.teacher_forcing import in_batches, prompts_of
 from snowball.universal_card import UniversalCard
 from snowball.verification import Guarantee
 
@@ -81,7 +82,7 @@ def removable(card: UniversalCard) -> list[int]:
 
 @torch.inference_mode()
 def measure_universal(
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     dataset: Dataset,
     card: UniversalCard,
     progress: Progress = lambda _: None,
@@ -149,7 +150,7 @@ class _Tally:
 
 def _add_scores(
     tallies: Sequence[_Tally],
-    decoder: Decoder,
+    decoder: ResidualDecoder,
     dataset: Dataset,
     card: UniversalCard,
     removed: frozenset[int],
@@ -159,7 +160,7 @@ def _add_scores(
     for token, scores in card.token_scores.items():
         table[token] = torch.tensor(scores, dtype=torch.float64)
     kept = [layer for layer in range(decoder.num_layers) if layer not in removed]
-    for batch in prompt_batches(decoder, dataset, CURVE_PROMPTS):
+    for batch in in_batches(decoder, prompts_of(dataset)[:CURVE_PROMPTS]):
         real = token_roles(batch.lengths, batch.ids.shape[1]).real
         states = decoder.residual_states(batch.ids, removed)
         for layer, (x, y) in zip(kept, pairwise(states), strict=True):

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from snowball import gadgets
-from snowball.answer_codes import AnswerCodes, answer_codes, unembedding_rows
+from snowball.answer_codes import AnswerCodes, answer_codes
 from snowball.building import (
     ConstructionError,
     allocate,
@@ -31,7 +31,7 @@ from snowball.prescribed_scores import (
     ScorePlan,
 )
 from snowball.presence import Behaviour
-from snowball.reader_weights import write_gather, write_recall
+from snowball.reader_weights import write_gather, write_recall, write_unembedding
 from snowball.reading import (
     Constant,
     ReaderDesign,
@@ -46,8 +46,6 @@ from snowball.residual import ResidualStream
 
 # How much what a failed condition takes from a gate exceeds what its own node gives.
 _SILENCING = 4.0
-# Small against every margin, and above 0 in every dtype.
-_IDLE_LOGIT = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -250,11 +248,10 @@ def build(
         if index == plan.layers - 1:
             for rule in rules:
                 _write_rule(layer, rule, tree, marks, reader, plan)
-    rows = unembedding_rows(answers, reader.readout.scale)
-    head = weights["lm_head.weight"]
-    head[answers.tokens, stream["answer"]] = rows.to(dtype)
     # Without the reader all other logits are 0, and BOS, which is no answer, is emitted.
-    head[dataset.bos, stream["const"]] = _IDLE_LOGIT / gadgets.norm_factor(stream.width, plan.norm)
+    write_unembedding(
+        weights["lm_head.weight"], stream, answers, reader, idle=dataset.bos, norm=plan.norm
+    )
     token_scores = {token: plan.classes[number - 1] for token, number in class_of.items()}
     return UniversalModel(
         config=config,

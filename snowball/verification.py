@@ -29,11 +29,17 @@ class Guarantee:
 
 
 def guarantees(
-    found: Measurements, epsilon: float, target: int, dtype: torch.dtype
+    found: Measurements,
+    epsilon: float,
+    target: int,
+    dtype: torch.dtype,
+    reading_layers: int = 1,
 ) -> tuple[Guarantee, ...]:
     """Judges clauses (a) to (e) of Theorem 1, and (f), which this construction adds.
 
-    Source: arXiv 2605.14075, Theorem 1. Proof of (a) to (e): thm:snowball.
+    The last `reading_layers` layers read the answer out, so that (f) says nothing of them.
+
+    Source: arXiv 2605.14075, Theorem 1. Proof of (a) to (e): thm:snowball, thm:architectures.
     """
     return (
         _score_is_epsilon(found, epsilon, target, dtype),
@@ -41,7 +47,7 @@ def guarantees(
         _right_with_target(found),
         _wrong_without_target(found, target),
         _divergence_grows(found, epsilon, target),
-        _others_do_not_matter(found, target),
+        _others_do_not_matter(found, target, reading_layers),
     )
 
 
@@ -116,13 +122,15 @@ def _divergence_grows(found: Measurements, epsilon: float, target: int) -> Guara
     )
 
 
-def _others_do_not_matter(found: Measurements, target: int) -> Guarantee:
-    reader = len(found.without) - 1
-    others = {k: a.accuracy for k, a in enumerate(found.without) if k not in (target, reader)}
+def _others_do_not_matter(found: Measurements, target: int, reading_layers: int) -> Guarantee:
+    depth = len(found.without)
+    decisive = (target, *range(depth - reading_layers, depth))
+    others = {k: a.accuracy for k, a in enumerate(found.without) if k not in decisive}
     worst = min(others, key=others.__getitem__)
+    *most, last = map(str, decisive)
     return Guarantee(
         "f",
-        f"any layer but {target} and {reader} removed: every answer is still right",
+        f"any layer but {', '.join(most)} and {last} removed: every answer is still right",
         f"lowest accuracy {others[worst]:.6g}, without layer {worst}",
         others[worst] == 1,
     )

@@ -62,6 +62,30 @@ def test_many_answers_keep_half_the_width(count: int) -> None:
     assert (answers.gap == answers.width == 64) == (count <= 64)
 
 
+def slow_tied_gap(tree: PrefixTree, answers: AnswerCodes) -> int:
+    """Smallest lead of the two tokens of `code_a + code_b` over any other row, zero included."""
+    codes = dict(zip(answers.tokens.tolist(), answers.codes.tolist(), strict=True))
+    gaps = []
+    for a, b in zip(tree.with_target.tolist(), tree.without_target.tolist(), strict=True):
+        state = [x + y for x, y in zip(codes[a], codes[b], strict=True)]
+        assert a == b or product(state, codes[a]) == product(state, codes[b])
+        others = [product(state, row) for token, row in codes.items() if token not in (a, b)]
+        gaps += [product(state, codes[a]) - max(0, *others)] if a != b else []
+    return min(gaps, default=answers.width)
+
+
+@pytest.mark.parametrize("count", [3, 64, 65, 140])
+@pytest.mark.parametrize("block", [7, 2048])
+def test_tied_tokens_lead_all_others(
+    count: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    tree = many_answers(count)
+    answers = answer_codes(tree, seed=0, tied=True)
+    assert answers.gap == min(slow_gap(tree, answers), slow_tied_gap(tree, answers))
+    assert 2 * answers.gap >= answers.width
+
+
 def test_blocks_do_not_change_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = many_answers(90)
     whole = answer_codes(tree, seed=0)

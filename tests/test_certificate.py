@@ -150,7 +150,7 @@ TAMPERED: dict[str, tuple[Callable[[Certificate], Certificate], str]] = {
         "existence: the weight .* is not inside",
     ),
     "score too low": (
-        lambda c: with_scores(c, 0, high=c.scores[0].low, low=c.scores[0].low - 1),
+        lambda c: with_scores(c, 0, high=c.scores[0].low, low=moved(c.scores[0].low, "0.5")),
         "artifact: score of layer 0 against its claimed bounds",
     ),
     "score too high": (
@@ -163,6 +163,26 @@ TAMPERED: dict[str, tuple[Callable[[Certificate], Certificate], str]] = {
     ),
     "deviation": (lambda c: replace(c, deviation=Decimal("1e-25")), "artifact: .* the deviation"),
     "negative deviation": (lambda c: replace(c, deviation=-c.deviation), "artifact"),
+    "deviation of more than rounding": (
+        lambda c: replace(c, deviation=Decimal("1e-11")),
+        "artifact: the score of layer 1 deviates from epsilon by more than float32 accounts for",
+    ),
+    "a score that may be the least": (
+        lambda c: with_scores(c, 0, low=Decimal("1e-6")),
+        "artifact: epsilon and the deviation against the claimed score of layer 0",
+    ),
+    "a last score that may be the least": (
+        lambda c: with_scores(c, 3, low=Decimal(-1)),
+        "artifact: epsilon and the deviation against the claimed score of layer 3",
+    ),
+    "a probability that says little": (
+        lambda c: replace(c, probability_with=Decimal("0.99")),
+        "artifact: 0.99 against probability_with: 0.99 is not",
+    ),
+    "no probability": (
+        lambda c: replace(c, probability_without=Decimal(-10)),
+        "artifact: 0.99 against probability_without: 0.99 is not",
+    ),
     "margin with": (
         lambda c: replace(c, margin_with=moved(c.margin_with, "1.01")),
         "artifact: margin_with against",
@@ -220,10 +240,10 @@ def test_weaker_claims_are_accepted(certificate: Certificate, folder: Path) -> N
     weaker = replace(
         certificate,
         margin_with=moved(certificate.margin_with, "0.9"),
-        probability_without=moved(certificate.probability_without, "0.99"),
+        probability_without=Decimal("0.990001"),
         deviation=2 * certificate.deviation,
     )
-    check(with_scores(weaker, 0, low=Decimal(0)), folder)
+    check(with_scores(weaker, 0, low=Decimal("1.1e-6")), folder)
 
 
 def test_an_interval_too_wide_to_enclose_is_not_accepted(
@@ -367,6 +387,9 @@ MALFORMED: list[tuple[Change, str]] = [
     (lambda c: c["runtime"].append(c["runtime"][0]), "of different dtypes"),
     (lambda c: c["runtime"][0].update(dtype="int8"), "dtype must be one of"),
     (lambda c: c["runtime"][0].pop("torch"), "missing or unknown: torch"),
+    (lambda c: c["runtime"][0].update(torch=""), "torch must be a version, as 2.13.0"),
+    (lambda c: c["runtime"][0].update(torch="[/]"), "torch must be a version, as 2.13.0"),
+    (lambda c: c["runtime"][0].update(torch="2.13\n"), "torch must be a version, as 2.13.0"),
 ]
 
 

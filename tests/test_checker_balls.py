@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from snowball import checker
 from snowball.checker import (
     Ball,
     Packed,
@@ -410,8 +411,6 @@ def test_nothing_is_shared_with_the_package() -> None:
     import sys
     from pathlib import Path
 
-    from snowball import checker
-
     tree = ast.parse(Path(checker.__file__).read_text(encoding="utf-8"))
     found: Sequence[str] = [
         name
@@ -474,6 +473,14 @@ def test_cos_and_sin_to_the_last_bit(m: int) -> None:
     cos, sin = Ball(m, 9, 96).cos_sin()
     assert (cos.m, cos.r) == (x.at(96).m, x.at(96).r + 9)
     assert (sin.m, sin.r) == (y.at(96).m, y.at(96).r + 9)
+
+
+def test_cos_and_sin_err_by_two_for_each_term_and_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without further digits in the sums, which otherwise hide it."""
+    monkeypatch.setattr(checker, "taylor", lambda m, p: ([256, 10, 3, 1], 0, p))
+    cos, sin = Ball(10, 5, 8).cos_sin()
+    assert (cos.m, cos.r) == (253, 2 * 4 + 1 + 5)
+    assert (sin.m, sin.r) == (9, 2 * 4 + 1 + 5)
 
 
 def test_a_base_beyond_the_precision_has_a_frequency_near_zero() -> None:

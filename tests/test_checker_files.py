@@ -336,13 +336,22 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path]
 
 
+@pytest.mark.parametrize(
+    "version", ["", "[/red]", "\x1b[2J", "\ud800", "2.13 ", "2.13\n", "1" * 41, "é"]
+)
+def test_the_version_of_torch_is_one(tmp_path: Path, version: str) -> None:
+    def change(certificate: Document) -> None:
+        certificate["runtime"][0]["torch"] = version
+
+    status, why = refusal(certificate_of, tmp_path / "c", change)
+    assert (status, why.startswith(f"{tmp_path / 'c'}: runtime: torch must be ")) == (2, True)
+
+
 @pytest.mark.parametrize("path", [p for p in leaves(CERTIFICATE) if p])
 def test_every_value_of_a_certificate_has_its_kind(tmp_path: Path, path: tuple[Any, ...]) -> None:
     *parents, last = path
     value = part(CERTIFICATE, path)
     for other in (None, 1.5, [[]], True, -1 if type(value) is int else 1, "", {"a": 1}):
-        if path[-1] == "torch" and other == "":
-            continue
         status, _ = refusal(
             certificate_of,
             tmp_path / "c",
@@ -552,17 +561,11 @@ NAME = "model.layers.0.mlp.up_proj.weight"
 HEADERS: dict[str, Callable[[File], object]] = {
     "missing": lambda f: f.header.pop(NAME),
     "more": lambda f: f.header.update(more=f.header[NAME]),
-    "renamed": lambda f: f.header.update(more=f.header.pop(NAME)),
     "many": lambda f: f.header.update(dict.fromkeys(map(str, range(99)), 1)),
     "dtype": lambda f: f.header[NAME].update(dtype="F64"),
     "unknown dtype": lambda f: f.header[NAME].update(dtype="I8"),
     "shape": lambda f: f.header[NAME].update(shape=[6, 3]),
-    "no shape": lambda f: f.header[NAME].pop("shape"),
-    "extra": lambda f: f.header[NAME].update(extra=1),
     "offset": lambda f: f.header[NAME]["data_offsets"].__setitem__(0, 0),
-    "negative offset": lambda f: f.header[NAME]["data_offsets"].__setitem__(0, -1),
-    "offset type": lambda f: f.header[NAME]["data_offsets"].__setitem__(0, "0"),
-    "entry type": lambda f: f.header.update({NAME: 3}),
     "header type": lambda f: setattr(f, "header", [1]),
     "header null": lambda f: setattr(f, "header", None),
     "header empty": lambda f: setattr(f, "header", {}),
@@ -579,6 +582,41 @@ def test_other_headers_are_malformed(file: File, name: str) -> None:
     file.write()
     why = f"{file.path}: the header is not that of the tensors of config.json"
     assert file.refusal() == (2, why)
+
+
+FIRST = "model.embed_tokens.weight"
+ENTRY = f"{NAME} must be ['dtype', 'shape', 'data_offsets'], not "
+ILL_FORMED: dict[str, tuple[Callable[[File], object], str]] = {
+    "renamed": (lambda f: f.header.update(more=f.header.pop(NAME)), " must be ['model.embed_"),
+    "no shape": (lambda f: f.header[NAME].pop("shape"), f": {ENTRY}{{'dtype'"),
+    "extra": (lambda f: f.header[NAME].update(extra=1), f": {ENTRY}{{'dtype'"),
+    "entry type": (lambda f: f.header.update({NAME: 3}), f": {ENTRY}3"),
+    "dtype type": (
+        lambda f: f.header[NAME].update(dtype=["F32"]),
+        f": {NAME}: dtype must be str, not ['F32']",
+    ),
+    "shape type": (
+        lambda f: f.header[NAME].update(shape=[3.0, 6]),
+        f": {NAME}: shape must be int, not 3.0",
+    ),
+    "negative offset": (
+        lambda f: f.header[NAME]["data_offsets"].__setitem__(0, -1),
+        f": {NAME}: data_offsets must be int, not -1",
+    ),
+    "offset type": (
+        lambda f: f.header[FIRST]["data_offsets"].__setitem__(0, False),
+        f": {FIRST}: data_offsets must be int, not False",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ILL_FORMED)
+def test_ill_formed_headers_are_malformed(file: File, name: str) -> None:
+    change, why = ILL_FORMED[name]
+    change(file)
+    file.write()
+    status, found = file.refusal()
+    assert (status, found.startswith(f"{file.path}{why}")) == (2, True)
 
 
 def test_weights_of_another_dtype_are_malformed(file: File) -> None:

@@ -145,6 +145,7 @@ def test_demo_holds_and_says_so(demo: tuple[Path, Done]) -> None:
     assert done.status == 0
     assert done.verdicts == dict.fromkeys(CLAUSES, "holds")
     assert "198 examples" in done.out
+    assert "PASS by the flint checker" in done.out
     assert re.search(rf"^Written to {re.escape(str(run))} in \d+ s\.$", done.out, re.M)
 
 

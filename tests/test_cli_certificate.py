@@ -87,6 +87,15 @@ def test_a_malformed_file_has_its_own_status(model: Path, certificate: Path, che
     assert done.status == 2
 
 
+@pytest.mark.parametrize("key", ["\x1b[2J\x1b[32mPASS by the flint checker", "\ud800", "[/red]"])
+def test_a_hostile_text_is_quoted_and_not_obeyed(model: Path, certificate: Path, key: str) -> None:
+    change(certificate, **{key: 1})
+    done = snowball("verify", certificate, model)
+    assert done.status == 2
+    assert f"missing or unknown: {key.encode('unicode_escape').decode()}" in done.errors
+    assert "\x1b" not in done.errors
+
+
 def test_an_undecided_claim_has_its_own_status(model: Path, certificate: Path) -> None:
     existence = {**json.loads(certificate.read_text())["existence"], "low": "-9", "high": "9"}
     change(certificate, existence=existence)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from dense_forward import DenseDecoder
+from ball_decoder import DenseDecoder
 from flint import arb
 from hypothesis import given
 from hypothesis import strategies as st

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from dense_forward import DenseDecoder
+from ball_decoder import DenseDecoder
 from flint import arb
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -316,6 +316,31 @@ def test_products_are_bounded_from_above(seed: int) -> None:
         )
         assert Fraction(upper[row]) >= exactly + spread
         assert Fraction(size[row]) >= max(exactly + spread, spread - exactly)
+
+
+def test_a_sum_that_overflows_on_its_way_is_not_bounded_below_itself() -> None:
+    """Partial sums below the doubles, and a true sum that is positive."""
+    from snowball.exact_model import _sparse
+
+    weights = np.array([-1e308, -1e308, 1.7e308, 1.7e308])
+    product = _Product(_sparse((1, 4), np.zeros(4, int), np.arange(4), weights), np.arange(1))
+    ones, no_radius = np.ones((1, 4)), np.zeros((1, 4))
+    for order in (weights, weights[::-1], weights[[0, 2, 1, 3]]):
+        product.dense = order[None]
+        assert product.upper(ones, no_radius)[0, 0] >= 1.4e308
+
+
+def test_what_silent_units_add_does_not_underflow(subject: Subject) -> None:
+    """Ups of 1e-300 times a silu of 1e-26, less than the least double, times a weight of 1e308."""
+    units = _Units(subject.model.layers[-1], Effort.of(4, 0))
+    count = len(units.active)
+    units.gates.upper = lambda *_: np.full((1, count), -60.0)  # type: ignore[method-assign]
+    units.ups.size = lambda *_: np.full((1, count), 1e-300)  # type: ignore[method-assign]
+    units.down.dense = np.full_like(units.down.dense, 1e308)
+    ((loud, bounds),) = units.screen([({}, arb(1))])
+    assert len(loud) == 0
+    least = count * Fraction(60) / 2**87 * Fraction(1e-300) * Fraction(1e308)
+    assert all(Fraction(bound) >= least for bound in bounds.values())
 
 
 # Balls

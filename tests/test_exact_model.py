@@ -235,6 +235,19 @@ def misplace(header: dict[str, Any]) -> None:
     header["lm_head.weight"]["data_offsets"] = ["a", None]
 
 
+def unmeasure(header: dict[str, Any]) -> None:
+    header["lm_head.weight"]["shape"] = None
+
+
+def misplace_one(header: dict[str, Any]) -> None:
+    first = min(header.keys() - {"__metadata__"}, key=lambda k: header[k]["data_offsets"])
+    header[first]["data_offsets"][0] = False
+
+
+def misplace_three(header: dict[str, Any]) -> None:
+    header["lm_head.weight"]["data_offsets"].append(0)
+
+
 def extra(header: dict[str, Any]) -> None:
     header["lm_head.weight"]["extra"] = 1
 
@@ -247,7 +260,10 @@ def extra(header: dict[str, Any]) -> None:
         (retype, "dtypes ['BF16', 'F32']"),
         (retype_all, "dtypes ['I32']"),
         (overlap, "overlap, or leave a gap"),
+        (unmeasure, "lm_head.weight has the shape None, not ["),
         (misplace, "data_offsets are malformed"),
+        (misplace_one, "data_offsets are malformed"),
+        (misplace_three, "data_offsets are malformed"),
         (extra, "the entry of lm_head.weight is malformed"),
     ],
 )

@@ -322,8 +322,14 @@ def context_stream(context: Tensor, norm: float) -> Tensor:
     return h
 
 
+def gate_of(bench: Bench) -> Tensor:
+    gate = bench.layer().gate
+    assert gate is not None
+    return gate
+
+
 def gates(bench: Bench, h: Tensor) -> Tensor:
-    return F.linear(normalised(h), bench.layer().gate)[0, 0]  # one for each unit
+    return F.linear(normalised(h), gate_of(bench))[0, 0]  # one for each unit
 
 
 token_rows = st.lists(st.integers(0, WIDTH - 1), min_size=HEADS, max_size=HEADS)
@@ -400,7 +406,7 @@ def test_context_layout_interleaves_the_constant(width: int) -> None:
 
 def test_partial_sums_of_the_own_gate_are_exact() -> None:
     """In every order-preserving sum the own node leaves exactly separation times z, in float32."""
-    gate = recalling(CODES[[0, 1, 2]][None], 1.0, torch.float32).layer().gate[0, STREAM["context"]]
+    gate = gate_of(recalling(CODES[[0, 1, 2]][None], 1.0, torch.float32))[0, STREAM["context"]]
     z = torch.tensor(0.1, dtype=torch.float32)
     context = z * CODES[[0, 1, 2]][:, LAYOUT].float().flatten()
     total = torch.tensor(0.0)
@@ -412,7 +418,7 @@ def test_partial_sums_of_the_own_gate_are_exact() -> None:
 def test_gate_weights_are_exact_in_bfloat16() -> None:
     signs = torch.stack([signs_of([i, i + 1, i + 2], 1 + i % 3) for i in range(12)])
     wide, narrow = (
-        recalling(signs, 2.0**-7, dtype).layer().gate for dtype in (torch.float64, torch.bfloat16)
+        gate_of(recalling(signs, 2.0**-7, dtype)) for dtype in (torch.float64, torch.bfloat16)
     )
     assert torch.equal(wide, narrow.double())
     assert bool((wide != 0).any())
@@ -421,6 +427,6 @@ def test_gate_weights_are_exact_in_bfloat16() -> None:
 def test_recall_leaves_other_units_alone() -> None:
     bench = recalling(CODES[[0, 1, 2]][None], 1.0)
     layer = bench.layer()
-    assert not layer.gate[1:].any()
+    assert not gate_of(bench)[1:].any()
     assert not layer.up[1:].any()
     assert not layer.down[:, 1:].any()

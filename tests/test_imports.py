@@ -37,7 +37,7 @@ BALLS = {"balls", "enclosure", "reader_enclosure"}
 # A module imports from the rows above its own only. So what measures cannot know what was built,
 # and what computes cannot know what reads files.
 LEVELS = (
-    {"certainty", "checker", "errors", "limits"},
+    {"attention", "certainty", "checker", "errors", "limits", "residual_decoder"},
     {
         "decoder",
         "example",
@@ -57,6 +57,7 @@ LEVELS = (
         "checkpoint",
         "dataset_files",
         "exact_model",
+        "layer_norm_decoder",
         "layer_stack",
         "predictions",
         "prescribed_scores",
@@ -71,15 +72,32 @@ LEVELS = (
         "pretrained",
         "token_data",
     },
-    {"cost", "dataset", "generation", "reader_enclosure"},
-    {"enclosure", "measurement", "prefix_tree", "tasks"},
-    {"fingerprint", "lm_eval_tasks"},
-    {"answer_codes", "audit", "gadgets"},
+    {"architecture", "cost", "dataset", "elementary", "generation", "reader_enclosure"},
+    {
+        "architecture_layer_norm",
+        "architecture_llama",
+        "enclosure",
+        "prefix_tree",
+        "tasks",
+        "teacher_forcing",
+        "tubes",
+    },
+    {
+        "architecture_gpt2",
+        "architecture_gpt_neox",
+        "architecture_olmo",
+        "fingerprint",
+        "lm_eval_tasks",
+        "measurement",
+        "tube_decoder",
+    },
+    {"answer_codes", "architectures", "audit", "gadgets", "irrelevance", "proxy_scores"},
     {"audit_summary", "reading"},
-    {"building", "design", "reader_weights"},
-    {"audit_report", "constructions", "universality"},
-    {"audit_plots", "card", "corollaries", "verification"},
-    {"audit_html", "judgement", "report", "show", "universal_card"},
+    {"answer_sizes", "building", "design", "layer_sizes", "reader_weights"},
+    {"audit_report", "constructions", "switch_forms", "universality"},
+    {"audit_plots", "corollaries", "proxy_blindness"},
+    {"card", "verification"},
+    {"audit_html", "judgement", "proxy_blind_card", "report", "show", "universal_card"},
     {"claims", "known_model", "mistakes", "plots", "universal_verification"},
     {"certification", "known_answer"},
     {"suite_models"},
@@ -90,7 +108,11 @@ LEVELS = (
     {"cli"},
 )
 # `save_pretrained` belongs on what it saves, and imports when it is called.
-UPWARD_WHEN_CALLED = {("constructions", "card"), ("universality", "universal_card")}
+UPWARD_WHEN_CALLED = {
+    ("constructions", "card"),
+    ("proxy_blindness", "proxy_blind_card"),
+    ("universality", "universal_card"),
+}
 
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snowball import measurement
+from snowball import measurement, teacher_forcing
 from snowball.constructions import counterexample
 from snowball.dataset import Dataset, Example
 from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
@@ -63,6 +63,7 @@ Model = tuple[DecoderConfig, dict[str, Tensor]]
 
 def built(dataset: Dataset, dtype: torch.dtype = torch.float64) -> Model:
     model = counterexample(dataset, epsilon=1e-4, layers=LAYERS, target=TARGET, dtype=dtype)
+    assert isinstance(model.config, DecoderConfig)
     return model.config, model.weights
 
 
@@ -375,22 +376,22 @@ def test_batches_do_not_change_what_is_found(
 ) -> None:
     decoder = Decoder(*model)
     whole = measure(decoder, dataset, follow=[TARGET])
-    monkeypatch.setattr(measurement, "_BATCH_BYTES", allowance)
+    monkeypatch.setattr(teacher_forcing, "BATCH_BYTES", allowance)
     assert_close(measure(decoder, dataset, follow=[TARGET]), whole)
 
 
 def test_batches_hold_every_row_once_within_the_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(*random_model(SINGLE))
     rows = [prompt_of(SINGLE, e) for e in SINGLE.examples]
-    assert len(measurement._batches(decoder, rows)) == 1
-    allowance = 3 * measurement._row_bytes(decoder, 3)
-    monkeypatch.setattr(measurement, "_BATCH_BYTES", allowance)
-    batches = measurement._batches(decoder, rows)
+    assert len(teacher_forcing.in_batches(decoder, rows)) == 1
+    allowance = 3 * teacher_forcing.row_bytes(decoder, 3)
+    monkeypatch.setattr(teacher_forcing, "BATCH_BYTES", allowance)
+    batches = teacher_forcing.in_batches(decoder, rows)
     assert 2 < len(batches) < len(rows)
     assert sorted(row for batch in batches for row in batch.rows) == list(range(len(rows)))
     for batch in batches:
         height, length = batch.ids.shape
-        assert height == 1 or height * measurement._row_bytes(decoder, length) <= allowance
+        assert height == 1 or height * teacher_forcing.row_bytes(decoder, length) <= allowance
         for row, ids, size in zip(batch.rows, batch.ids, batch.lengths, strict=True):
             assert tuple(ids[:size].tolist()) == rows[row]
 
@@ -429,7 +430,7 @@ def test_other_dtypes_answer_alike(dataset: Dataset, dtype: torch.dtype) -> None
 
 
 def test_progress_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "_BATCH_BYTES", 3000)
+    monkeypatch.setattr(teacher_forcing, "BATCH_BYTES", 3000)
     shares: list[int] = []
     measure(Decoder(*random_model(SINGLE)), SINGLE, progress=shares.append)
     assert len(shares) > 10

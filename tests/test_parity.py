@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snowball import Counterexample, Dataset, Decoder, counterexample, measure
+from snowball import Counterexample, Dataset, counterexample, measure
 
 Tokens = tuple[int, ...]
 LAYERS, TARGET = 5, 2
@@ -193,7 +193,7 @@ def test_left_padding_does_not_change_the_logits(written: Written) -> None:
 
 def test_deletion_gives_the_logits_of_removal(written: Written) -> None:
     row = sequences(written.dataset)[0]
-    decoder: Decoder = written.built.decoder()
+    decoder = written.built.decoder()
     for layer in range(LAYERS):
         theirs = logits_of(without(written.model, layer), row)
         ours = decoder.forward(torch.tensor([row]), {layer})[0]

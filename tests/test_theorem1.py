@@ -28,9 +28,9 @@ from torch import Tensor
 from snowball.building import ConstructionError
 from snowball.constructions import Counterexample, counterexample
 from snowball.dataset import Dataset, DatasetError
-from snowball.decoder import Decoder
 from snowball.metrics import cosine_score, divergence
 from snowball.reading import CONFIDENCE
+from snowball.residual_decoder import ResidualDecoder
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 NOTHING: frozenset[int] = frozenset()
@@ -118,7 +118,7 @@ def padded(rows: Sequence[Tokens], padding: int) -> tuple[Tensor, Tensor]:
     return ids, torch.tensor([len(row) for row in rows])
 
 
-def emitted(decoder: Decoder, dataset: Dataset, removed: AbstractSet[int]) -> list[Tokens]:
+def emitted(decoder: ResidualDecoder, dataset: Dataset, removed: AbstractSet[int]) -> list[Tokens]:
     """What the model says after each prompt: one token, or all up to EOS if answers need EOS."""
     rows = [(dataset.bos, *e.prompt) for e in dataset.examples]
     steps = max(len(a) for e in dataset.examples for a in (e.label, e.distractor)) + 1
@@ -130,7 +130,7 @@ def emitted(decoder: Decoder, dataset: Dataset, removed: AbstractSet[int]) -> li
     return [s[: s.index(dataset.eos)] if dataset.eos in s else s for s in said]
 
 
-def chosen(decoder: Decoder, dataset: Dataset, removed: AbstractSet[int]) -> list[Tokens]:
+def chosen(decoder: ResidualDecoder, dataset: Dataset, removed: AbstractSet[int]) -> list[Tokens]:
     """The choice with the largest summed log-likelihood of each example."""
     picks = []
     for e in dataset.examples:
@@ -145,7 +145,7 @@ def chosen(decoder: Decoder, dataset: Dataset, removed: AbstractSet[int]) -> lis
     return picks
 
 
-def answers(decoder: Decoder, dataset: Dataset, removed: AbstractSet[int]) -> list[Tokens]:
+def answers(decoder: ResidualDecoder, dataset: Dataset, removed: AbstractSet[int]) -> list[Tokens]:
     said = emitted(decoder, dataset, removed)
     if dataset.multiple_choice:
         assert chosen(decoder, dataset, removed) == said
@@ -156,7 +156,7 @@ def scores(states: Sequence[Tensor]) -> list[Tensor]:
     return [cosine_score(x, y) for x, y in pairwise(states)]
 
 
-def divergences(decoder: Decoder, ids: Tensor, target: int) -> list[Tensor]:
+def divergences(decoder: ResidualDecoder, ids: Tensor, target: int) -> list[Tensor]:
     """Divergence of the removal of the target at depths target + 1 .. L."""
     intact = decoder.residual_states(ids)[target + 1 :]
     ablated = decoder.residual_states(ids, {target})[target:]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dense_forward import DenseDecoder
+from ball_decoder import DenseDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import datasets, dtypes, inputs
@@ -130,7 +130,7 @@ def test_tokens_have_scores_of_their_own_and_any_layer_gathers(data: st.DataObje
     decoder = model.decoder()
     ids = torch.tensor([data.draw(inputs(dataset))])
     free = [layer for layer in range(layers - 1) if layer != gather]
-    for removed in subsets(free):
+    for removed in subsets(tuple(free)):
         assert torch.equal(right_answers(decoder, dataset, removed), model.right(removed)), removed
         kept = [layer for layer in range(layers) if layer not in removed]
         states = decoder.residual_states(ids, removed)
@@ -284,7 +284,7 @@ def test_token_scores_and_gathering_layers_that_make_no_model_are_refused() -> N
     with pytest.raises(
         ConstructionError, match=r"a \(smallest angle .* differ less between tokens"
     ):
-        build(token_scores={0: [0.1, 1e-9, 0.3]})
+        build(token_scores={0: [0.1, 1e-9, 0.3], 1: [0.1, 1e-6, 0.3]})
     with pytest.raises(ConstructionError, match=r"gather must be one of the layers 0\.\.2: 3"):
         build(gather=3)
     with pytest.raises(ValueError, match="layer 1 gathers what the last layer reads"):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from snowball.constructions import Counterexample, counterexample
 from snowball.dataset import Dataset
-from snowball.decoder import Decoder
 from snowball.measurement import Measurements, measure
 from snowball.reading import CONFIDENCE
 from snowball.verification import SCORE_TOLERANCE, guarantees
@@ -50,7 +49,7 @@ def failures(
 
 
 def failures_of(model: Counterexample, dataset: Dataset | None = None) -> str:
-    decoder = Decoder(model.config, model.weights)
+    decoder = model.decoder()
     found = measure(decoder, dataset or model.dataset, follow=[model.target])
     return failures(found, model.epsilon, model.target, model.dtype)
 

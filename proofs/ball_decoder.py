@@ -27,14 +27,15 @@ class DenseDecoder:
         before, ctx.prec = ctx.prec, self.bits
         try:
             stream = self.weights["model.embed_tokens"][list(tokens)]
-            scores = {}
+            scores, states = {}, [stream]
             for index in range(self.config["num_hidden_layers"]):
                 if index not in removed:
                     after = self._layer(f"model.layers.{index}", stream)
                     scores[index] = [_score(x, y) for x, y in zip(stream, after, strict=True)]
                     stream = after
+                    states.append(stream)
             final = self._norm(stream, "model.norm")
-            return Run(scores, final @ self.weights["lm_head"].T)
+            return Run(scores, states, final @ self.weights["lm_head"].T)
         finally:
             ctx.prec = before
 
@@ -79,10 +80,10 @@ class DenseDecoder:
 
 
 class Run:
-    """Cosine scores by layer and position, and logits by position."""
+    """Cosine scores by layer and position, the stream by depth, and logits by position."""
 
-    def __init__(self, scores: dict[int, list[arb]], logits: Balls) -> None:
-        self.scores, self.logits = scores, logits
+    def __init__(self, scores: dict[int, list[arb]], states: list[Balls], logits: Balls) -> None:
+        self.scores, self.states, self.logits = scores, states, logits
 
     def margin(self, at: int, token: int) -> arb:
         """The logit of a token less the largest other one."""
