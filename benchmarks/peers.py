@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from peers_table import findings, page
-from snowball.suite import read_suite
 
 from snowball.card import provenance
 from snowball.checkpoint import write_json
+from snowball.suite import read_suite
 
 ADAPTERS = Path(__file__).parent / "peers"
 

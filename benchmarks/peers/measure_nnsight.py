@@ -13,7 +13,6 @@ from typing import Any
 import nnsight
 import torch
 from protocol import Case, Emit, Way, accuracies, accuracy, main
-from torch.nn.functional import cosine_similarity
 
 
 def measure(case: Case, use_cache: bool) -> Iterator[tuple[str, Any]]:
@@ -32,8 +31,13 @@ def prompt_scores(model: Any, prompt: tuple[int, ...]) -> torch.Tensor:
         states = nnsight.save([])
         for layer in model.model.layers:
             states.append((layer.input, layer.output))
-    similarities = [cosine_similarity(h.double(), g.double(), dim=-1)[0] for h, g in states]
-    return 1 - torch.stack(similarities)
+    # torch's cosine_similarity would clamp small norms, also in float64.
+    units = [(normalized(h[0].double()), normalized(g[0].double())) for h, g in states]
+    return torch.stack([1 - (h * g).sum(-1) for h, g in units])
+
+
+def normalized(states: torch.Tensor) -> torch.Tensor:
+    return states / states.norm(dim=-1, keepdim=True)
 
 
 def skipping(model: Any, removed: tuple[int, ...], use_cache: bool) -> Emit:

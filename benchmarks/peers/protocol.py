@@ -107,20 +107,12 @@ def generated(model: Any, **options: Any) -> Emit:
 
 
 def accuracy(emit: Emit, questions: Sequence[Question]) -> float:
-    """Share of the questions whose wanted tokens the model emits.
-
-    Prompts of one length share a batch, so that no padding enters.
-    """
-    by_length: dict[int, list[Question]] = {}
-    for question in questions:
-        by_length.setdefault(len(question.prompt), []).append(question)
+    """Share of the questions, asked one by one, whose wanted tokens the model emits."""
     right = 0
-    for group in by_length.values():
-        prompts = torch.tensor([question.prompt for question in group])
+    for question in questions:
         with torch.no_grad():
-            emitted = emit(prompts, max(len(question.wanted) for question in group))
-        for question, tokens in zip(group, emitted.tolist(), strict=True):
-            right += tuple(tokens[: len(question.wanted)]) == question.wanted
+            emitted = emit(torch.tensor([question.prompt]), len(question.wanted))
+        right += tuple(emitted[0].tolist()) == question.wanted
     return right / len(questions)
 
 
