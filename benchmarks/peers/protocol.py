@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,11 @@ class Case:
 
     @property
     def removals(self) -> list[tuple[int, ...]]:
-        """No layer, every layer, every pair of layers."""
-        return [each for size in range(3) for each in combinations(range(self.layers), size)]
+        """The sets of at most two layers without which the accuracy is known."""
+        answer = json.loads((self.folder / "answer.json").read_text())
+        names = [name for name in answer["accuracy"] if "." not in name]
+        sets = [tuple(int(layer) for layer in name.split(",") if layer) for name in names]
+        return [removed for removed in sets if len(removed) <= 2]
 
     def model(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.folder).float().eval()
