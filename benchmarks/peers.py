@@ -53,7 +53,7 @@ class Peer:
 
 
 PEERS = (
-    Peer("optipfair", "batches of 8"),
+    Peer("optipfair"),
     Peer("optipfair", "one batch"),
     Peer("short-transformers"),
     Peer("short-transformers", "saved and loaded"),
@@ -88,12 +88,20 @@ def main() -> None:
         else:
             record = read_record(peer, folder)
         if record is not None:
-            records.append({**record, "name": peer.name, "findings": findings(record, known)})
+            records.append({**record, "name": peer.name})
     options.out.mkdir(parents=True, exist_ok=True)
-    origin = {**provenance(), "command": " ".join(["python", *sys.argv])}
+    write_json(options.out / "peers.json", {"tools": records, **origin(suite)})
+    judged = [{**record, "findings": findings(record, known)} for record in records]
+    (options.out / "peers.md").write_text(page(judged))
+
+
+def origin(suite: Path) -> dict[str, Any]:
+    """The suite that was measured, by version and hashes of its weights, and this run."""
     index = json.loads((suite / "suite.json").read_text())
-    write_json(options.out / "peers.json", {"tools": records, "suite": index, "provenance": origin})
-    (options.out / "peers.md").write_text(page(records))
+    return {
+        "suite": {key: index[key] for key in ("version", "weights_sha256")},
+        "provenance": {**provenance(), "command": " ".join(["python", *sys.argv])},
+    }
 
 
 def build_suite(folder: Path) -> None:

@@ -41,7 +41,11 @@ def page(records: Sequence[Record]) -> str:
 
 def _row(record: Record) -> str:
     if "failure" in record:
-        cells = [record["name"], record["failure"], *[""] * (len(QUANTITIES) + 2)]
+        cells = [
+            record["name"],
+            record["failure"].replace("|", "\\|"),
+            *[""] * (len(QUANTITIES) + 2),
+        ]
     else:
         failed = sum(one["verdict"] == "failed" for one in record["findings"])
         cells = [
@@ -63,13 +67,24 @@ def _details(record: Record) -> Iterator[str]:
     if "failure" in record:
         yield record["failure"]
         return
-    yield from ("```python", record["output"]["command"].rstrip(), "```")
-    rows = [one for one in record["findings"] if one["verdict"] in ("wrong", "failed")]
-    if not rows:
-        yield from ("", "Everything that it reports is right.")
-        return
-    yield from ("", "| model | quantity | off by | what | same as |", "|---|---|--:|---|---|")
-    for one in rows:
-        off = "failed" if one["deviation"] is None else f"{one['deviation']:.2g}"
-        what = one["detail"].replace("|", "\\|")
-        yield f"| {one['model']} | {one['quantity']} | {off} | {what} | {one['mistake'] or ''} |"
+    yield from ("```python", record["output"]["command"].rstrip(), "```", "")
+    bad = [one for one in record["findings"] if one["verdict"] in ("wrong", "failed")]
+    numbers = [one for one in bad if one["quantity"] != "ranking"]
+    rankings = [one for one in bad if one["quantity"] == "ranking"]
+    if not numbers:
+        yield "Every number that it reports is right."
+    else:
+        yield from (
+            "| model | quantity | off by | what | reports the same |",
+            "|---|---|--:|---|---|",
+        )
+        yield from (_number(one) for one in numbers)
+    if rankings:
+        pairs = ", ".join(f"{one['model']} {one['deviation']:.2f}" for one in rankings)
+        yield from ("", f"Share of pairs of layers ranked against their relevance: {pairs}.")
+
+
+def _number(one: Mapping[str, Any]) -> str:
+    off = "failed" if one["deviation"] is None else f"{one['deviation']:.2g}"
+    what = one["detail"].replace("|", "\\|").replace("\n", " ")
+    return f"| {one['model']} | {one['quantity']} | {off} | {what} | {one['mistake'] or ''} |"

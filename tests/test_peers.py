@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from snowball.suite import KnownAnswer
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 GOOD = """\
@@ -151,6 +153,55 @@ def test_an_environment_is_made_again_only_for_other_requirements(
     peer.requirements.write_text("fake==1.1\n")
     peers.environment(peer, tmp_path)
     assert len(made) == 2
+
+
+def known(name: str) -> KnownAnswer:
+    answer = {
+        "layers": 2,
+        "scores": {"cosine": [0.5, 0.25]},
+        "tolerance": {"score": 1e-5, "accuracy": 0.0},
+        "accuracy": {"": 1.0, "0": 1.0, "1": 0.0},
+        "ranking": [[0], [1]],
+        "mistakes": [],
+    }
+    return KnownAnswer(name, Path(name), answer)
+
+
+def record_of(models: dict[str, Any]) -> dict[str, Any]:
+    output = {"tool": "fake", "version": "1.0", "command": "fake.scores(model)", "models": models}
+    return {"name": "fake", "seconds": 3.0, "output": output}
+
+
+def test_the_table_counts_what_is_right_and_shows_what_is_wrong(peers: ModuleType) -> None:
+    models = {
+        "good": {"cosine": [0.5, 0.25], "accuracy": {"": 1.0, "1": 0.0}, "ranking": [0, 1]},
+        "bad": {"cosine": [0.5, 0.75], "ranking": [1, 0]},
+        "broken": {"accuracy": {"0": 1.0}, "error": "no\nlayer"},
+    }
+    record = record_of(models)
+    record["findings"] = peers.findings(record, [known(name) for name in models])
+    lines = peers.page([record]).splitlines()
+    columns = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    cells = dict(zip(columns, (c.strip() for c in lines[2].strip("|").split("|")), strict=True))
+    assert {name: cell for name, cell in cells.items() if cell} == {
+        "tool": "fake",
+        "version": "1.0",
+        "cosine": "1 of 2",
+        "accuracy": "2 of 2",
+        "ranking": "1 of 2",
+        "failed": "1",
+        "s": "3",
+    }
+    assert "fake.scores(model)" in lines
+    assert "| bad | cosine | 0.5 | reported [0.5, 0.75], right [0.5, 0.25] |  |" in lines
+    assert "| broken | run | failed | no layer |  |" in lines
+    assert lines[-1] == "Share of pairs of layers ranked against their relevance: bad 1.00."
+
+
+def test_the_table_says_why_there_is_no_output(peers: ModuleType) -> None:
+    record = {"name": "fake", "failure": "not installable: no fake==1.0"}
+    assert peers.findings(record, [known("good")]) == []
+    assert "| fake | not installable: no fake==1.0 |" in peers.page([{**record, "findings": []}])
 
 
 def test_peers_do_not_see_this_package(

@@ -31,12 +31,13 @@ def prompt_scores(model: Any, prompt: tuple[int, ...]) -> torch.Tensor:
         states = nnsight.save([])
         for layer in model.model.layers:
             states.append((layer.input, layer.output))
-    return torch.stack([cosine_score(h[0].double(), g[0].double()) for h, g in states])
+    # torch's cosine_similarity would clamp small norms, also in float64.
+    units = [(normalized(h[0].double()), normalized(g[0].double())) for h, g in states]
+    return torch.stack([1 - (h * g).sum(-1) for h, g in units])
 
 
-def cosine_score(h: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """`1 - h.g / (|h| |g|)`; torch's cosine_similarity would clamp norms at 1e-8."""
-    return 1 - (h * g).sum(-1) / (h.norm(dim=-1) * g.norm(dim=-1))
+def normalized(states: torch.Tensor) -> torch.Tensor:
+    return states / states.norm(dim=-1, keepdim=True)
 
 
 def skipping(model: Any, removed: tuple[int, ...], use_cache: bool) -> Emit:

@@ -47,4 +47,4 @@ optipfair.prune_model_depth(model, layer_indices=[...])"""
 
 
 if __name__ == "__main__":
-    main("optipfair", {"batches of 8": way(8), "one batch": way(2**20)})
+    main("optipfair", {"default": way(8), "one batch": way(2**20)})

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,13 @@ class Case:
         end = (eos,) if any(len(answer) > 1 for answer in answers) else ()
         return [Question((bos, *row["prompt"]), (*_ids(row["label"]), *end)) for row in rows]
 
-    @cached_property
+    @property
     def removals(self) -> list[tuple[int, ...]]:
-        """No layer, every layer, every pair of layers, as far as the suite has an answer."""
-        answered = json.loads((self.folder / "answer.json").read_text())["accuracy"]
-        sets = [each for size in range(3) for each in combinations(range(self.layers), size)]
-        return [each for each in sets if key(each) in answered]
+        """The sets of at most two layers without which the accuracy is known."""
+        answer = json.loads((self.folder / "answer.json").read_text())
+        names = [name for name in answer["accuracy"] if "." not in name]
+        sets = [tuple(int(layer) for layer in name.split(",") if layer) for name in names]
+        return [removed for removed in sets if len(removed) <= 2]
 
     def model(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.folder).float().eval()
@@ -109,20 +109,12 @@ def generated(model: Any, **options: Any) -> Emit:
 
 
 def accuracy(emit: Emit, questions: Sequence[Question]) -> float:
-    """Share of the questions whose wanted tokens the model emits.
-
-    Prompts of one length share a batch, so that no padding enters.
-    """
-    by_length: dict[int, list[Question]] = {}
-    for question in questions:
-        by_length.setdefault(len(question.prompt), []).append(question)
+    """Share of the questions, asked one by one, whose wanted tokens the model emits."""
     right = 0
-    for group in by_length.values():
-        prompts = torch.tensor([question.prompt for question in group])
+    for question in questions:
         with torch.no_grad():
-            emitted = emit(prompts, max(len(question.wanted) for question in group))
-        for question, tokens in zip(group, emitted.tolist(), strict=True):
-            right += tuple(tokens[: len(question.wanted)]) == question.wanted
+            emitted = emit(torch.tensor([question.prompt]), len(question.wanted))
+        right += tuple(emitted[0].tolist()) == question.wanted
     return right / len(questions)
 
 
