@@ -17,6 +17,7 @@ from jaxtyping import Float
 from snowball.dataset import Dataset, Example
 from snowball.decoder import Decoder
 from snowball.elementary import EXP_ERROR, exp_of_minus, log_bounds
+from snowball.residual_decoder import ResidualDecoder
 from snowball.tube_decoder import Reading, TubeDecoder
 
 
@@ -73,7 +74,7 @@ class LayerIrrelevance:
 
 
 def irrelevance(
-    decoder: Decoder, dataset: Dataset, layers: Iterable[int] | None = None
+    decoder: ResidualDecoder, dataset: Dataset, layers: Iterable[int] | None = None
 ) -> tuple[LayerIrrelevance, ...]:
     """Certificates of irrelevance of single layers (of all, if None) on a dataset.
 
@@ -88,10 +89,15 @@ def irrelevance(
     not certified may still be irrelevant.
 
     Raises:
-        ValueError: a layer does not exist, or a token of the dataset.
+        ValueError: the decoder is no Llama, or lacks a layer or a token of the dataset.
 
     Proof: `thm:irrelevance`.
     """
+    if not isinstance(decoder, Decoder):
+        raise ValueError(
+            "certificates of irrelevance are for Llama decoders, not for "
+            f"{type(decoder).__name__}: their bounds are those of RMSNorm and SwiGLU"
+        )
     chosen = range(decoder.num_layers) if layers is None else sorted(set(layers))
     for layer in chosen:
         if not 0 <= layer < decoder.num_layers:

@@ -145,9 +145,7 @@ def test_a_layer_on_which_nothing_depends_is_certified(dataset: Dataset, score: 
 @pytest.mark.parametrize("epsilon", [1e-20, 1e-9, 1.0])
 def test_the_target_of_theorem_1_is_never_certified(dataset: Dataset, epsilon: float) -> None:
     built = counterexample(dataset, epsilon=epsilon, layers=4, target=1)
-    decoder = built.decoder()
-    assert isinstance(decoder, Decoder)
-    (target,) = irrelevance(decoder, dataset, [1])
+    (target,) = irrelevance(built.decoder(), dataset, [1])
     assert not any(answer.holds for answer in target.answers)
 
 
@@ -185,6 +183,38 @@ def test_only_the_layers_that_are_asked_for() -> None:
     assert [answer.source for answer in every[0].answers] == ["rows:1", "rows:2", "rows:3"]
 
 
+def test_bounds_count_the_errors_of_both_runs() -> None:
+    """Of a removal that changes nothing, whose tube is that of the intact run."""
+    decoder = Decoder(CONFIG, weights_with(CONFIG, [1.0, 0.0, 1.0, 1.0], 0))
+    tubes = TubeDecoder(decoder)
+    (found,) = irrelevance(decoder, WORDS, [1])
+    for example, answer in zip(WORDS.examples, found.answers, strict=True):
+        tokens = [CONFIG.bos_token_id, *example.prompt, *example.label]
+        reading = tubes.read(tokens, range(len(example.prompt), len(tokens)), {1})
+        both = reading.error[0] + reading.error[1]
+        assert answer.moved in both
+        assert answer.margin in reading.lead - reading.error[0]
+        assert answer.moved > 1.5 * reading.error[0][both == answer.moved]
+
+
+def test_a_likelihood_moves_by_the_leads_of_its_token_and_of_another() -> None:
+    """Choices of one token, by the formula."""
+    rows = [{"prompt": [3], "choices": [[0], [1], [2]], "label": [0]}]
+    dataset = Dataset.from_rows(rows, vocabulary_size=4)
+    decoder = Decoder(CONFIG, weights_with(CONFIG, [1.0, 1e-9, 1.0, 1.0], 2))
+    reading = TubeDecoder(decoder).read([CONFIG.bos_token_id, 3], [1], {1})
+    best = int(reading.lead[0, :3].argmin())
+    errors = reading.error[:, 0].sum(0)
+    bounds = {
+        errors[best] + errors[other] + 2 * reading.error[:, 0].max(-1).sum()
+        for other in range(3)
+        if other != best
+    }
+    found = irrelevance(decoder, dataset, [1])[0].closest.moved
+    assert min(abs(found - bound) / bound for bound in bounds) < 1e-3
+    assert found > 1e-10
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_narrow_weights_are_read_as_the_numbers_that_they_are(dtype: torch.dtype) -> None:
     weights = weights_with(CONFIG, [1.0, 1e-8, 1.0, 1.0], 1)
@@ -210,6 +240,12 @@ def test_a_layer_that_does_not_exist_is_refused(layer: int) -> None:
     decoder = Decoder(CONFIG, weights_with(CONFIG, [1.0] * 4, 0))
     with pytest.raises(ValueError, match=rf"cannot remove layer {layer}: layers are 0\.\.3"):
         irrelevance(decoder, WORDS, [layer])
+
+
+def test_a_decoder_of_another_family_is_refused() -> None:
+    built = counterexample(WORDS, epsilon=1e-3, layers=4, target=1, arch="gpt2")
+    with pytest.raises(ValueError, match="are for Llama decoders, not for LayerNormDecoder"):
+        irrelevance(built.decoder(), WORDS)
 
 
 def test_tokens_that_the_decoder_lacks_are_refused() -> None:

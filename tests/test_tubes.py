@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from flint import arb
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snowball.balls import precision
 from snowball.tubes import Heads, Matrix, Tubes, lead_error, normed, swiglu
 
 SLACK = 1 + 1e-9  # the points are computed in float64, too
@@ -120,6 +122,49 @@ def test_attention(seed: int, radius_q: float, radius_k: float, radius_v: float)
             axis=1,
         )
         assert_inside(mixed[reads], found)
+
+
+@pytest.mark.parametrize("move", [1e-6, 0.1, 0.7, 20.0])
+def test_attention_is_sharp_for_two_keys(move: float) -> None:
+    """Scores that were equal move apart by 2 D, and the pattern by tanh(D) / 2 <= D / 2."""
+    still = Heads(2, np.ones((2, 1)), np.zeros((2, 1)))
+    query = Tubes.exact(np.array([[np.sqrt(2), 0.0]]))
+    key = Tubes.of(np.zeros((2, 2)), np.array([[[move, 0.0], [move, 0.0]]]))
+    value = Tubes.exact(np.array([[0.0, 0.0], [1.0, 0.0]]))
+    found = still.of(query, key, value, np.array([1]))
+    assert np.tanh(move) / 2 <= found.coordinates[0, 0, 0] * SLACK
+    assert found.coordinates[0, 0, 0] == pytest.approx(min(1, move / 2), rel=1e-4)
+
+
+@given(SEEDS)
+def test_rounding_is_covered(seed: int) -> None:
+    """Of what is known exactly, against balls; the terms of the last products cancel."""
+    random = np.random.default_rng(seed)
+    x, y, scale = random.normal(size=(3, 6))
+    weight = random.normal(size=(4, 6))
+    weight[:, -1] = -(weight[:, :-1] @ x[:-1]) / x[-1]
+    tubes, other, gate = (Tubes.exact(one[None]) for one in (x, y, 20 * x))
+    error = lead_error(tubes, weight, np.array([0]))[0, 0]
+    logits = weight @ x
+    with precision(200):
+        a, b, s, w, g = (exactly(one) for one in (x, y, scale, weight, gate.middle[0]))
+        assert_exact(tubes.plus(other), a + b)
+        assert_exact(Matrix(weight).of(tubes), w @ a)
+        assert_exact(normed(tubes, scale, 1e-6), s * a / ((a @ a) / 6 + arb(1e-6)).sqrt())
+        assert_exact(swiglu(gate, other), g / (1 + exactly_exp(-g)) * b)
+        leads = exactly(logits[0] - logits) - ((w @ a)[0] - w @ a)
+        assert all(abs(lead) <= arb(e) for lead, e in zip(leads, error.tolist(), strict=True))
+
+
+exactly = np.vectorize(arb, otypes=[object])
+exactly_exp = np.vectorize(arb.exp, otypes=[object])
+
+
+def assert_exact(found: Tubes, expected: np.ndarray) -> None:
+    off = exactly(found.middle[0]) - expected
+    radii = found.coordinates[0, 0].tolist()
+    assert all(abs(distance) <= arb(radius) for distance, radius in zip(off, radii, strict=True))
+    assert (off @ off).sqrt() <= arb(float(found.length[0, 0]))
 
 
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
