@@ -201,6 +201,8 @@ def _check_arguments(
             f"epsilon must lie in (0, 1 / (80 (layers - 2))] = (0, {largest_epsilon(layers):.6g}], "
             f"not {epsilon}"
         )
+    if isinstance(fooled, str) or not isinstance(fooled, Set):
+        raise ConstructionError(f"fooled must be a set of families of proxies, not {fooled!r}")
     if unknown := sorted(fooled - FAMILIES):
         raise ConstructionError(
             f"{unknown[0]!r} is no family of proxies; there are {', '.join(sorted(FAMILIES))}"

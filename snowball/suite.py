@@ -25,6 +25,16 @@ from snowball.strict_files import sha256_of
 # Of the answers; a change of any answer makes a new version.
 VERSION = "1"
 FORMAT = 1
+_ANSWERED = (
+    "layers",
+    "scores",
+    "tolerance",
+    "accuracy",
+    "relevance",
+    "ranking",
+    "mistakes",
+    "trap",
+)
 INDEX, ANSWER, QUESTIONS = "suite.json", "answer.json", "questions.jsonl"
 
 
@@ -111,4 +121,7 @@ def read_suite(folder: str | Path) -> Iterator[KnownAnswer]:
     for name in names:
         if Path(name).name != name:
             raise CheckpointError(f"{folder / INDEX}: {name!r:.60} is no name of a folder")
-        yield KnownAnswer(name, folder / name, read_json(folder / name / ANSWER))
+        answer = read_json(folder / name / ANSWER)
+        if missing := [key for key in _ANSWERED if key not in answer]:
+            raise CheckpointError(f"{folder / name / ANSWER}: {missing[0]!r} is missing")
+        yield KnownAnswer(name, folder / name, answer)

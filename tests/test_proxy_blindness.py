@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -334,3 +335,9 @@ def test_contradictions_are_refused() -> None:
     ]
     with pytest.raises(DatasetError):
         proxy_blind(Dataset.from_rows(rows))
+
+
+@pytest.mark.parametrize("fooled", ["cosine", ["cosine"], ()])
+def test_families_that_are_no_set_are_refused(fooled: Any) -> None:
+    with pytest.raises(ConstructionError, match="fooled must be a set of families"):
+        proxy_blind(WORDS, layers=4, target=1, fooled=fooled)

@@ -151,6 +151,15 @@ def test_an_unreadable_suite_is_refused(tmp_path: Path) -> None:
         list(read_suite(tmp_path))
 
 
+def test_an_answer_without_an_entry_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bos").mkdir()
+    (tmp_path / "bos" / "answer.json").write_text('{"layers": 5}')
+    index = {"format": 1, "version": VERSION, "models": ["bos"]}
+    (tmp_path / "suite.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"bos/answer.json: 'scores' is missing"):
+        list(read_suite(tmp_path))
+
+
 def test_distractors_are_never_labels() -> None:
     for row in question_rows():
         assert row["label"] != row["distractor"]
