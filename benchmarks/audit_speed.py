@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from snowball.checkpoint import write_json
 from snowball.cost import engine_cost, matmul_rate, one_by_one_cost
 from snowball.deletion import deleted
 from snowball.packing import Item
-from snowball.pretrained import Pretrained, load_pretrained
+from snowball.pretrained import Pretrained, device_name, load_pretrained
 from snowball.removal import INTACT, Removal, layer_removals
 from snowball.tasks import ScoredTask, read_task
 
@@ -52,7 +51,7 @@ def main() -> None:
         "sha256": loaded.sha256,
         "task": task.name,
         "items": len(task.items),
-        "device": _device(loaded),
+        "device": device_name(loaded.model.device),
         "dtype": arguments.dtype,
         "token_budget": engine.token_budget,
         "rows_per_batch_of_the_loop": arguments.rows,
@@ -211,12 +210,6 @@ def _warm_up(engine: AblationEngine, items: Sequence[Item], loaded: Pretrained) 
 def _synchronise(loaded: Pretrained) -> None:
     if loaded.model.device.type == "cuda":
         torch.cuda.synchronize(loaded.model.device)
-
-
-def _device(loaded: Pretrained) -> str:
-    if loaded.model.device.type == "cuda":
-        return torch.cuda.get_device_name(loaded.model.device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _task(loaded: Pretrained, name: str, limit: int) -> ScoredTask:

@@ -253,6 +253,7 @@ def _document(
 
     from snowball.audit_summary import dataset_numbers, summarise
     from snowball.card import provenance
+    from snowball.pretrained import device_name
 
     depth = prepared.engine.stack.depth
     names = prepared.names()
@@ -271,6 +272,7 @@ def _document(
             "layers": depth,
             "dtype": str(dtype),
             "device": device,
+            "device_name": device_name(loaded.model.device),
         },
         "removals": names,
         "self_check": asdict(prepared.self_check),

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import platform
 import struct
 import tempfile
 import textwrap
@@ -150,6 +151,13 @@ def check_device(device: str) -> None:
         raise PretrainedError(
             f"device {device!r} is absent: this machine has {present} of type {wanted.type}"
         )
+
+
+def device_name(device: torch.device) -> str:
+    """What results were computed on: the GPU's name, or the processor's kind and the threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 class _Location(NamedTuple):

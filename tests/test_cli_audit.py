@@ -132,6 +132,7 @@ def test_everything_is_written(audited: Path, found: dict[str, Any]) -> None:
     }
     assert [dataset["name"] for dataset in found["datasets"]] == ["choice", "text", "open"]
     assert found["provenance"]["torch"] == torch.__version__
+    assert f"CPU, {torch.get_num_threads()} thread" in found["model"]["device_name"]
 
 
 def test_removals_are_the_layers_and_what_was_named_each_once(found: dict[str, Any]) -> None:

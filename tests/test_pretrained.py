@@ -20,6 +20,7 @@ from snowball.pretrained import (
     Pretrained,
     PretrainedError,
     check_device,
+    device_name,
     load_pretrained,
 )
 from snowball.tokenizer import byte_tokenizer
@@ -196,6 +197,12 @@ def test_a_dtype_that_is_none(folder: Path) -> None:
     assert refusal(folder, dtype="int8") == (
         "dtype must be one of float32, bfloat16, float16, float64, not 'int8'"
     )
+
+
+def test_results_name_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert device_name(torch.device("cuda:1")) == "card 1"
+    assert device_name(torch.device("cpu")).endswith(f" CPU, {torch.get_num_threads()} threads")
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
