@@ -62,7 +62,7 @@ def write_suite(folder: Path, progress: Callable[[int], None] = lambda _: None) 
         AnswerError: a model does not do what its theorem says.
     """
     if os.path.lexists(folder):
-        raise CheckpointError(f"{folder} exists: choose another folder, or delete it first")
+        raise CheckpointError(f"{folder} exists: choose another name, or delete it first")
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)

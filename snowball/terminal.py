@@ -42,7 +42,7 @@ def refusals() -> Iterator[None]:
 def refuse_existing(folder: Path) -> None:
     """Raises SnowballError if a path is there already."""
     if folder.exists():
-        raise SnowballError(f"{folder} exists: choose another folder, or delete it first")
+        raise SnowballError(f"{folder} exists: choose another name, or delete it first")
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def test_demo_leaves_an_existing_folder_alone(tmp_path: Path) -> None:
     assert done.status == 2
     assert (
         done.errors
-        == f"refused: {tmp_path}/demo exists: choose another folder, or delete it first\n"
+        == f"refused: {tmp_path}/demo exists: choose another name, or delete it first\n"
     )
     assert contents(tmp_path) == {"demo": ""}
 
