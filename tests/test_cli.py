@@ -211,8 +211,7 @@ def test_demo_leaves_an_existing_folder_alone(tmp_path: Path) -> None:
     done = snowball("demo", "--out", tmp_path / "demo")
     assert done.status == 2
     assert (
-        done.errors
-        == f"refused: {tmp_path}/demo exists: choose another name, or delete it first\n"
+        done.errors == f"refused: {tmp_path}/demo exists: choose another name, or delete it first\n"
     )
     assert contents(tmp_path) == {"demo": ""}
 
