@@ -221,7 +221,7 @@ def read_json(path: Path) -> dict[str, object]:
         raise CheckpointError(f"{path} does not exist: not a checkpoint folder") from error
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of encoding, digits, depth
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: must be a JSON object, got {type(entries).__name__}")

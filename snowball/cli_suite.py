@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from snowball.terminal import out as console
-from snowball.terminal import progress_bar, refusals, refuse_existing, say
+from snowball.terminal import printable, progress_bar, refusals, refuse_existing, say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from snowball.grading import Finding, ToolReport
 
-_STYLE = {"right": "green", "wrong": "red", "failed": "red", "not measured": "dim"}
+_STYLE = {
+    "right": "green",
+    "wrong": "red",
+    "failed": "red",
+    "incomplete": "yellow",
+    "not measured": "dim",
+}
 
 
 def suite(
@@ -71,16 +78,15 @@ def grade(
 
 
 def findings_table(report: ToolReport, findings: Sequence[Finding]) -> Table:
-    """One line for each quantity that was measured."""
+    """One line for each quantity that was reported."""
     table = _table("model", "quantity", "verdict", "deviation", "what", "known mistake")
-    table.title = f"{report.tool} {report.version}".strip()
+    table.title = escape(printable(f"{report.tool} {report.version}".strip()))
     for one in findings:
-        if one.verdict != "not measured":
+        if one.verdict != "not measured" or one.detail:
             deviation = "" if one.deviation is None else f"{one.deviation:.2g}"
             verdict = f"[{_STYLE[one.verdict]}]{one.verdict}[/]"
-            table.add_row(
-                one.model, one.quantity, verdict, deviation, one.detail, one.mistake or ""
-            )
+            detail = escape(printable(one.detail))
+            table.add_row(one.model, one.quantity, verdict, deviation, detail, one.mistake or "")
     return table
 
 

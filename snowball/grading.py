@@ -1,23 +1,26 @@
 """Judges what a tool reports of the models of the known-answer suite.
 
 A tool's report holds, for each model, any of: scores by layer (`cosine`, `cosine_last`, `angular`,
-`norm_ratio`; null for a layer that the tool does not score), `accuracy` by set of removed layers,
-`relevance` by layer, and `ranking`, the layers from the least important on.
+`norm_ratio`), `accuracy` by set of removed layers, `relevance` by layer, and `ranking`, the layers
+from the least important on. Null in a list says that there is no number for a layer; what has no
+number at all is not measured, and what lacks some is incomplete, if all others are right.
 """
 
 from __future__ import annotations
 
-import json
+import codecs
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from snowball.errors import SnowballError
+from snowball.limits import OutOfResources
+from snowball.strict_files import MalformedError, bytes_of, strict_json
 from snowball.suite import KnownAnswer
 
-Verdict = Literal["right", "wrong", "failed", "not measured"]
+Verdict = Literal["right", "wrong", "failed", "incomplete", "not measured"]
 SCORES = ("cosine", "cosine_last", "angular", "norm_ratio")
 QUANTITIES = (*SCORES, "accuracy", "relevance", "ranking")
 
@@ -57,14 +60,13 @@ def read_report(path: Path) -> ToolReport:
     """Reads a tool's report.
 
     Raises:
-        ReportError: it is missing, no JSON, or not of this form.
+        ReportError: it is missing, no JSON, has a key twice, or is not of this form.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReportError(f"cannot read {path}: {error}") from None
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
+        text = bytes_of(path).removeprefix(codecs.BOM_UTF8)
+        body = strict_json(text, str(path), floats=True, not_finite=True)
+    except (MalformedError, OutOfResources) as error:
+        raise ReportError(str(error)) from None
     if not isinstance(body, dict):
         raise ReportError(f"{path}: must be a JSON object with 'tool' and 'models'")
     texts = [body.get(key, "") for key in ("tool", "version", "command")]
@@ -82,15 +84,18 @@ def grade(report: ToolReport, suite: Sequence[KnownAnswer]) -> list[Finding]:
     """Judges every quantity of every model of the suite, in its order.
 
     Raises:
-        ReportError: the report names a model or a quantity that does not exist, or has values of
-            another form than the quantity.
+        ReportError: the report names a model or a quantity that does not exist, has values of
+            another form than the quantity, or nothing that can be judged.
     """
     known = {one.name for one in suite}
     if unknown := sorted(report.models.keys() - known):
         raise ReportError(f"{report.tool}: no model {unknown[0]!r:.60} is in the suite")
-    return [
+    findings = [
         finding for one in suite for finding in judge_model(one, report.models.get(one.name, {}))
     ]
+    if all(one.verdict == "not measured" for one in findings):
+        raise ReportError(f"{report.tool}: the report has nothing that can be judged")
+    return findings
 
 
 def judge_model(known: KnownAnswer, reported: Mapping[str, Any]) -> list[Finding]:
@@ -100,7 +105,7 @@ def judge_model(known: KnownAnswer, reported: Mapping[str, Any]) -> list[Finding
             raise ReportError(
                 f"{known.name}: no quantity {quantity!r:.60}; there are {', '.join(QUANTITIES)}"
             )
-    if error := reported.get("error"):
+    if (error := reported.get("error")) is not None:
         return [Finding(known.name, "run", "failed", detail=str(error))]
     return [
         judge(known, quantity, reported[quantity])
@@ -114,10 +119,16 @@ def check(known: KnownAnswer, **reported: Any) -> None:
     """Asserts that what a tool reports of one model is right: `check(known, cosine=[...])`.
 
     Raises:
-        AssertionError: something is wrong; it says what, by how much, and the mistake if known.
+        AssertionError: something is wrong, or a list has no number at all; it says what, by how
+            much, and the mistake if known.
         ReportError: there is no such quantity, or a value has another form.
     """
-    wrong = [one for one in judge_model(known, reported) if one.verdict in ("wrong", "failed")]
+    wrong = [
+        one
+        for one in judge_model(known, reported)
+        if one.verdict in ("wrong", "failed")
+        or (one.verdict == "not measured" and one.quantity in reported)
+    ]
     lines = [
         f"{one.model}: {one.quantity} is {one.verdict}: {one.detail}"
         + (f" (as if: {one.mistake})" if one.mistake else "")
@@ -141,40 +152,66 @@ def judge(known: KnownAnswer, quantity: str, value: Any) -> Finding:
 
 def _judge_scores(known: KnownAnswer, quantity: str, value: Any) -> Finding:
     right: list[float] = known.answer["scores"][quantity]
-    found = _numbers(known, quantity, value, null=True)
+    found = _numbers(known, quantity, value)
     differences = [
-        abs(a - b) / max(1.0, abs(b)) for a, b in zip(found, right, strict=True) if a is not None
+        None if a is None else abs(a - b) / max(1.0, abs(b))
+        for a, b in zip(found, right, strict=True)
     ]
     tolerance = known.answer["tolerance"]["score"]
     # The angle is sqrt(2 c)/pi for a small score c, and as ill-conditioned there.
     tolerance = math.sqrt(2 * tolerance) / math.pi if quantity == "angular" else tolerance
-    worst = _largest(differences)
-    if worst > tolerance:
-        return Finding(
-            known.name,
-            quantity,
-            "wrong",
-            worst,
-            f"reported {_short(found)}, right {_short(right)}",
-            _recognised(known, quantity, found),
+    finding = _of_layers(known, quantity, found, right, differences, tolerance)
+    if finding.verdict == "wrong":
+        return replace(finding, mistake=_recognised(known, quantity, found))
+    return finding
+
+
+def _of_layers(
+    known: KnownAnswer,
+    quantity: str,
+    found: Sequence[float | None],
+    right: Sequence[float | None],
+    differences: Sequence[float | None],
+    tolerance: float,
+) -> Finding:
+    """The verdict on a number for each layer; None among the differences: there is none."""
+    off = {k: _finite(one) for k, one in enumerate(differences) if one is not None}
+    if not off:
+        return Finding(known.name, quantity, "not measured", detail="no number of any layer")
+    wrong = [layer for layer, one in off.items() if one > tolerance]
+    worst = max(off, key=off.__getitem__)
+    if wrong:
+        detail = (
+            f"{len(wrong)} of {len(off)} layers, by more than {tolerance:.2g}; layer {worst}: "
+            f"reported {found[worst]:.7g}, right {right[worst]:.7g}"
         )
-    missing = [str(layer) for layer, one in enumerate(found) if one is None]
-    detail = f"no score of layer {', '.join(missing)}" if missing else ""
-    return Finding(known.name, quantity, "right", worst, detail)
+        return Finding(known.name, quantity, "wrong", off[worst], detail)
+    if missing := [str(k) for k, one in enumerate(found) if one is None and right[k] is not None]:
+        detail = f"no number of layer {', '.join(missing)}"
+        return Finding(known.name, quantity, "incomplete", off[worst], detail)
+    return Finding(known.name, quantity, "right", off[worst])
 
 
 def _recognised(known: KnownAnswer, quantity: str, found: Sequence[float | None]) -> str | None:
-    """The known mistakes that explain nearly all of the deviation: several may report the same."""
-    right = known.answer["scores"][quantity]
+    """The known mistakes that explain nearly all of the deviation: several may report the same.
 
-    def distance(other: Sequence[float]) -> float:
-        return max(abs(a - b) for a, b in zip(found, other, strict=True) if a is not None)
+    A mistake reports null where it gives NaN, and explains what is not finite there only.
+    """
+    given = [(layer, one) for layer, one in enumerate(found) if one is not None]
 
-    allowed = 0.02 * distance(right)
-    if not math.isfinite(allowed):
-        return None
-    mistakes = [one for one in known.answer["mistakes"] if one["quantity"] == quantity]
-    return " or ".join(m["mistake"] for m in mistakes if distance(m["reports"]) < allowed) or None
+    def distance(other: Sequence[float | None]) -> float:
+        pairs = [(a, b) for layer, a in given if (b := other[layer]) is not None]
+        return max((abs(a - b) for a, b in pairs if math.isfinite(a)), default=0.0)
+
+    allowed = 0.02 * distance(known.answer["scores"][quantity])
+    names = [
+        one["mistake"]
+        for one in known.answer["mistakes"]
+        if one["quantity"] == quantity
+        and all(math.isfinite(a) == (one["reports"][layer] is not None) for layer, a in given)
+        and distance(one["reports"]) <= allowed
+    ]
+    return " or ".join(names) or None
 
 
 def _judge_accuracy(known: KnownAnswer, value: Any) -> Finding:
@@ -197,7 +234,7 @@ def _judge_accuracy(known: KnownAnswer, value: Any) -> Finding:
         known.name,
         "accuracy",
         "wrong",
-        _largest([abs(differences[worst])]),
+        _finite(abs(differences[worst])),
         f"{len(wrong)} of {len(value)} removals; without {worst or 'nothing'}: reported "
         f"{wrong[worst]:.4g}, right {right[worst]:.4g}",
         _other_layer(known, value),
@@ -219,11 +256,11 @@ def _other_layer(known: KnownAnswer, value: Mapping[str, float]) -> str | None:
 
 def _judge_relevance(known: KnownAnswer, value: Any) -> Finding:
     right: list[float | None] = known.answer["relevance"]
-    found = _numbers(known, "relevance", value, null=True)
-    pairs = [(a, b) for a, b in zip(found, right, strict=True) if a is not None and b is not None]
-    worst = _largest([abs(a - b) for a, b in pairs])
-    detail = "" if worst <= 1e-6 else f"reported {_short(found)}, right {_short(right)}"
-    return Finding(known.name, "relevance", "right" if worst <= 1e-6 else "wrong", worst, detail)
+    found = _numbers(known, "relevance", value)
+    differences = [
+        None if a is None or b is None else abs(a - b) for a, b in zip(found, right, strict=True)
+    ]
+    return _of_layers(known, "relevance", found, right, differences, 1e-6)
 
 
 def _judge_ranking(known: KnownAnswer, value: Any) -> Finding:
@@ -242,7 +279,7 @@ def _judge_ranking(known: KnownAnswer, value: Any) -> Finding:
     return Finding(known.name, "ranking", "wrong", share, detail)
 
 
-def _numbers(known: KnownAnswer, quantity: str, value: Any, *, null: bool) -> list[float | None]:
+def _numbers(known: KnownAnswer, quantity: str, value: Any) -> list[float | None]:
     layers = known.answer["layers"]
     if not isinstance(value, list) or len(value) != layers:
         what = f"{len(value)} values" if isinstance(value, list) else repr(value)[:60]
@@ -251,7 +288,7 @@ def _numbers(known: KnownAnswer, quantity: str, value: Any, *, null: bool) -> li
             f"(null where there is none), not {what}"
         )
     return [
-        None if one is None and null else _number(known, f"{quantity} of layer {layer}", one)
+        None if one is None else _number(known, f"{quantity} of layer {layer}", one)
         for layer, one in enumerate(value)
     ]
 
@@ -260,13 +297,12 @@ def _number(known: KnownAnswer, what: str, value: Any) -> float:
     """NaN and infinity are numbers, and wrong."""
     if type(value) not in (int, float):
         raise ReportError(f"{known.name}: {what} must be a number, not {value!r:.60}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ReportError(f"{known.name}: {what} is too large for a float") from None
 
 
-def _largest(differences: Sequence[float]) -> float:
-    """The largest difference, infinite if one is not finite."""
-    return max((d if math.isfinite(d) else math.inf for d in differences), default=0.0)
-
-
-def _short(values: Sequence[float | None]) -> str:
-    return "[" + ", ".join("-" if one is None else f"{one:.4g}" for one in values) + "]"
+def _finite(difference: float) -> float:
+    """The difference, infinite if it is NaN."""
+    return difference if math.isfinite(difference) else math.inf

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, pairwise
 from typing import Any, get_args
@@ -178,11 +179,11 @@ def ranking(relevance: Sequence[float | None]) -> list[list[int]] | None:
 
 
 def _mistakes(seen: Seen, right: Sequence[float], tolerance: float) -> list[dict[str, Any]]:
-    """What wrong implementations report, where that is not right all the same."""
+    """What wrong implementations report, null for NaN, where that is not right all the same."""
     found = []
-    mistakes: Mapping[str, Callable[[Seen], list[float]]] = MISTAKES
-    for name, wrong in mistakes.items():
-        reports = wrong(seen)
-        if max(abs(a - b) for a, b in zip(reports, right, strict=True)) > 4 * tolerance:
+    for name, wrong in MISTAKES.items():
+        reports = [one if math.isfinite(one) else None for one in wrong(seen)]
+        off = [a is None or abs(a - b) > tolerance for a, b in zip(reports, right, strict=True)]
+        if any(off):
             found.append({"mistake": name, "quantity": "cosine", "reports": reports})
     return found

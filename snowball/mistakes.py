@@ -1,11 +1,12 @@
 """Wrong cosine scores, on purpose: what implementations report that make a known mistake.
 
-Each takes what a tool sees of a model and returns one number for each layer. They are there to
-recognise a mistake in what a tool reports, and nowhere used to measure anything.
+Each takes what a tool sees of a model and returns one number, or NaN, for each layer. They are
+there to recognise a mistake in what a tool reports, and nowhere used to measure anything.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -88,8 +89,20 @@ def similarity(seen: Seen) -> list[float]:
 
 
 def float16_formula(seen: Seen) -> list[float]:
-    """`1 - x.y / (|x| |y|)` in float16, with NaN taken for a cosine of 0.5."""
+    """`1 - x.y / (|x| |y|)` in float16, NaN where it overflows."""
+    return seen.mean(lambda x, y: 1 - _naive(x, y, torch.float16).double())
+
+
+def float16_nan_as_half(seen: Seen) -> list[float]:
+    """The same with NaN taken for a cosine of 0.5; the right scores where there is no NaN."""
+    if not any(map(math.isnan, float16_formula(seen))):
+        return seen.mean(cosine_score)
     return seen.mean(lambda x, y: 1 - _naive(x, y, torch.float16).nan_to_num(0.5).double())
+
+
+def float16_cosine_similarity(seen: Seen) -> list[float]:
+    """`1 - F.cosine_similarity` of float16 tensors."""
+    return seen.mean(lambda x, y: 1 - F.cosine_similarity(x.half(), y.half(), dim=-1).double())
 
 
 def bfloat16_formula(seen: Seen) -> list[float]:
@@ -115,7 +128,9 @@ MISTAKES: dict[str, Callable[[Seen], list[float]]] = {
     "one cosine over the flattened sequence": flattened_sequence,
     "last state taken after the final norm": after_final_norm,
     "similarity instead of one minus similarity": similarity,
-    "1 - x.y/(|x||y|) in float16, NaN as 0.5": float16_formula,
+    "1 - x.y/(|x||y|) in float16": float16_formula,
+    "1 - x.y/(|x||y|) in float16, NaN as 0.5": float16_nan_as_half,
+    "1 - F.cosine_similarity in float16": float16_cosine_similarity,
     "1 - x.y/(|x||y|) in bfloat16": bfloat16_formula,
     "1 - F.cosine_similarity in float32, norms clamped": float32_cosine_similarity,
 }

@@ -43,8 +43,10 @@ def sha256_of(path: Path, limit: int = TEXT_BYTES) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def strict_json(text: str | bytes, where: str, *, floats: bool = False) -> Any:
-    """Parses JSON without duplicate keys, NaN and infinity; without floats unless allowed.
+def strict_json(
+    text: str | bytes, where: str, *, floats: bool = False, not_finite: bool = False
+) -> Any:
+    """Parses JSON without duplicate keys; without floats, NaN and infinity unless allowed.
 
     Raises:
         MalformedError: anything else.
@@ -66,7 +68,7 @@ def strict_json(text: str | bytes, where: str, *, floats: bool = False) -> Any:
         raise ValueError(f"{number:.40} is not an integer; other numbers are decimal strings")
 
     def finite(number: str) -> float:
-        if not math.isfinite(value := float(number)):
+        if not math.isfinite(value := float(number)) and not not_finite:
             raise ValueError(f"{number:.40} is too large")
         return value
 
@@ -78,7 +80,7 @@ def strict_json(text: str | bytes, where: str, *, floats: bool = False) -> Any:
             object_pairs_hook=unique,
             parse_int=integer,
             parse_float=finite if floats else refuse,
-            parse_constant=refuse,
+            parse_constant=float if not_finite else refuse,
         )
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError among them
         raise MalformedError(f"{where}: malformed: {error}") from None

@@ -1,6 +1,9 @@
 """What a tool reports is judged: right, wrong and by which mistake, or refused where malformed."""
 
+import codecs
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +58,49 @@ def test_scores_are_right_within_the_tolerance() -> None:
 
 def test_a_layer_may_be_left_out_and_is_mentioned() -> None:
     found = verdict("cosine", [0.1, 0.2, 0.3, None])
-    assert (found.verdict, found.detail) == ("right", "no score of layer 3")
+    assert (found.verdict, found.detail) == ("incomplete", "no number of layer 3")
+    assert verdict("cosine", [0.1, 0.2, 0.4, None]).verdict == "wrong"
+    assert verdict("relevance", [0.5, None, 1.0, None]).detail == "no number of layer 1, 3"
+    check(KNOWN, cosine=[0.1, 0.2, 0.3, None])
+
+
+def test_a_list_without_numbers_measures_nothing() -> None:
+    for quantity in ("cosine", "relevance"):
+        assert verdict(quantity, [None] * 4).verdict == "not measured"
+    with pytest.raises(AssertionError, match="cosine is not measured: no number of any layer"):
+        check(KNOWN, cosine=[None] * 4)
+
+
+def test_a_relevance_that_is_undefined_is_not_judged() -> None:
+    undefined = KnownAnswer("model", Path("model"), {**ANSWER, "relevance": [0.5, None, 1.0, 0.75]})
+    assert judge(undefined, "relevance", [0.5, None, 1.0, 0.75]).verdict == "right"
+    assert judge(undefined, "relevance", [0.5, 0.3, 1.0, 0.75]).verdict == "right"
+    nothing = KnownAnswer("model", Path("model"), {**ANSWER, "relevance": [None] * 4})
+    assert judge(nothing, "relevance", [0.5, 0.3, 1.0, 0.75]).verdict == "not measured"
+
+
+def test_nan_is_recognised_where_the_mistake_gives_it() -> None:
+    nan = {"mistake": "float16", "quantity": "cosine", "reports": [None, 0.2, None, 0.0]}
+    known = KnownAnswer("model", Path("model"), {**ANSWER, "mistakes": [nan]})
+
+    def mistake(*reports: float | None) -> str | None:
+        return judge(known, "cosine", list(reports)).mistake
+
+    inf, nothing = math.inf, math.nan
+    assert mistake(nothing, 0.2, nothing, 0.0) == "float16"
+    assert mistake(inf, 0.2, None, 0.0) == "float16"
+    assert mistake(nothing, 0.2, 0.5, 0.0) is None
+    assert mistake(nothing, nothing, nothing, 0.0) is None
+    assert mistake(nothing, 0.3, nothing, 0.0) is None
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_wrong(number: float) -> None:
-    assert verdict("cosine", [0.1, number, 0.3, 0.0]).verdict == "wrong"
+    found = verdict("cosine", [0.1, number, 0.3, 0.0])
+    assert (found.verdict, found.deviation) == ("wrong", math.inf)
+    assert (
+        found.detail == f"1 of 4 layers, by more than 1e-05; layer 1: reported {number}, right 0.2"
+    )
     found = verdict("accuracy", {"": number})
     assert found.verdict == "wrong"
 
@@ -141,6 +181,18 @@ def test_grade_tells_right_from_wrong(suite: Path, tmp_path: Path) -> None:
     refused(snowball("grade", path, "--suite", suite, "--out", tmp_path / "graded.json"), "exists")
 
 
+def test_numbers_that_are_none_are_shown(suite: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    scores = '{"cosine": [NaN, -Infinity, 1e999, 0.1, 0.1]}'
+    error = '{"error": ""}'
+    text = f'{{"tool": "[red]", "models": {{"bos": {scores}, "sink": {error}}}}}'
+    path.write_bytes(codecs.BOM_UTF8 + text.encode())
+    done = snowball("grade", path, "--suite", suite)
+    assert (done.status, "[red]" in done.out) == (1, True)
+    assert "1 wrong, 1 failed" in done.out
+    assert re.search("layer 0:[^a-z]*reported[^a-z]*nan", done.out)
+
+
 @pytest.mark.parametrize(
     ("models", "message"),
     [
@@ -151,6 +203,7 @@ def test_grade_tells_right_from_wrong(suite: Path, tmp_path: Path) -> None:
         ({"bos": {"cosine": [0.1, 0.2, "a", 0, 0]}}, "cosine of layer 2 must be a number, not 'a'"),
         ({"bos": {"accuracy": {"7": 1.0}}}, "bos: accuracy without '7' has no answer"),
         ({"bos": {"accuracy": {"1": True}}}, "accuracy without '1' must be a number, not True"),
+        ({"bos": {"cosine": [10**30] * 5}}, "1000.* is too large"),
         ({"bos": {"accuracy": {}}}, "bos: accuracy must be an object"),
         ({"bos": {"ranking": [0, 1, 2, 3, 3]}}, r"ranking must hold each of 0\.\.4 once"),
         ({"bos": {"ranking": [0, 1, 2, 3, True]}}, r"ranking must hold each of 0\.\.4 once"),
@@ -166,10 +219,15 @@ def test_a_malformed_report_is_refused(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "line 1: not JSON"),
+        ("{", "malformed: .* line 1"),
         ("[]", "must be a JSON object"),
         ('{"models": {}}', "must be texts"),
         ('{"tool": "x", "models": []}', "'models' must be an object"),
+        ('{"tool": "x", "models": {}}', "x: the report has nothing that can be judged"),
+        ('{"tool": "x", "models": {"bos": {"cosine": [null, null, null, null, null]}}}', "nothing"),
+        ('{"tool": "x", "tool": "y", "models": {}}', "'tool' stands twice"),
+        ('{"tool": "x", "models": {"bos": {"cosine": [1' + "0" * 400 + "]}}}", "is too large"),
+        ('{"tool": "x", "models": {"bos": {"cosine": ' + "[" * 100_000, "malformed: maximum rec"),
     ],
 )
 def test_what_is_no_report_is_refused(suite: Path, tmp_path: Path, text: str, message: str) -> None:
