@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -32,6 +34,28 @@ class LayerRole:
     score: float
 
 
+def check_integers(**arguments: object) -> None:
+    """Raises ConstructionError for the first argument that is no int: files hold nothing else."""
+    for name, value in arguments.items():
+        if type(value) is not int:
+            raise ConstructionError(f"{name} must be an int, not {value!r:.60}")
+
+
+def checked_numbers(name: str, values: Iterable[float]) -> tuple[float, ...]:
+    """The values as floats.
+
+    Raises:
+        ConstructionError: they are no sequence of numbers.
+    """
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise ConstructionError(f"{name} must be a sequence of numbers, not {values!r:.60}")
+    found = tuple(values)
+    for place, value in enumerate(found):
+        if not isinstance(value, Real):
+            raise ConstructionError(f"{name}: number {place} is {value!r:.60}, no number")
+    return tuple(map(float, found))
+
+
 def closest_pair(tree: PrefixTree, marks: Fingerprint) -> dict[str, Any] | None:
     """The two nodes whose fingerprints differ in the fewest signs, None for a single node."""
     if marks.closest is None:
@@ -57,9 +81,11 @@ def refuse_violations(
 def _violation(constant: Constant, closest: dict[str, Any] | None, dtype: torch.dtype) -> str:
     pair = ""
     if closest is not None:
+        first, second = closest["first"], closest["second"]
+        who = "examples are" if first != second else "places, both of one answer, are those of"
         pair = (
-            f" The two closest examples are {closest['first']} and {closest['second']}, which "
-            f"differ in {closest['differing_signs']} of {closest['of_signs']} signs."
+            f" The two closest {who} {first} and {second}, which differ in "
+            f"{closest['differing_signs']} of {closest['of_signs']} signs."
         )
     return (
         f"{dtype} cannot carry this construction: {constant.symbol} ({constant.meaning}) = "

@@ -19,6 +19,7 @@ from snowball.building import (
     ConstructionError,
     LayerRole,
     allocate_plain,
+    check_integers,
     check_vocabulary,
     closest_pair,
     refuse_violations,
@@ -107,6 +108,7 @@ def counterexample(
     Source: arXiv 2605.14075, Theorem 1. Proof: thm:snowball, thm:architectures.
     """
     architecture = _family(arch)
+    check_integers(layers=layers, target=target, seed=seed)
     _check_arguments(epsilon, layers, target, dtype, architecture.reading_layers)
     check_vocabulary(dataset, dtype)
     tree = prefix_tree(dataset)

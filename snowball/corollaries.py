@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from snowball.building import ConstructionError
+from snowball.building import ConstructionError, check_integers
 from snowball.dataset import Dataset
 from snowball.metrics import accuracy_based_relevance
 from snowball.prescribed_scores import DyadicScores
@@ -40,10 +40,13 @@ def inverse_ranking(
     reader scores least (its relevance is 1), the layers before it increase with depth.
 
     Raises:
-        ConstructionError: the data cannot tell that many relevances apart.
+        ConstructionError: the depth is below 2, or the data cannot tell that many relevances apart.
 
     Proof: cor:inverse-ranking.
     """
+    check_integers(layers=layers)
+    if layers < 2:
+        raise ConstructionError(f"a ranking needs at least 2 layers, not {layers}")
     behaviours, _ = _graded(dataset, layers)
     scores = np.linspace(LEAST_SCORE, LARGEST_SCORE, layers)
     return universal(
@@ -72,12 +75,16 @@ def correlated(
         kind: "pearson" or "spearman".
 
     Raises:
-        ConstructionError: rho is not in (-1, 1), the depth is below 4, no permutation of so few
-            layers has this rank correlation, or the data cannot tell that many relevances apart.
+        ConstructionError: rho is not in (-1, 1), the depth is below 4, there is no such kind, no
+            permutation of so few layers has this rank correlation, or the data cannot tell that
+            many relevances apart.
 
     Proof: cor:correlation.
     """
-    if not -1 < rho < 1:
+    check_integers(layers=layers)
+    if kind not in get_args(Correlation):
+        raise ConstructionError(f"kind must be 'pearson' or 'spearman', not {kind!r:.60}")
+    if not -1 < rho < 1:  # also false for NaN
         raise ConstructionError(f"a correlation must lie in (-1, 1), not {rho}")
     if layers < 4:
         raise ConstructionError(f"a free correlation needs at least 4 layers, not {layers}")
@@ -193,6 +200,7 @@ def observationally_blind_pair(
 
     Proof: cor:blindness.
     """
+    check_integers(layers=layers, first=first, second=second, seed=seed)
     for layer in (first, second):
         if not 0 <= layer <= layers - 2:
             raise ConstructionError(f"layer {layer} is none of 0..{layers - 2}, before the reader")
@@ -239,6 +247,7 @@ def greedy_trap(
 
     Proof: cor:greedy.
     """
+    check_integers(remove=remove, baits=baits)
     if remove < 2 or baits < 1:
         raise ConstructionError(
             f"at least 2 layers to remove and 1 bait are needed, not {remove} and {baits}: greedy "
@@ -272,6 +281,7 @@ def coverage_model(
 
     Proof: cor:hardness.
     """
+    check_integers(elements=elements)
     if not sets or elements < 1:
         raise ConstructionError(f"{len(sets)} sets of {elements} elements: both must be at least 1")
     for number, one in enumerate(sets):

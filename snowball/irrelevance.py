@@ -98,25 +98,27 @@ def irrelevance(
             "certificates of irrelevance are for Llama decoders, not for "
             f"{type(decoder).__name__}: their bounds are those of RMSNorm and SwiGLU"
         )
-    chosen = range(decoder.num_layers) if layers is None else sorted(set(layers))
+    chosen = frozenset(range(decoder.num_layers) if layers is None else layers)
     for layer in chosen:
-        if not 0 <= layer < decoder.num_layers:
-            raise ValueError(f"cannot remove layer {layer}: layers are 0..{decoder.num_layers - 1}")
+        if not isinstance(layer, int) or not 0 <= layer < decoder.num_layers:
+            raise ValueError(
+                f"cannot remove layer {layer!r}: layers are 0..{decoder.num_layers - 1}"
+            )
     if dataset.vocabulary_size > decoder.config.vocab_size:
         raise ValueError(
             f"the dataset has {dataset.vocabulary_size} token ids, the decoder "
             f"{decoder.config.vocab_size}: encode it with the tokenizer of this decoder"
         )
-    tubes, removable = TubeDecoder(decoder), frozenset(chosen)
+    tubes = TubeDecoder(decoder)
     judge = _choice if dataset.multiple_choice else _open_answer
-    found = [judge(tubes, dataset, example, removable) for example in dataset.examples]
+    found = [judge(tubes, dataset, example, chosen) for example in dataset.examples]
     return tuple(
         LayerIrrelevance(
             layer,
             tuple(max(depth) for depth in zip(*(one.moved[run] for one in found), strict=True)),
             tuple(one.bounds[run] for one in found),
         )
-        for run, layer in enumerate(sorted(removable))
+        for run, layer in enumerate(sorted(chosen))
     )
 
 

@@ -14,13 +14,16 @@ class Clause:
     """True if all layers of `present` are present and none of `absent` is.
 
     Raises:
-        ValueError: a layer is asked to be both.
+        ValueError: a layer is asked to be both, or is no number of a layer.
     """
 
     present: frozenset[int] = frozenset()
     absent: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
+        # A set of another kind would be accepted here, and could not be hashed later.
+        object.__setattr__(self, "present", _layers(self.present))
+        object.__setattr__(self, "absent", _layers(self.absent))
         if both := sorted(self.present & self.absent):
             raise ValueError(f"layer {both[0]} cannot be both present and absent")
 
@@ -34,9 +37,19 @@ class Clause:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """When an example is answered rightly: `clause_1 or clause_2 or ...`; no clause means never."""
+    """When an example is answered rightly: `clause_1 or clause_2 or ...`; no clause means never.
+
+    Raises:
+        ValueError: one of them is no clause.
+    """
 
     clauses: tuple[Clause, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "clauses", tuple(self.clauses))
+        for clause in self.clauses:
+            if not isinstance(clause, Clause):
+                raise ValueError(f"a behaviour consists of clauses, {clause!r:.60} is none")
 
     @classmethod
     def always(cls) -> Behaviour:
@@ -49,12 +62,12 @@ class Behaviour:
     @classmethod
     def needs_all(cls, layers: Iterable[int]) -> Behaviour:
         """Right if and only if all of these layers are present."""
-        return cls((Clause(frozenset(layers)),))
+        return cls((Clause(_layers(layers)),))
 
     @classmethod
     def needs_any(cls, layers: Iterable[int]) -> Behaviour:
         """Right if and only if one of these layers is present."""
-        return cls(tuple(Clause(frozenset({layer})) for layer in sorted(set(layers))))
+        return cls(tuple(Clause(frozenset({layer})) for layer in sorted(_layers(layers))))
 
     @classmethod
     def from_truth_table(
@@ -66,8 +79,10 @@ class Behaviour:
         in which a layer is asked for only where the answer depends on it.
 
         Raises:
-            ValueError: there are too many layers for a table.
+            ValueError: there are too many layers for a table, or one stands there twice.
         """
+        if len(_layers(layers)) < len(layers):
+            raise ValueError(f"a truth table of the layers {list(layers)}: one stands there twice")
         if len(layers) > _MOST_TABLE_LAYERS:
             raise ValueError(
                 f"a truth table of {len(layers)} layers has 2^{len(layers)} rows; give clauses, or "
@@ -96,6 +111,14 @@ class Behaviour:
 
     def __call__(self, present: Set[int]) -> bool:
         return any(clause(present) for clause in self.clauses)
+
+
+def _layers(layers: Iterable[int]) -> frozenset[int]:
+    found = frozenset(layers)
+    for layer in found:
+        if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
+            raise ValueError(f"layers are numbered 0, 1, ..; {layer!r:.60} is none")
+    return found
 
 
 def _leaves(

@@ -22,6 +22,7 @@ from snowball.answer_sizes import AnswerSizes, Wanted
 from snowball.building import (
     ConstructionError,
     allocate,
+    check_integers,
     check_vocabulary,
     closest_pair,
     refuse_violations,
@@ -133,6 +134,7 @@ def proxy_blind(
 
     Proof: thm:proxy-blindness, thm:proxy-families.
     """
+    check_integers(layers=layers, target=target, seed=seed)
     _check_arguments(dataset, layers, target, epsilon, fooled, dtype)
     check_vocabulary(dataset, dtype)
     tree = prefix_tree(dataset)
@@ -142,7 +144,11 @@ def proxy_blind(
     wanted = Wanted.of(tree, answers, dataset)
     sizes = parts.answer_sizes(wanted)
     step = _step_constant(sizes, epsilon)
-    refuse_violations((step,), closest_pair(tree, marks), dtype)
+    if not step.holds:
+        raise ConstructionError(
+            f"with these examples and {sorted(fooled)} fooled epsilon must be at most "
+            f"{step.right:.6g}, half of q, the {step.meaning}, not {epsilon}"
+        )
     plan = parts.layer_sizes(epsilon, sizes.step, 1 + code_square(marks), dtype)
     units = parts.units(len(tree), int((~answers.agree).sum()))
     stream = residual_stream(marks, answers, switches=layers, filler=0, growth=layers)

@@ -26,7 +26,7 @@ from snowball.teacher_forcing import Path, Reads, in_batches, prompts_of
 
 
 class ProxyError(SnowballError):
-    """A proxy is NaN or infinite."""
+    """A proxy is NaN or infinite, or cannot be measured of this decoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,15 @@ def proxies(decoder: Decoder, dataset: Dataset) -> Proxies:
     """Measures every proxy, and the relevance, of each layer.
 
     Raises:
+        ProxyError: the decoder is no Llama.
         UndefinedScoreError: a residual state is zero, NaN or infinite, or a logit is not finite.
         ProxyError: a proxy is NaN or infinite; it is named with its layer.
     """
+    if not isinstance(decoder, Decoder):
+        raise ProxyError(
+            f"proxies are measured of a Llama decoder, such as `model.decoder()`, not of a "
+            f"{type(decoder).__name__}"
+        )
     states = _state_proxies(decoder, dataset)
     losses = _loss_proxies(decoder, dataset)
     slopes = _slope_proxies(decoder, dataset)

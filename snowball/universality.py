@@ -16,7 +16,9 @@ from snowball.answer_codes import AnswerCodes, answer_codes
 from snowball.building import (
     ConstructionError,
     allocate,
+    check_integers,
     check_vocabulary,
+    checked_numbers,
     closest_pair,
     refuse_violations,
 )
@@ -140,13 +142,18 @@ def universal(
 
     Proof: thm:universality, cor:token-classes.
     """
+    prescribed = checked_numbers("scores", scores)
     behaviours = _behaviours(dataset, answers)
-    reads = len(scores) - 1 if gather is None else gather
-    own = {token: tuple(map(float, some)) for token, some in (token_scores or {}).items()}
-    _check_arguments(scores, behaviours, reads, dtype)
-    _check_token_scores(own, len(scores), dataset.vocabulary_size)
+    reads = len(prescribed) - 1 if gather is None else gather
+    check_integers(gather=reads, seed=seed)
+    _check_arguments(prescribed, behaviours, reads, dtype)
+    own = {
+        token: checked_numbers(f"token_scores of {token}", some)
+        for token, some in (token_scores or {}).items()
+    }
+    _check_token_scores(own, len(prescribed), dataset.vocabulary_size)
     classes = tuple(dict.fromkeys(own.values()))
-    choice = PrescribedScores(tuple(map(float, scores)), classes)
+    choice = PrescribedScores(prescribed, classes)
     class_of = {token: 1 + classes.index(some) for token, some in own.items()}
     return build(dataset, behaviours, choice, dtype, seed, class_of=class_of, gather=reads)
 
@@ -156,6 +163,10 @@ def _behaviours(
 ) -> tuple[Behaviour, ...]:
     if isinstance(answers, Behaviour):
         return (answers,) * len(dataset.examples)
+    if not isinstance(answers, Sequence) or not all(isinstance(one, Behaviour) for one in answers):
+        raise ConstructionError(
+            f"answers must be a Behaviour, or one for each example, not {answers!r:.60}"
+        )
     if len(answers) != len(dataset.examples):
         raise ConstructionError(
             f"{len(answers)} behaviours for {len(dataset.examples)} examples (equal rows of a "
@@ -197,6 +208,7 @@ def _check_scores(scores: Sequence[float], where: str) -> None:
 
 def _check_token_scores(own: Mapping[int, Sequence[float]], layers: int, tokens: int) -> None:
     for token, scores in own.items():
+        check_integers(token=token)
         if not 0 <= token < tokens:
             raise ConstructionError(f"token_scores: token {token} is none of 0..{tokens - 1}")
         if len(scores) != layers:

@@ -87,6 +87,14 @@ def test_data_and_depths_without_enough_relevances_are_refused() -> None:
     choices = Dataset.from_rows([{"prompt": [2], "choices": [[0], [1]], "label": [0]}])
     with pytest.raises(ConstructionError, match="open answers"):
         inverse_ranking(choices, layers=2)
+    with pytest.raises(ConstructionError, match="at least 2 layers, not 1"):
+        inverse_ranking(MANY, layers=1)
+
+
+def test_a_correlation_of_another_kind_is_refused() -> None:
+    kind: Any = "kendall"
+    with pytest.raises(ConstructionError, match="kind must be 'pearson' or 'spearman', not 'ken"):
+        correlated(MANY, 0.5, layers=5, kind=kind)
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,10 +236,10 @@ def test_a_margin_of_nothing_is_not_held() -> None:
     assert LayerIrrelevance(0, (1.0, 2.0), (AnswerBound("", 1.0, 2.0),)).certified
 
 
-@pytest.mark.parametrize("layer", [-1, 4])
-def test_a_layer_that_does_not_exist_is_refused(layer: int) -> None:
+@pytest.mark.parametrize("layer", [-1, 4, 0.5, 1.0, "0", None])
+def test_a_layer_that_does_not_exist_is_refused(layer: Any) -> None:
     decoder = Decoder(CONFIG, weights_with(CONFIG, [1.0] * 4, 0))
-    with pytest.raises(ValueError, match=rf"cannot remove layer {layer}: layers are 0\.\.3"):
+    with pytest.raises(ValueError, match=rf"cannot remove layer {layer!r}: layers are 0\.\.3"):
         irrelevance(decoder, WORDS, [layer])
 
 

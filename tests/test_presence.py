@@ -1,6 +1,7 @@
 """Boolean functions of the layers present, against their truth tables."""
 
 from itertools import chain, combinations
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -59,6 +60,32 @@ def test_constants_are_known_as_such() -> None:
 def test_a_contradiction_in_a_clause_is_refused() -> None:
     with pytest.raises(ValueError, match="layer 2 cannot be both present and absent"):
         Clause(frozenset({1, 2}), frozenset({2}))
+
+
+@pytest.mark.parametrize("layer", [0.5, "1", None, True, -1], ids=repr)
+def test_what_is_no_layer_is_refused(layer: Any) -> None:
+    for make in (Behaviour.needs_all, Behaviour.needs_any, Clause):
+        with pytest.raises(ValueError, match=r"layers are numbered 0, 1, \.\.; .* is none"):
+            make([layer])
+    with pytest.raises(ValueError, match="is none"):
+        Clause(frozenset(), frozenset({layer}))
+    with pytest.raises(ValueError, match="is none"):
+        Behaviour.from_truth_table([0, layer], lambda _: True)
+
+
+def test_any_collection_of_layers_makes_a_clause_and_any_of_clauses_a_behaviour() -> None:
+    sets: Any = {1, 2}
+    clauses: Any = [Clause(sets)]
+    assert hash(Behaviour(clauses)) == hash(Behaviour.needs_all([1, 2]))
+    assert Behaviour(clauses) == Behaviour.needs_all([1, 2])
+    clauses = ((0,),)
+    with pytest.raises(ValueError, match=r"consists of clauses, \(0,\) is none"):
+        Behaviour(clauses)
+
+
+def test_a_layer_stands_in_a_table_once() -> None:
+    with pytest.raises(ValueError, match=r"of the layers \[0, 0\]: one stands there twice"):
+        Behaviour.from_truth_table([0, 0], lambda _: True)
 
 
 def test_a_table_of_too_many_layers_is_refused() -> None:

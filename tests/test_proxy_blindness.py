@@ -318,7 +318,7 @@ def test_a_dtype_that_cannot_carry_the_lead_is_refused() -> None:
 def test_what_no_set_of_families_can_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConstructionError, match="'cka' is no family of proxies; there are cosine"):
         proxy_blind(WORDS, fooled=frozenset({"cka"}))  # type: ignore[arg-type]
-    with pytest.raises(ConstructionError, match=r"q \(share of .* a smaller epsilon"):
+    with pytest.raises(ConstructionError, match=r"epsilon must be at most .* half of q, the share"):
         proxy_blind(WORDS, epsilon=largest_epsilon(8), fooled=frozenset({"loss"}))
     with pytest.raises(ConstructionError, match=r"g \(difference of the growths .* larger epsilon"):
         proxy_blind(WORDS, epsilon=1e-12, fooled=FAMILIES - {"norm"})

@@ -211,6 +211,12 @@ def test_ranks_count_the_layers_that_are_at_most_as_important() -> None:
     assert list(found.by_name()) == names
 
 
+def test_what_is_no_llama_decoder_is_refused() -> None:
+    model: Any = proxy_blind(SINGLE, layers=3, target=0)
+    with pytest.raises(ProxyError, match=r"such as `model.decoder\(\)`, not of a ProxyBlindModel"):
+        proxies(model, SINGLE)
+
+
 def test_a_proxy_that_overflows_is_named() -> None:
     config, weights = random_weights_of(SINGLE)
     weights["lm_head.weight"] *= 1e5  # a loss of which no double is the exponential
