@@ -89,6 +89,6 @@ def test_what_is_no_score_or_behaviour_is_refused(arguments: dict[str, Any], mes
 
 
 def test_every_kind_of_number_is_one() -> None:
-    numbers = (1, 0.5, Fraction(1, 4), np.float32(0.125), np.int64(2))
+    numbers: Any = (1, 0.5, Fraction(1, 4), np.float32(0.125), np.int64(2))
     assert checked_numbers("x", numbers) == (1, 0.5, 0.25, 0.125, 2)
     assert checked_numbers("x", np.array([0.5, 2])) == (0.5, 2)

@@ -64,7 +64,8 @@ def test_a_contradiction_in_a_clause_is_refused() -> None:
 
 @pytest.mark.parametrize("layer", [0.5, "1", None, True, -1], ids=repr)
 def test_what_is_no_layer_is_refused(layer: Any) -> None:
-    for make in (Behaviour.needs_all, Behaviour.needs_any, Clause):
+    makers: tuple[Any, ...] = (Behaviour.needs_all, Behaviour.needs_any, Clause)
+    for make in makers:
         with pytest.raises(ValueError, match=r"layers are numbered 0, 1, \.\.; .* is none"):
             make([layer])
     with pytest.raises(ValueError, match="is none"):
