@@ -42,13 +42,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _known_answer_suite(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, KnownAnswer]:
+    from snowball.errors import SnowballError
     from snowball.suite import read_suite, write_suite
 
     folder: Path | None = request.config.getoption("--known-answer-suite", None)
     if folder is None:
         folder = tmp_path_factory.mktemp("snowball") / "suite"
         write_suite(folder)
-    return {one.name: one for one in read_suite(folder)}
+    try:
+        return {one.name: one for one in read_suite(folder)}
+    except SnowballError as error:  # once, not for every model
+        pytest.exit(f"--known-answer-suite: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 @pytest.fixture

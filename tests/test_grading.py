@@ -260,6 +260,15 @@ def test_the_fixture_runs_a_test_for_every_model(pytester: pytest.Pytester, suit
     done.stdout.fnmatch_lines(["*similarity instead of one minus similarity*"])
 
 
+def test_a_folder_that_is_no_suite_ends_the_run_with_one_line(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(TEST)
+    options = ("-p", "snowball.pytest_plugin", "--known-answer-suite", pytester.path)
+    done = pytester.runpytest_subprocess(*options)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stdout.fnmatch_lines(["*--known-answer-suite: *suite.json does not exist*"])
+    assert len([line for line in done.outlines if "suite.json" in line]) == 1
+
+
 def test_the_fixture_writes_a_suite_of_its_own(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TEST)
     pytester.runpytest_subprocess("-k", "sink").assert_outcomes(passed=1, deselected=len(NAMES) - 1)
