@@ -18,9 +18,9 @@ import torch
 from rich.progress import track
 
 from snowball import Dataset, Example, counterexample
-from snowball.card import provenance
-from snowball.checkpoint import write_json
-from snowball.tokenizer import load_tokenizer
+from snowball.construction.card import provenance
+from snowball.decoders.checkpoint import write_json
+from snowball.decoders.tokenizer import load_tokenizer
 
 
 @torch.inference_mode()

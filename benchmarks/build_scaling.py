@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 if TYPE_CHECKING:
-    from snowball.dataset import Dataset
+    from snowball.data.dataset import Dataset
 
 VOCABULARY, TOKENS, LAYERS, TARGET, EPSILON = 32_000, 50, 8, 3, 1e-6
 
@@ -44,8 +44,8 @@ def main() -> None:
     figures = [run_in_process(size) for size in arguments.sizes]
     print_table(figures)
     if arguments.out is not None:
-        from snowball.card import provenance
-        from snowball.checkpoint import write_json
+        from snowball.construction.card import provenance
+        from snowball.decoders.checkpoint import write_json
 
         host = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
         origin = {**provenance(), "command": "python benchmarks/build_scaling.py"}
@@ -59,12 +59,12 @@ def run_in_process(size: int) -> dict[str, Any]:
 
 
 def measure_one(size: int) -> dict[str, Any]:
-    from snowball.card import load_counterexample
-    from snowball.dataset import Dataset
-    from snowball.fingerprint import fingerprint
+    from snowball.construction.card import load_counterexample
+    from snowball.construction.fingerprint import fingerprint
+    from snowball.construction.prefix_tree import prefix_tree
+    from snowball.data.dataset import Dataset
     from snowball.measurement import measure
-    from snowball.prefix_tree import prefix_tree
-    from snowball.verification import guarantees
+    from snowball.verification.guarantees import guarantees
 
     dataset = Dataset.from_rows(random_rows(size), vocabulary_size=VOCABULARY)
     tree = prefix_tree(dataset)
@@ -95,7 +95,7 @@ def measure_one(size: int) -> dict[str, Any]:
 
 
 def build_and_save(dataset: Dataset, folder: Path) -> tuple[float, float]:
-    from snowball.constructions import counterexample
+    from snowball.construction.counterexample import counterexample
 
     built, build = timed(
         lambda: counterexample(dataset, epsilon=EPSILON, layers=LAYERS, target=TARGET)

@@ -33,11 +33,11 @@ import torch
 from checker_tampers import TAMPERS, WEIGHTS, Document, Subject, falsehood
 
 from snowball import checker
-from snowball.card import provenance
-from snowball.certification import certify
-from snowball.checkpoint import write_json
-from snowball.constructions import counterexample
-from snowball.dataset import Dataset
+from snowball.certificates.certification import certify
+from snowball.construction.card import provenance
+from snowball.construction.counterexample import counterexample
+from snowball.data.dataset import Dataset
+from snowball.decoders.checkpoint import write_json
 
 FUZZ = Path(__file__).with_name("checker_fuzz.py")
 
@@ -172,9 +172,9 @@ def _standard(folder: Path) -> int:
 
 
 def _flint(folder: Path) -> int:
-    from snowball.certainty import Rejection
-    from snowball.certificate import read_certificate
-    from snowball.certification import OutOfResources, verify
+    from snowball.certificates.certainty import Rejection
+    from snowball.certificates.certificate import read_certificate
+    from snowball.certificates.certification import OutOfResources, verify
     from snowball.errors import SnowballError
 
     try:

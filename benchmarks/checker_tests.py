@@ -21,8 +21,8 @@ from typing import Any
 
 from checker_attacks import processor
 
-from snowball.card import provenance
-from snowball.checkpoint import write_json
+from snowball.construction.card import provenance
+from snowball.decoders.checkpoint import write_json
 
 ROOT = Path(__file__).parents[1]
 TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_checker*.py"))

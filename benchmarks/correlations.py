@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import snowball
-from snowball.card import provenance
-from snowball.checkpoint import write_json
+from snowball.construction.card import provenance
+from snowball.decoders.checkpoint import write_json
 
 LAYERS = 12
 # As close to -1 and +1 as the theorem allows here: both ends are excluded.

@@ -24,9 +24,9 @@ from typing import Any
 
 from peers_table import findings, page
 
-from snowball.card import provenance
-from snowball.checkpoint import write_json
-from snowball.suite import read_suite
+from snowball.construction.card import provenance
+from snowball.decoders.checkpoint import write_json
+from snowball.suite.files import read_suite
 
 ADAPTERS = Path(__file__).parent / "peers"
 
@@ -105,7 +105,7 @@ def origin(suite: Path) -> dict[str, Any]:
 
 
 def build_suite(folder: Path) -> None:
-    command = [sys.executable, "-c", "from snowball.cli import app; app()"]
+    command = [sys.executable, "-c", "from snowball.cli.app import app; app()"]
     finished = subprocess.run(
         [*command, "suite", "--out", str(folder)], capture_output=True, text=True, check=False
     )

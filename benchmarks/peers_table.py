@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from snowball.grading import QUANTITIES, Finding, judge
-from snowball.suite import KnownAnswer
+from snowball.suite.files import KnownAnswer
+from snowball.suite.grading import QUANTITIES, Finding, judge
 
 Record = Mapping[str, Any]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import snowball
-from snowball.card import provenance
-from snowball.checkpoint import write_json
-from snowball.proxy_blindness import FAMILIES, Family
+from snowball.construction.card import provenance
+from snowball.construction.proxy_blindness import FAMILIES, Family
+from snowball.decoders.checkpoint import write_json
 
 LAYERS, TARGET, EPSILON = 8, 3, 1e-6
 TITLES = {

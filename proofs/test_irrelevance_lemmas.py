@@ -10,7 +10,7 @@ from flint import arb, ctx
 from real_arithmetic import both, holds, possible, reals
 from sympy import exp, sqrt, tanh
 
-from snowball.elementary import EXP_ERROR, exp_of_minus
+from snowball.certificates.elementary import EXP_ERROR, exp_of_minus
 
 
 @pytest.mark.proves("lem:score-and-update", method="symbolic")

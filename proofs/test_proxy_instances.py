@@ -12,8 +12,8 @@ import torch
 from ball_decoder import DenseDecoder, Run
 from flint import arb
 
-from snowball.dataset import Dataset, Example
-from snowball.proxy_blindness import FAMILIES, Family, ProxyBlindModel, proxy_blind
+from snowball.construction.proxy_blindness import FAMILIES, Family, ProxyBlindModel, proxy_blind
+from snowball.data.dataset import Dataset, Example
 
 BITS = 192
 LAYERS, TARGET, EPSILON = 4, 1, 1e-9

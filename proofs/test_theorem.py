@@ -7,9 +7,9 @@ import torch
 from prose import section_of
 from statements import STATEMENTS, Statement
 
-from snowball.certification import certify, verify
-from snowball.constructions import counterexample
-from snowball.dataset import Dataset
+from snowball.certificates.certification import certify, verify
+from snowball.construction.counterexample import counterexample
+from snowball.data.dataset import Dataset
 
 HAND = [
     pytest.param(label, marks=pytest.mark.proves(label, method="hand"))

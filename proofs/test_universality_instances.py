@@ -15,7 +15,7 @@ import torch
 from ball_decoder import DenseDecoder, Run
 from flint import arb
 
-from snowball.corollaries import (
+from snowball.construction.corollaries import (
     TOLERANCE,
     correlated,
     coverage_model,
@@ -23,9 +23,9 @@ from snowball.corollaries import (
     inverse_ranking,
     observationally_blind_pair,
 )
-from snowball.dataset import Dataset, Example
-from snowball.presence import Behaviour, Clause
-from snowball.universality import UniversalModel, universal
+from snowball.construction.presence import Behaviour, Clause
+from snowball.construction.universality import UniversalModel, universal
+from snowball.data.dataset import Dataset, Example
 
 BITS = 192
 # Relative, of scores: the weights are doubles.

@@ -1,14 +1,13 @@
 """Snowball: transformers whose least important layer, by cosine similarity, decides every answer.
 
-The public names; see `snowball.constructions.counterexample` for the builder of Theorem 1,
-`snowball.universality.universal` for that of Theorem 2,
-`snowball.proxy_blindness.proxy_blind` for that of Theorem 3.
+The public names. The builders are `counterexample` (Theorem 1), `universal` (Theorem 2) and
+`proxy_blind` (Theorem 3), in `snowball.construction`.
 """
 
-from snowball.building import ConstructionError
-from snowball.card import load_counterexample
-from snowball.constructions import Counterexample, counterexample
-from snowball.corollaries import (
+from snowball.certificates.irrelevance import LayerIrrelevance, irrelevance
+from snowball.construction.building import ConstructionError
+from snowball.construction.card import load_counterexample
+from snowball.construction.corollaries import (
     GreedyTrap,
     correlated,
     coverage_model,
@@ -16,9 +15,12 @@ from snowball.corollaries import (
     inverse_ranking,
     observationally_blind_pair,
 )
-from snowball.dataset import Dataset, DatasetError, Example
-from snowball.decoder import Decoder, DecoderConfig
-from snowball.irrelevance import LayerIrrelevance, irrelevance
+from snowball.construction.counterexample import Counterexample, counterexample
+from snowball.construction.presence import Behaviour, Clause
+from snowball.construction.proxy_blindness import ProxyBlindModel, proxy_blind
+from snowball.construction.universality import UniversalModel, universal
+from snowball.data.dataset import Dataset, DatasetError, Example
+from snowball.decoders.decoder import Decoder, DecoderConfig
 from snowball.measurement import Measurements, measure, right_answers
 from snowball.metrics import (
     accuracy,
@@ -29,11 +31,8 @@ from snowball.metrics import (
     divergence,
     norm_ratio,
 )
-from snowball.presence import Behaviour, Clause
-from snowball.proxy_blindness import ProxyBlindModel, proxy_blind
 from snowball.proxy_scores import Proxies, proxies
-from snowball.universality import UniversalModel, universal
-from snowball.verification import Guarantee, guarantees
+from snowball.verification.guarantees import Guarantee, guarantees
 
 __all__ = [
     "Behaviour",

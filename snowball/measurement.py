@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from snowball import metrics, teacher_forcing
-from snowball.dataset import Dataset
-from snowball.residual_decoder import ResidualDecoder
+from snowball.data.dataset import Dataset
+from snowball.decoders.residual_decoder import ResidualDecoder
 from snowball.teacher_forcing import Path, Reads, answer_paths, answers_of, in_batches, prompts_of
 
 # Prompts on which the snowball curves of all removals are measured.

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from snowball import metrics
-from snowball.dataset import Dataset
-from snowball.decoder import Decoder
+from snowball.data.dataset import Dataset
+from snowball.decoders.decoder import Decoder
 from snowball.errors import SnowballError
 from snowball.measurement import right_answers
 from snowball.teacher_forcing import Path, Reads, in_batches, prompts_of

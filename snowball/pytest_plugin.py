@@ -3,7 +3,7 @@
     pytest_plugins = ["snowball.pytest_plugin"]
 
     def test_my_scores(known_answer):
-        snowball.grading.check(known_answer, cosine=my_scores(known_answer.folder))
+        snowball.suite.grading.check(known_answer, cosine=my_scores(known_answer.folder))
 
 No entry point registers it: only who asks for it pays for the import of torch.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from snowball.suite import KnownAnswer
+    from snowball.suite.files import KnownAnswer
 
 _FIXTURE = "known_answer"
 
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if _FIXTURE in metafunc.fixturenames:
-        from snowball.suite_models import NAMES
+        from snowball.suite.models import NAMES
 
         metafunc.parametrize(_FIXTURE, NAMES, indirect=True)
 
@@ -43,7 +43,7 @@ def _known_answer_suite(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, KnownAnswer]:
     from snowball.errors import SnowballError
-    from snowball.suite import read_suite, write_suite
+    from snowball.suite.files import read_suite, write_suite
 
     folder: Path | None = request.config.getoption("--known-answer-suite", None)
     if folder is None:

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from snowball.dataset import Dataset, Example
-from snowball.residual_decoder import ResidualDecoder
+from snowball.data.dataset import Dataset, Example
+from snowball.decoders.residual_decoder import ResidualDecoder
 
 # Bytes that the activations of one batch may take, roughly.
 BATCH_BYTES = 2**28

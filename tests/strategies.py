@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from snowball.dataset import Dataset
+from snowball.data.dataset import Dataset
 
 Tokens = tuple[int, ...]
 Rows = list[dict[str, Any]]

@@ -22,17 +22,22 @@ from tiny_models import (
 )
 from torch import Tensor
 
-from snowball.ablation import AblationEngine, AblationError, ItemAblation, default_token_budget
-from snowball.activations import ActivationError
-from snowball.deletion import (
+from snowball.audit.ablation import (
+    AblationEngine,
+    AblationError,
+    ItemAblation,
+    default_token_budget,
+)
+from snowball.audit.activations import ActivationError
+from snowball.audit.deletion import (
     SelfCheckError,
     check_against_deletion,
     deleted,
     loglikelihoods_one_by_one,
 )
-from snowball.layer_stack import LayerStack, LayerStackError
-from snowball.packing import Item
-from snowball.removal import (
+from snowball.audit.layer_stack import LayerStack, LayerStackError
+from snowball.audit.packing import Item
+from snowball.audit.removal import (
     INTACT,
     Part,
     Removal,

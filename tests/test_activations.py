@@ -16,11 +16,11 @@ from tiny_models import DEPTH, ITEMS, shorter_llama, tiny_model
 from torch import Tensor
 
 from snowball import Counterexample, Dataset, counterexample
-from snowball.ablation import AblationEngine
-from snowball.activations import ROLES, ActivationError, ItemActivations
-from snowball.packing import Item
-from snowball.removal import INTACT, Part, Removal, Unit, layer_removals, pair_removals
-from snowball.removal import sublayer_removals as sublayers
+from snowball.audit.ablation import AblationEngine
+from snowball.audit.activations import ROLES, ActivationError, ItemActivations
+from snowball.audit.packing import Item
+from snowball.audit.removal import INTACT, Part, Removal, Unit, layer_removals, pair_removals
+from snowball.audit.removal import sublayer_removals as sublayers
 
 # Pairs come before the single layers, whose states they share at first.
 REMOVALS: tuple[Removal, ...] = (

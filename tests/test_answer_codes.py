@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import datasets
 
-from snowball import answer_codes as module
-from snowball.answer_codes import AnswerCodes, answer_codes, unembedding_rows
-from snowball.dataset import Dataset
-from snowball.prefix_tree import PrefixTree, prefix_tree
+from snowball.construction import answer_codes as module
+from snowball.construction.answer_codes import AnswerCodes, answer_codes, unembedding_rows
+from snowball.construction.prefix_tree import PrefixTree, prefix_tree
+from snowball.data.dataset import Dataset
 
 
 def product(a: Sequence[int], b: Sequence[int]) -> int:

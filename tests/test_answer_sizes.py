@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from strategies import multi_token_datasets, single_token_datasets
 from torch import Tensor
 
-from snowball import answer_sizes as module
-from snowball.answer_codes import AnswerCodes, answer_codes
-from snowball.answer_sizes import AnswerSizes, Wanted, decided, near_tie
-from snowball.dataset import Dataset
-from snowball.prefix_tree import PrefixTree, prefix_tree
+from snowball.construction import answer_sizes as module
+from snowball.construction.answer_codes import AnswerCodes, answer_codes
+from snowball.construction.answer_sizes import AnswerSizes, Wanted, decided, near_tie
+from snowball.construction.prefix_tree import PrefixTree, prefix_tree
+from snowball.data.dataset import Dataset
 
 
 @dataclass(frozen=True)

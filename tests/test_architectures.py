@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from strategies import datasets, dtypes, epsilons, inputs
 from test_cli import refused, snowball, write_rows
 
-from snowball.architectures import ARCHITECTURES
-from snowball.building import ConstructionError
-from snowball.card import load_counterexample
-from snowball.checkpoint import CheckpointError
-from snowball.constructions import Counterexample, counterexample
-from snowball.dataset import Dataset
+from snowball.construction.building import ConstructionError
+from snowball.construction.card import load_counterexample
+from snowball.construction.counterexample import Counterexample, counterexample
+from snowball.data.dataset import Dataset
+from snowball.decoders.architectures import ARCHITECTURES
+from snowball.decoders.checkpoint import CheckpointError
 from snowball.measurement import measure
 from snowball.metrics import cosine_score
-from snowball.verification import SCORE_TOLERANCE, guarantees
+from snowball.verification.guarantees import SCORE_TOLERANCE, guarantees
 
 FAMILIES = [name for name in ARCHITECTURES if name != "llama"]
 families = pytest.mark.parametrize("arch", FAMILIES)

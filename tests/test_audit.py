@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from snowball import load_counterexample, measure
-from snowball.ablation import AblationEngine, ItemAblation
-from snowball.audit import Audit
-from snowball.deletion import SelfCheckError
-from snowball.packing import Item
-from snowball.pretrained import load_pretrained
-from snowball.removal import parse_removal
-from snowball.store import Store
-from snowball.tasks import Task, read_task
-from snowball.tokenizer import byte_tokenizer
+from snowball.audit.ablation import AblationEngine, ItemAblation
+from snowball.audit.audit import Audit
+from snowball.audit.deletion import SelfCheckError
+from snowball.audit.packing import Item
+from snowball.audit.pretrained import load_pretrained
+from snowball.audit.removal import parse_removal
+from snowball.audit.store import Store
+from snowball.audit.tasks import Task, read_task
+from snowball.decoders.tokenizer import byte_tokenizer
 from tests.test_cli import snowball
 from tests.test_cli_audit import (
     BOS,
@@ -139,7 +139,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def short_answers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("snowball.tasks.NEW_TOKENS", NEW_TOKENS)
+        patch.setattr("snowball.audit.tasks.NEW_TOKENS", NEW_TOKENS)
         yield
 
 
@@ -461,7 +461,7 @@ def test_what_was_measured_costs_nothing(
         audit.measure_taylor(task, store, store.begin_run({}))
         before = audit.taylor(task, store)
         assert (audit.cost(store).tokens, audit.gradient_operations(store)) == (0, 0)
-        monkeypatch.setattr("snowball.audit.taylor_scores", lambda *_: pytest.fail("again"))
+        monkeypatch.setattr("snowball.audit.audit.taylor_scores", lambda *_: pytest.fail("again"))
         audit.measure_taylor(task, store, store.begin_run({}))
         assert audit.taylor(task, store) == before
 

@@ -19,16 +19,19 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from snowball import audit_html, audit_plots, audit_report, statistics
-from snowball.activations import ROLES
-from snowball.audit_html import report_html, write_report
-from snowball.audit_plots import FIGURES, plot_all
-from snowball.audit_report import AuditDocument, layer_csv, removal_csv, tables
-from snowball.audit_summary import DatasetNumbers, summarise
-from snowball.checkpoint import CheckpointError, write_json
+from snowball.audit import html as audit_html
+from snowball.audit import plots as audit_plots
+from snowball.audit import report as audit_report
+from snowball.audit import statistics
+from snowball.audit.activations import ROLES
+from snowball.audit.gradients import TaylorScores
+from snowball.audit.html import report_html, write_report
+from snowball.audit.plots import FIGURES, plot_all
+from snowball.audit.report import AuditDocument, layer_csv, removal_csv, tables
+from snowball.audit.store import Key
+from snowball.audit.summary import DatasetNumbers, summarise
+from snowball.decoders.checkpoint import CheckpointError, write_json
 from snowball.errors import SnowballError
-from snowball.gradients import TaylorScores
-from snowball.store import Key
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VOID = {"meta", "img", "br", "link", "hr", "input"}

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from snowball.activations import ROLES
-from snowball.audit_summary import DatasetNumbers, SummaryError, summarise
-from snowball.gradients import TaylorScores
-from snowball.store import Key
+from snowball.audit.activations import ROLES
+from snowball.audit.gradients import TaylorScores
+from snowball.audit.store import Key
+from snowball.audit.summary import DatasetNumbers, SummaryError, summarise
 
 LAYERS = 4
 RESAMPLES = 20

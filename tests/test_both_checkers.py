@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from snowball import checker
-from snowball.certainty import Rejection
-from snowball.certificate import read_certificate
-from snowball.certification import certify, verify
-from snowball.checkpoint import read_checkpoint, write_safetensors
-from snowball.constructions import counterexample
-from snowball.dataset import Dataset
-from snowball.decoder import Decoder
+from snowball.certificates.certainty import Rejection
+from snowball.certificates.certificate import read_certificate
+from snowball.certificates.certification import certify, verify
+from snowball.construction.counterexample import counterexample
+from snowball.data.dataset import Dataset
+from snowball.decoders.checkpoint import read_checkpoint, write_safetensors
+from snowball.decoders.decoder import Decoder
 from snowball.measurement import measure_layer
 
 WORDS = Dataset.from_rows(

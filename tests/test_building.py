@@ -19,7 +19,7 @@ from snowball import (
     proxy_blind,
     universal,
 )
-from snowball.building import ConstructionError, checked_numbers
+from snowball.construction.building import ConstructionError, checked_numbers
 
 WORDS = Dataset.from_rows(
     [{"prompt": word, "label": label} for word, label in zip("abcdef", "bcdefg", strict=True)]

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from snowball.certainty import Rejection
-from snowball.certificate import Certificate, parse_certificate, read_certificate
-from snowball.certification import OutOfResources, certify, verify
-from snowball.checkpoint import CheckpointError
-from snowball.constructions import counterexample
-from snowball.dataset import Dataset
-from snowball.strict_files import MalformedError, sha256_of
+from snowball.certificates.certainty import Rejection
+from snowball.certificates.certificate import Certificate, parse_certificate, read_certificate
+from snowball.certificates.certification import OutOfResources, certify, verify
+from snowball.certificates.strict_files import MalformedError, sha256_of
+from snowball.construction.counterexample import counterexample
+from snowball.data.dataset import Dataset
+from snowball.decoders.checkpoint import CheckpointError
 
 OPEN = Dataset.from_rows(
     [

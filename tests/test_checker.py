@@ -28,10 +28,10 @@ from test_checker_balls import PLACES
 from torch import Tensor
 
 from snowball import checker
-from snowball.balls import ball as enclosing
-from snowball.balls import ends as exact_ends
-from snowball.balls import precision
-from snowball.certification import certify
+from snowball.certificates.balls import ball as enclosing
+from snowball.certificates.balls import ends as exact_ends
+from snowball.certificates.balls import precision
+from snowball.certificates.certification import certify
 from snowball.checker import (
     Ball,
     Ends,
@@ -56,9 +56,9 @@ from snowball.checker import (
     scaled,
     sequences,
 )
-from snowball.checkpoint import write_safetensors
-from snowball.constructions import counterexample
-from snowball.dataset import Dataset
+from snowball.construction.counterexample import counterexample
+from snowball.data.dataset import Dataset
+from snowball.decoders.checkpoint import write_safetensors
 
 OPEN = Dataset.from_rows(
     [

@@ -29,8 +29,8 @@ from snowball.checker import (
     read_weights,
     tensor_shapes,
 )
-from snowball.checkpoint import write_safetensors
-from snowball.decoder import DecoderConfig, parameter_shapes
+from snowball.decoders.checkpoint import write_safetensors
+from snowball.decoders.decoder import DecoderConfig, parameter_shapes
 
 Document = dict[str, Any]
 CONFIG: Document = {

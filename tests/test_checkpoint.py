@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from snowball import checkpoint
-from snowball.checkpoint import (
+from snowball.decoders import checkpoint
+from snowball.decoders.checkpoint import (
     CheckpointError,
     read_checkpoint,
     write_checkpoint,
     write_json,
     write_safetensors,
 )
-from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
+from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 
 CONFIG = DecoderConfig(
     vocab_size=13,
@@ -314,9 +314,8 @@ def test_zeros_take_no_room_on_disk(tmp_path: Path) -> None:
 
 
 def test_importing_does_not_import_transformers() -> None:
-    code = (
-        "import sys, snowball.checkpoint, snowball.decoder; sys.exit('transformers' in sys.modules)"
-    )
+    modules = "snowball.decoders.checkpoint, snowball.decoders.decoder"
+    code = f"import sys, {modules}; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import snowball.checker
-from snowball.certainty import Rejection
-from snowball.certification import certify, verify
-from snowball.corollaries import observationally_blind_pair
-from snowball.dataset import Dataset
-from snowball.presence import Behaviour, Clause
-from snowball.universality import UniversalModel, universal
+from snowball.certificates.certainty import Rejection
+from snowball.certificates.certification import certify, verify
+from snowball.construction.corollaries import observationally_blind_pair
+from snowball.construction.presence import Behaviour, Clause
+from snowball.construction.universality import UniversalModel, universal
+from snowball.data.dataset import Dataset
 
 WORDS = Dataset.from_rows(
     [

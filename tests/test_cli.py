@@ -21,9 +21,9 @@ from torch import Tensor
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from snowball.card import load_counterexample
-from snowball.cli import app
-from snowball.dataset import Dataset
+from snowball.cli.app import app
+from snowball.construction.card import load_counterexample
+from snowball.data.dataset import Dataset
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -774,8 +774,8 @@ def test_a_killed_build_leaves_no_folder_of_that_name(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", TOKENS)
     code = (
         "import os, signal, sys\n"
-        "from snowball.cli import app\n"
-        "from snowball.dataset import Dataset\n"
+        "from snowball.cli.app import app\n"
+        "from snowball.data.dataset import Dataset\n"
         "Dataset.to_jsonl = lambda self, path: os.kill(os.getpid(), signal.SIGKILL)\n"
         "app(sys.argv[1:])"
     )

@@ -18,12 +18,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snowball.ablation import AblationEngine, ItemAblation
-from snowball.layer_stack import LayerStack
-from snowball.packing import Item
-from snowball.store import Store
-from snowball.tasks import TaskError
-from snowball.tokenizer import byte_tokenizer
+from snowball.audit.ablation import AblationEngine, ItemAblation
+from snowball.audit.layer_stack import LayerStack
+from snowball.audit.packing import Item
+from snowball.audit.store import Store
+from snowball.audit.tasks import TaskError
+from snowball.decoders.tokenizer import byte_tokenizer
 from tests.test_cli import Done, plain, snowball
 from tests.tiny_models import DEPTH, loglikelihoods_of, shorter_llama, tiny_model
 
@@ -293,7 +293,7 @@ def test_a_killed_audit_goes_on_where_it_was(inputs: Path, tmp_path: Path) -> No
     task = write(tmp_path / "many.jsonl", many)
     # One item to a batch, each of which is committed.
     words = ["audit", inputs / "model", "--task", task, "--token-budget", 16]
-    command = [sys.executable, "-c", "from snowball.cli import app; app()", *map(str, words)]
+    command = [sys.executable, "-c", "from snowball.cli.app import app; app()", *map(str, words)]
     with subprocess.Popen(
         [*command, "--out", str(tmp_path / "killed")],
         stdout=subprocess.DEVNULL,
@@ -498,7 +498,7 @@ def test_a_task_of_lm_eval_is_read_by_name(
     def read(name: str, tokenizer: object, *, limit: int | None, include: Path | None) -> None:
         raise TaskError(f"asked for {name}, {limit} rows, {include}")
 
-    monkeypatch.setattr("snowball.lm_eval_tasks.read_lm_eval_task", read)
+    monkeypatch.setattr("snowball.audit.lm_eval_tasks.read_lm_eval_task", read)
     options = ("--task", "lm-eval:arc_easy", "--limit", 3, "--lm-eval-tasks", tmp_path)
     message = refusal(audit(inputs, tmp_path / "run", *options))
     assert f"asked for arc_easy, 3 rows, {tmp_path}" in message

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from strategies import datasets, dtypes, inputs
 
-from snowball.building import ConstructionError
-from snowball.corollaries import (
+from snowball.construction.building import ConstructionError
+from snowball.construction.corollaries import (
     TOLERANCE,
     correlated,
     coverage_model,
@@ -20,9 +20,9 @@ from snowball.corollaries import (
     inverse_ranking,
     observationally_blind_pair,
 )
-from snowball.dataset import Dataset
+from snowball.construction.universality import UniversalModel
+from snowball.data.dataset import Dataset
 from snowball.measurement import measure, right_answers
-from snowball.universality import UniversalModel
 
 MANY = Dataset.from_rows(
     [{"prompt": [k % 5, k // 5], "label": k % 2, "distractor": 2 + k % 2} for k in range(40)]

@@ -13,15 +13,15 @@ import torch
 from tiny_models import DEPTH, ITEMS, VOCABULARY, shorter_llama, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from snowball.ablation import AblationEngine
-from snowball.audit import Audit
-from snowball.cost import Cost, engine_cost, matmul_rate, one_by_one_cost
-from snowball.deletion import loglikelihoods_one_by_one
-from snowball.packing import Item
-from snowball.pretrained import Pretrained
-from snowball.removal import INTACT, Part, Removal, layer_removals, sublayer_removals
-from snowball.store import Store
-from snowball.tasks import multiple_choice_task
+from snowball.audit.ablation import AblationEngine
+from snowball.audit.audit import Audit
+from snowball.audit.cost import Cost, engine_cost, matmul_rate, one_by_one_cost
+from snowball.audit.deletion import loglikelihoods_one_by_one
+from snowball.audit.packing import Item
+from snowball.audit.pretrained import Pretrained
+from snowball.audit.removal import INTACT, Part, Removal, layer_removals, sublayer_removals
+from snowball.audit.store import Store
+from snowball.audit.tasks import multiple_choice_task
 
 REMOVALS: tuple[Removal, ...] = (INTACT, *layer_removals(DEPTH))
 HIDDEN, INNER = 32, 48

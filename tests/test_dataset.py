@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from snowball.dataset import Dataset, DatasetError, Example
-from snowball.tokenizer import byte_tokenizer, fit_tokenizer
+from snowball.data.dataset import Dataset, DatasetError, Example
+from snowball.decoders.tokenizer import byte_tokenizer, fit_tokenizer
 
 Rows = list[dict[str, Any]]
 
@@ -348,7 +348,7 @@ def test_capitals_are_sound() -> None:
 
 def test_import_is_light() -> None:
     heavy = "{'transformers', 'tokenizers', 'datasets', 'matplotlib'}"
-    code = f"import sys, snowball.dataset; assert not {heavy} & sys.modules.keys()"
+    code = f"import sys, snowball.data.dataset; assert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

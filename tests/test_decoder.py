@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snowball.checkpoint import write_checkpoint
-from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
+from snowball.decoders.checkpoint import write_checkpoint
+from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 
 CONFIG = DecoderConfig(
     vocab_size=29,

@@ -9,7 +9,7 @@ from flint import arb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
+from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.metrics import cosine_score
 
 

@@ -12,10 +12,10 @@ import transformers as hf
 from tiny_models import CONFIGS, ITEMS, loglikelihoods_of, shorter_llama, tiny_model
 from torch import Tensor
 
-from snowball.deletion import SelfCheckError, check_against_deletion, deleted, tolerance
-from snowball.layer_stack import LayerStackError
-from snowball.packing import Item
-from snowball.removal import INTACT, Part, Removal, Unit
+from snowball.audit.deletion import SelfCheckError, check_against_deletion, deleted, tolerance
+from snowball.audit.layer_stack import LayerStackError
+from snowball.audit.packing import Item
+from snowball.audit.removal import INTACT, Part, Removal, Unit
 
 NAMES = ("llama", "gpt2", "gpt_neox", "gemma3")
 # Longer than the sliding window of Gemma 3.

@@ -5,7 +5,7 @@ from flint import arb, ctx
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from snowball.elementary import (
+from snowball.certificates.elementary import (
     EXP_ERROR,
     LARGEST_EXPONENT,
     VANISHING,

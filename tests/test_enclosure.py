@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from strategies import datasets, depths_and_targets, epsilons
 
-from snowball.balls import (
+from snowball.certificates.balls import (
     Effort,
     as_double,
     ball,
@@ -30,13 +30,20 @@ from snowball.balls import (
     silu,
     symmetric,
 )
-from snowball.certainty import Enclosure, Rejection, Undecided
-from snowball.constructions import Counterexample, counterexample
-from snowball.dataset import Dataset
-from snowball.enclosure import Enclosures, Place, enclose, probability, shipped_weight, solve
-from snowball.exact_model import ExactModel, read_model
-from snowball.reader_enclosure import _Product, _Units, positions
-from snowball.token_data import DATASET, TokenData, read_data
+from snowball.certificates.certainty import Enclosure, Rejection, Undecided
+from snowball.certificates.enclosure import (
+    Enclosures,
+    Place,
+    enclose,
+    probability,
+    shipped_weight,
+    solve,
+)
+from snowball.certificates.exact_model import ExactModel, read_model
+from snowball.certificates.reader_enclosure import _Product, _Units, positions
+from snowball.certificates.token_data import DATASET, TokenData, read_data
+from snowball.construction.counterexample import Counterexample, counterexample
+from snowball.data.dataset import Dataset
 
 OPEN = Dataset.from_rows(
     [
@@ -298,7 +305,7 @@ def test_silent_units_add_at_most_what_is_said(
 @given(SEEDS)
 def test_products_are_bounded_from_above(seed: int) -> None:
     """With cancellation: the bound holds what fractions give for every point of the balls."""
-    from snowball.exact_model import _sparse
+    from snowball.certificates.exact_model import _sparse
 
     random = np.random.default_rng(seed)
     shape = int(random.integers(1, 5)), int(random.integers(1, 40))
@@ -320,7 +327,7 @@ def test_products_are_bounded_from_above(seed: int) -> None:
 
 def test_a_sum_that_overflows_on_its_way_is_not_bounded_below_itself() -> None:
     """Partial sums below the doubles, and a true sum that is positive."""
-    from snowball.exact_model import _sparse
+    from snowball.certificates.exact_model import _sparse
 
     weights = np.array([-1e308, -1e308, 1.7e308, 1.7e308])
     product = _Product(_sparse((1, 4), np.zeros(4, int), np.arange(4), weights), np.arange(1))

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from snowball.certainty import Rejection
-from snowball.constructions import counterexample
-from snowball.dataset import Dataset
-from snowball.exact_model import Config, read_config, read_model
-from snowball.strict_files import MalformedError, bytes_of, sha256_of, strict_json
-from snowball.token_data import read_data
+from snowball.certificates.certainty import Rejection
+from snowball.certificates.exact_model import Config, read_config, read_model
+from snowball.certificates.strict_files import MalformedError, bytes_of, sha256_of, strict_json
+from snowball.certificates.token_data import read_data
+from snowball.construction.counterexample import counterexample
+from snowball.data.dataset import Dataset
 
 ROWS = [
     {"prompt": [0, 1], "label": [1], "distractor": [2]},

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from strategies import datasets
 
-from snowball import fingerprint as module
-from snowball.dataset import Dataset
-from snowball.fingerprint import (
+from snowball.construction import fingerprint as module
+from snowball.construction.fingerprint import (
     Fingerprint,
     SeparationError,
     fingerprint,
     sharpest_kernel,
     sign_codes,
 )
-from snowball.prefix_tree import PrefixTree, prefix_tree
+from snowball.construction.prefix_tree import PrefixTree, prefix_tree
+from snowball.data.dataset import Dataset
 
 
 def sequences(tree: PrefixTree) -> list[list[int]]:

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snowball import gadgets
-from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
-from snowball.fingerprint import SharpKernel, sharpest_kernel, sign_codes
-from snowball.gadgets import STATIONARY_GATE, LayerWeights, norm_factor, silu_in
+from snowball.construction import gadgets
+from snowball.construction.fingerprint import SharpKernel, sharpest_kernel, sign_codes
+from snowball.construction.gadgets import STATIONARY_GATE, LayerWeights, norm_factor, silu_in
+from snowball.construction.residual import ResidualStream
+from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.metrics import cosine_score
-from snowball.residual import ResidualStream
 
 HEADS, WIDTH, HEAD_DIM, ANSWER = 3, 16, 32, 4
 LAYOUT = gadgets.context_layout(WIDTH)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from snowball.ablation import AblationEngine, AblationError
-from snowball.deletion import deleted
-from snowball.generation import Generated, generate
-from snowball.removal import (
+from snowball.audit.ablation import AblationEngine, AblationError
+from snowball.audit.deletion import deleted
+from snowball.audit.generation import Generated, generate
+from snowball.audit.removal import (
     INTACT,
     Part,
     Removal,

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from snowball.gradients import GradientError, taylor_scores
-from snowball.layer_stack import LayerStack
-from snowball.packing import Item
+from snowball.audit.gradients import GradientError, taylor_scores
+from snowball.audit.layer_stack import LayerStack
+from snowball.audit.packing import Item
 from tests.tiny_models import DEPTH, tiny_model
 
 ITEMS = [

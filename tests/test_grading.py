@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from test_cli import refused, snowball
 
-from snowball.grading import QUANTITIES, Finding, check, judge, judge_model
-from snowball.suite import KnownAnswer, write_suite
-from snowball.suite_models import NAMES
+from snowball.suite.files import KnownAnswer, write_suite
+from snowball.suite.grading import QUANTITIES, Finding, check, judge, judge_model
+from snowball.suite.models import NAMES
 
 pytest_plugins = ["pytester"]
 
@@ -241,7 +241,7 @@ def test_what_is_no_report_is_refused(suite: Path, tmp_path: Path, text: str, me
 
 TEST = """
 pytest_plugins = ["snowball.pytest_plugin"]
-from snowball.grading import check
+from snowball.suite.grading import check
 
 def test_my_tool(known_answer):
     check(known_answer, cosine=my_scores(known_answer))

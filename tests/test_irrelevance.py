@@ -15,14 +15,14 @@ from strategies import datasets
 from test_decoder_balls import TOKENS, configs
 from test_universality import WORDS, behaviours
 
-from snowball.constructions import counterexample
-from snowball.dataset import Dataset
-from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
-from snowball.irrelevance import AnswerBound, LayerIrrelevance, irrelevance
+from snowball.certificates.irrelevance import AnswerBound, LayerIrrelevance, irrelevance
+from snowball.certificates.tube_decoder import TubeDecoder
+from snowball.construction.counterexample import counterexample
+from snowball.construction.presence import Behaviour
+from snowball.construction.universality import universal
+from snowball.data.dataset import Dataset
+from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.measurement import right_answers
-from snowball.presence import Behaviour
-from snowball.tube_decoder import TubeDecoder
-from snowball.universality import universal
 
 CHOICES = Dataset.from_rows(
     [

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.layer_sizes import LayerSizes, layer_sizes
+from snowball.construction.layer_sizes import LayerSizes, layer_sizes
 
 
 def walked(found: LayerSizes, rest: float) -> list[tuple[Fraction, Fraction, Fraction]]:

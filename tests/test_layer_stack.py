@@ -7,8 +7,8 @@ import torch
 from tiny_models import CONFIGS, CONTEXT, DEPTH, VOCABULARY, WINDOW, tiny_model
 from torch import Tensor, nn
 
-from snowball.layer_stack import LayerCall, LayerStack, LayerStackError
-from snowball.removal import Part, Unit
+from snowball.audit.layer_stack import LayerCall, LayerStack, LayerStackError
+from snowball.audit.removal import Part, Unit
 
 IDS = torch.tensor([[1, 5, 9, 22], [1, 8, 2, 3]])
 # Without ALiBi.

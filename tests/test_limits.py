@@ -13,25 +13,25 @@ import pytest
 from test_certificate import OPEN, check
 from test_cli import snowball
 
-from snowball import (
+from snowball import limits
+from snowball.certificates import (
     certification,
     enclosure,
     exact_model,
-    limits,
     reader_enclosure,
     strict_files,
     token_data,
 )
-from snowball.balls import Effort
-from snowball.certainty import Rejection
-from snowball.certificate import Certificate, read_certificate
-from snowball.certification import certify, verify
-from snowball.constructions import counterexample
-from snowball.enclosure import Enclosures, enclose
-from snowball.exact_model import read_model
-from snowball.judgement import place_of, read_subject
+from snowball.certificates.balls import Effort
+from snowball.certificates.certainty import Rejection
+from snowball.certificates.certificate import Certificate, read_certificate
+from snowball.certificates.certification import certify, verify
+from snowball.certificates.enclosure import Enclosures, enclose
+from snowball.certificates.exact_model import read_model
+from snowball.certificates.judgement import place_of, read_subject
+from snowball.certificates.strict_files import MalformedError, bytes_of, sha256_of, strict_json
+from snowball.construction.counterexample import counterexample
 from snowball.limits import OutOfResources
-from snowball.strict_files import MalformedError, bytes_of, sha256_of, strict_json
 
 
 @pytest.fixture(scope="module")

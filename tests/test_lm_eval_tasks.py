@@ -15,15 +15,15 @@ import pytest
 import torch
 from tiny_models import shorter_llama, tiny_model
 
-from snowball.ablation import AblationEngine
-from snowball.audit import Audit
-from snowball.lm_eval_tasks import read_lm_eval_task
-from snowball.packing import TokenIds
-from snowball.pretrained import Pretrained
-from snowball.removal import INTACT, Removal, Unit, removal_name
-from snowball.store import Store
-from snowball.tasks import GenerationTask, ScoredTask, Task, TaskError
-from snowball.tokenizer import byte_tokenizer
+from snowball.audit.ablation import AblationEngine
+from snowball.audit.audit import Audit
+from snowball.audit.lm_eval_tasks import read_lm_eval_task
+from snowball.audit.packing import TokenIds
+from snowball.audit.pretrained import Pretrained
+from snowball.audit.removal import INTACT, Removal, Unit, removal_name
+from snowball.audit.store import Store
+from snowball.audit.tasks import GenerationTask, ScoredTask, Task, TaskError
+from snowball.decoders.tokenizer import byte_tokenizer
 
 lm_eval: Any = pytest.importorskip("lm_eval")
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from snowball import measurement, teacher_forcing
-from snowball.constructions import counterexample
-from snowball.dataset import Dataset, Example
-from snowball.decoder import Decoder, DecoderConfig, parameter_shapes
+from snowball.construction.counterexample import counterexample
+from snowball.data.dataset import Dataset, Example
+from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.measurement import Answers, LayerProxies, Measurements, Summary, measure
 from snowball.metrics import UndefinedScoreError
 

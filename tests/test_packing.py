@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.packing import (
+from snowball.audit.packing import (
     Batch,
     Item,
     Row,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from snowball.suite import KnownAnswer
+from snowball.suite.files import KnownAnswer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

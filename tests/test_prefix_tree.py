@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from strategies import Tokens, datasets
 
-from snowball.dataset import Dataset, DatasetError
-from snowball.prefix_tree import PrefixTree, prefix_tree
+from snowball.construction.prefix_tree import PrefixTree, prefix_tree
+from snowball.data.dataset import Dataset, DatasetError
 
 Wants = dict[Tokens, dict[str, int]]
 

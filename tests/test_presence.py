@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.presence import Behaviour, Clause
+from snowball.construction.presence import Behaviour, Clause
 
 
 def subsets(layers: range | tuple[int, ...]) -> list[frozenset[int]]:

@@ -15,15 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snowball import Dataset, counterexample, pretrained
-from snowball.pretrained import (
+from snowball import Dataset, counterexample
+from snowball.audit import pretrained
+from snowball.audit.pretrained import (
     Pretrained,
     PretrainedError,
     check_device,
     device_name,
     load_pretrained,
 )
-from snowball.tokenizer import byte_tokenizer
+from snowball.decoders.tokenizer import byte_tokenizer
 
 SIZES = {
     "vocab_size": 300,

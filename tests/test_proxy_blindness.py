@@ -14,19 +14,19 @@ from strategies import dtypes, inputs, multi_token_datasets, single_token_datase
 from test_presence import subsets
 from torch import Tensor
 
-from snowball.building import ConstructionError
-from snowball.checkpoint import read_json
-from snowball.dataset import Dataset, DatasetError
-from snowball.decoder import Decoder
-from snowball.measurement import right_answers
-from snowball.metrics import kl_divergence, layer_scores, relative_update
-from snowball.proxy_blindness import (
+from snowball.construction.building import ConstructionError
+from snowball.construction.proxy_blindness import (
     FAMILIES,
     Family,
     ProxyBlindModel,
     largest_epsilon,
     proxy_blind,
 )
+from snowball.data.dataset import Dataset, DatasetError
+from snowball.decoders.checkpoint import read_json
+from snowball.decoders.decoder import Decoder
+from snowball.measurement import right_answers
+from snowball.metrics import kl_divergence, layer_scores, relative_update
 from snowball.proxy_scores import proxies
 
 SMALLEST_EPSILON = 1e-30
@@ -322,7 +322,7 @@ def test_what_no_set_of_families_can_carry_is_refused(monkeypatch: pytest.Monkey
         proxy_blind(WORDS, epsilon=largest_epsilon(8), fooled=frozenset({"loss"}))
     with pytest.raises(ConstructionError, match=r"g \(difference of the growths .* larger epsilon"):
         proxy_blind(WORDS, epsilon=1e-12, fooled=FAMILIES - {"norm"})
-    monkeypatch.setattr("snowball.answer_sizes._DECIDING_LEAD", 4.0)
+    monkeypatch.setattr("snowball.construction.answer_sizes._DECIDING_LEAD", 4.0)
     proxy_blind(WORDS, fooled=frozenset({"taylor"}))
     with pytest.raises(ConstructionError, match=r"X \(largest lead .* another seed"):
         proxy_blind(WORDS, fooled=frozenset())

@@ -13,9 +13,9 @@ from test_decoder import huggingface_model
 from test_measurement import Model, random_model
 from torch import Tensor
 
-from snowball.dataset import Dataset
-from snowball.decoder import Decoder
-from snowball.proxy_blindness import proxy_blind
+from snowball.construction.proxy_blindness import proxy_blind
+from snowball.data.dataset import Dataset
+from snowball.decoders.decoder import Decoder
 from snowball.proxy_scores import Proxies, ProxyError, proxies
 
 OPEN = Dataset.from_rows(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from snowball.removal import (
+from snowball.audit.removal import (
     INTACT,
     Part,
     Plan,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.residual import ResidualStream
+from snowball.construction.residual import ResidualStream
 
 dimensions = st.dictionaries(st.text(min_size=1), st.integers(1, 9), min_size=1, max_size=6)
 

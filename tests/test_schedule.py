@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import depths_and_targets, dtypes, epsilons
 
-from snowball.schedule import Schedule, angle_of_versine, rounded, schedule, versine
+from snowball.construction.schedule import Schedule, angle_of_versine, rounded, schedule, versine
 
 # mpmath gives its numbers no type that a checker could see.
 Number = Any

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from snowball import statistics
-from snowball.metrics import accuracy_based_relevance
-from snowball.statistics import (
+from snowball.audit import statistics
+from snowball.audit.statistics import (
     CONFIDENCE,
     Correlation,
     Correlations,
@@ -41,6 +40,7 @@ from snowball.statistics import (
     resamples,
     task_dependence,
 )
+from snowball.metrics import accuracy_based_relevance
 
 Array = np.ndarray
 # scipy's results have no type that a checker could see.

@@ -22,8 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball import store
-from snowball.store import ItemResult, Key, Store, StoreError
+from snowball.audit import store
+from snowball.audit.store import ItemResult, Key, Store, StoreError
 
 KEY = Key(model="a" * 64, dataset="arc", dataset_hash="b" * 64)
 REMOVALS = ("intact", "3", "3.attention")
@@ -31,7 +31,7 @@ LAYERS = 4
 
 # Imports the slow modules once; every further process is a fork of it.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["hypothesis", "pytest", "snowball.store"])
+PROCESSES.set_forkserver_preload(["hypothesis", "pytest", "snowball.audit.store"])
 DEADLINE = 60  # seconds
 
 

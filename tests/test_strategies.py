@@ -23,8 +23,8 @@ from strategies import (
     single_token_datasets,
 )
 
-from snowball.dataset import Dataset, Example
-from snowball.prefix_tree import prefix_tree
+from snowball.construction.prefix_tree import prefix_tree
+from snowball.data.dataset import Dataset, Example
 
 SEARCH = settings(
     max_examples=5000, deadline=None, derandomize=True, database=None, phases=[Phase.generate]

@@ -12,11 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snowball.checkpoint import CheckpointError
-from snowball.dataset import Dataset
-from snowball.decoder import Decoder
-from snowball.known_answer import AnswerError, Entry, answer_of, ranking
-from snowball.known_model import (
+from snowball.construction.presence import Behaviour
+from snowball.construction.universality import universal
+from snowball.data.dataset import Dataset
+from snowball.decoders.checkpoint import CheckpointError
+from snowball.decoders.decoder import Decoder
+from snowball.suite.files import VERSION, KnownAnswer, read_suite, write_suite
+from snowball.suite.known_answer import AnswerError, Entry, answer_of, ranking
+from snowball.suite.known_model import (
     KnownModel,
     with_final_norm,
     with_identity_layer,
@@ -24,11 +27,8 @@ from snowball.known_model import (
     with_scaled_token,
     with_trailing_rotation,
 )
-from snowball.mistakes import MISTAKES
-from snowball.presence import Behaviour
-from snowball.suite import VERSION, KnownAnswer, read_suite, write_suite
-from snowball.suite_models import NAMES, question_rows, sums
-from snowball.universality import universal
+from snowball.suite.mistakes import MISTAKES
+from snowball.suite.models import NAMES, question_rows, sums
 
 
 @pytest.fixture(scope="module")

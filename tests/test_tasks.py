@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.dataset import Dataset, DatasetError
-from snowball.packing import Item
-from snowball.tasks import (
+from snowball.audit.packing import Item
+from snowball.audit.tasks import (
     TEXT_WINDOW,
     Encoder,
     GenerationTask,
@@ -25,7 +24,8 @@ from snowball.tasks import (
     read_task,
     task_of_dataset,
 )
-from snowball.tokenizer import byte_tokenizer
+from snowball.data.dataset import Dataset, DatasetError
+from snowball.decoders.tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 BOS = 256

@@ -25,12 +25,12 @@ from strategies import (
 )
 from torch import Tensor
 
-from snowball.building import ConstructionError
-from snowball.constructions import Counterexample, counterexample
-from snowball.dataset import Dataset, DatasetError
+from snowball.construction.building import ConstructionError
+from snowball.construction.counterexample import Counterexample, counterexample
+from snowball.construction.reading import CONFIDENCE
+from snowball.data.dataset import Dataset, DatasetError
+from snowball.decoders.residual_decoder import ResidualDecoder
 from snowball.metrics import cosine_score, divergence
-from snowball.reading import CONFIDENCE
-from snowball.residual_decoder import ResidualDecoder
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 NOTHING: frozenset[int] = frozenset()
@@ -450,6 +450,6 @@ def test_a_switch_that_the_dtype_cannot_hold_is_refused() -> None:
 
 def test_a_vocabulary_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset.from_rows([{"prompt": [1], "label": 2}])
-    monkeypatch.setattr("snowball.building.os.sysconf", lambda _: 16)  # 256 bytes
+    monkeypatch.setattr("snowball.construction.building.os.sysconf", lambda _: 16)  # 256 bytes
     with pytest.raises(ConstructionError, match=r"a vocabulary of 5 tokens takes at least .* GiB"):
         counterexample(dataset, epsilon=1e-6, layers=4, target=1)

@@ -16,7 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from snowball.tokenizer import TokenizerError, byte_tokenizer, fit_tokenizer, load_tokenizer
+from snowball.decoders.tokenizer import (
+    TokenizerError,
+    byte_tokenizer,
+    fit_tokenizer,
+    load_tokenizer,
+)
 
 TEXT = "the cat sat on the mat"
 BYTES = byte_tokenizer()

@@ -6,8 +6,8 @@ from flint import arb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.balls import precision
-from snowball.tubes import Heads, Matrix, Tubes, lead_error, normed, swiglu
+from snowball.certificates.balls import precision
+from snowball.certificates.tubes import Heads, Matrix, Tubes, lead_error, normed, swiglu
 
 SLACK = 1 + 1e-9  # the points are computed in float64, too
 SEEDS = st.integers(0, 2**32)

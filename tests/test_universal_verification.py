@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from test_cli import refused, snowball
 from test_presence import subsets
 
-from snowball.dataset import Dataset
-from snowball.presence import Behaviour, Clause
-from snowball.universal_card import load_universal
-from snowball.universal_verification import MOST_SETS, removal_sets
-from snowball.universality import universal
+from snowball.construction.presence import Behaviour, Clause
+from snowball.construction.universal_card import load_universal
+from snowball.construction.universality import universal
+from snowball.data.dataset import Dataset
+from snowball.verification.universal_guarantees import MOST_SETS, removal_sets
 
 WORDS = Dataset.from_rows(
     [

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from strategies import datasets, dtypes, inputs
 from test_presence import subsets
 
-from snowball.building import ConstructionError
-from snowball.checkpoint import read_checkpoint, read_json
-from snowball.dataset import Dataset, DatasetError
-from snowball.decoder import Decoder
+from snowball.construction.building import ConstructionError
+from snowball.construction.presence import Behaviour, Clause
+from snowball.construction.universal_card import write_universal
+from snowball.construction.universality import UniversalModel, universal
+from snowball.data.dataset import Dataset, DatasetError
+from snowball.decoders.checkpoint import read_checkpoint, read_json
+from snowball.decoders.decoder import Decoder
 from snowball.measurement import right_answers
 from snowball.metrics import cosine_score
-from snowball.presence import Behaviour, Clause
-from snowball.universal_card import write_universal
-from snowball.universal_verification import removal_sets
-from snowball.universality import UniversalModel, universal
+from snowball.verification.universal_guarantees import removal_sets
 
 SMALLEST_SCORE, LARGEST_SCORE = 1e-30, 1.95
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}

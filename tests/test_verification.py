@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from snowball.constructions import Counterexample, counterexample
-from snowball.dataset import Dataset
+from snowball.construction.counterexample import Counterexample, counterexample
+from snowball.construction.reading import CONFIDENCE
+from snowball.data.dataset import Dataset
 from snowball.measurement import Measurements, measure
-from snowball.reading import CONFIDENCE
-from snowball.verification import SCORE_TOLERANCE, guarantees
+from snowball.verification.guarantees import SCORE_TOLERANCE, guarantees
 
 EPSILON, LAYERS, TARGET = 1e-14, 6, 2
 FIRST, SECOND, READER = 3, 4, 5  # the two amplifiers, and the reader

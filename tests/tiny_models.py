@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from snowball.packing import Item
+from snowball.audit.packing import Item
 
 VOCABULARY, DEPTH, WINDOW, CONTEXT = 61, 4, 8, 64
 

@@ -8,9 +8,9 @@ from typing import Any
 from protocol import Case, Way, accuracies, main
 
 import snowball
-from snowball.card import load_model
-from snowball.checkpoint import read_checkpoint
-from snowball.decoder import Decoder
+from snowball.construction.card import load_model
+from snowball.decoders.checkpoint import read_checkpoint
+from snowball.decoders.decoder import Decoder
 
 
 def measure(case: Case) -> Iterator[tuple[str, Any]]:

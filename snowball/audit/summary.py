@@ -1,0 +1,353 @@
+"""The numbers of an audit: relevance, scores, and how well each score predicts relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from snowball.audit import statistics
+from snowball.audit.activations import ROLES
+from snowball.audit.gradients import TaylorScores
+from snowball.audit.store import Key, Store
+from snowball.audit.tasks import Task
+from snowball.errors import SnowballError
+
+# Resamples behind each interval: enough for two digits of a 95 % interval.
+RESAMPLES = 2000
+# Random halves behind the noise ceiling.
+SPLITS = 200
+
+# Above chance at this level, one-sided; below it relevance is shown, but is mostly noise.
+SIGNIFICANCE = 0.05
+
+_PROMPT = [role != "answer" for role in ROLES]
+
+
+class SummaryError(SnowballError):
+    """A number of the summary has no finite value."""
+
+
+@dataclass(frozen=True)
+class DatasetNumbers:
+    """What the store holds of one task, as arrays; the first removal is the intact model.
+
+    `layers[l]` is the position of the removal of layer l among the removals, if all were measured.
+    """
+
+    name: str
+    key: Key
+    removals: tuple[str, ...]
+    layers: tuple[int, ...]
+    values: Mapping[str, Float[np.ndarray, "removals items"]]
+    arrays: Mapping[str, np.ndarray]
+    correctness: str | None
+    chance: Float[np.ndarray, " items"]
+    taylor: TaylorScores | None
+
+    @property
+    def items(self) -> int:
+        return next(iter(self.values.values())).shape[1]
+
+
+def dataset_numbers(
+    store: Store,
+    key: Key,
+    task: Task,
+    removals: Sequence[str],
+    depth: int,
+    taylor: TaylorScores | None,
+) -> DatasetNumbers:
+    """Reads the results of a task.
+
+    Raises:
+        StoreError: a result is missing.
+    """
+    items = len(task.sources)
+    names = ("tokens", "cosine", "angular", "norm_ratio", "angular_pairs", "divergence")
+    singles = [str(layer) for layer in range(depth)]
+    complete = all(name in removals for name in singles)
+    sublayers = all(f"{layer}.mlp" in removals for layer in range(depth))
+    extra = ("attention", "mlp") if sublayers else ()
+    return DatasetNumbers(
+        name=task.name,
+        key=key,
+        removals=tuple(removals),
+        layers=tuple(map(list(removals).index, singles)) if complete else (),
+        values={
+            metric: store.values(key, metric, removals, items) for metric in store.metrics(key)
+        },
+        arrays={name: store.arrays(key, name, items) for name in (*names, *extra)},
+        correctness=task.correctness,
+        chance=np.array(task.chance),
+        taylor=taylor,
+    )
+
+
+def summarise(
+    datasets: Sequence[DatasetNumbers], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Everything that tables, figures and the report show, as JSON values.
+
+    Scores whose dataset is running text (perplexity change) serve as proxies for every dataset.
+    """
+    judged = [_Judged.of(numbers, seed, resamples) for numbers in datasets]
+    perplexity = {one.numbers.name: _perplexity(one) for one in judged if one.is_text}
+    proxies = {f"perplexity change ({name})": found["change"] for name, found in perplexity.items()}
+    for one in judged:
+        one.add_proxies(proxies)
+    return {
+        "confidence": statistics.CONFIDENCE,
+        "resamples": resamples,
+        "significance": SIGNIFICANCE,
+        "datasets": [_dataset(one, perplexity.get(one.numbers.name)) for one in judged],
+        "pooled": _pooled(judged),
+        "task_dependence": _task_dependence(judged),
+    }
+
+
+@dataclass
+class _Judged:
+    """A dataset with its resamples; rows of `resampled_*` are resamples of its items."""
+
+    numbers: DatasetNumbers
+    counts: Int[np.ndarray, "resamples items"]
+    scores: dict[str, Float[np.ndarray, " layers"]]
+    resampled_scores: dict[str, Float[np.ndarray, "resamples layers"]]
+    relevance: Float[np.ndarray, " layers"] | None
+    resampled_relevance: Float[np.ndarray, "resamples layers"] | None
+    p_value: float | None
+    seed: int
+
+    @classmethod
+    def of(cls, numbers: DatasetNumbers, seed: int, resamples: int) -> _Judged:
+        counts = statistics.resamples(numbers.items, resamples, seed)
+        scores, resampled = _scores(numbers, counts)
+        relevance = resampled_relevance = p_value = None
+        if numbers.correctness is not None:
+            right = numbers.values[numbers.correctness] > 0
+            p_value = statistics.above_chance(right[0], numbers.chance)
+            if numbers.layers:
+                without = right[list(numbers.layers)]
+                relevance = statistics.layer_relevance(right[0], without, numbers.chance)
+                resampled_relevance = statistics.resample_relevance(
+                    right[0], without, numbers.chance, counts
+                )
+        return cls(
+            numbers, counts, scores, resampled, relevance, resampled_relevance, p_value, seed
+        )
+
+    @property
+    def is_text(self) -> bool:
+        return self.numbers.correctness is None
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether relevance is defined, and by more than luck."""
+        return self.relevance is not None and (self.p_value or 0) < SIGNIFICANCE
+
+    def add_proxies(self, proxies: Mapping[str, Float[np.ndarray, " layers"]]) -> None:
+        """Scores measured on other data, which resampling these items does not change."""
+        for name, values in proxies.items():
+            self.scores[name] = values
+            self.resampled_scores[name] = np.tile(values, (len(self.counts), 1))
+
+
+def _scores(
+    numbers: DatasetNumbers, counts: Int[np.ndarray, "resamples items"]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Every proxy of layer importance, and its resamples: high means important."""
+    arrays, tokens = numbers.arrays, numbers.arrays["tokens"].astype(np.int64)
+    last = ROLES.index("last")
+    sums = {
+        "cosine": (arrays["cosine"][:, _PROMPT].sum(1), tokens[:, _PROMPT].sum(1)),
+        "cosine, last token": (arrays["cosine"][:, last], tokens[:, last]),
+        "angular": (arrays["angular"][:, _PROMPT].sum(1), tokens[:, _PROMPT].sum(1)),
+        "norm ratio": (arrays["norm_ratio"][:, _PROMPT].sum(1), tokens[:, _PROMPT].sum(1)),
+    }
+    if numbers.layers:
+        kl = numbers.values["kl"][list(numbers.layers)].T if "kl" in numbers.values else None
+        if kl is not None:
+            sums["KL to intact"] = (kl, np.ones(len(kl), dtype=np.int64))
+    once = np.ones((1, counts.shape[1]), dtype=np.int64)
+    scores = {n: statistics.resample_scores(s.T, t, once)[0] for n, (s, t) in sums.items()}
+    resampled = {n: statistics.resample_scores(s.T, t, counts) for n, (s, t) in sums.items()}
+    if numbers.taylor is not None:
+        for name, values in (
+            ("Taylor, |W G|", numbers.taylor.parameters),
+            ("Taylor, signed", numbers.taylor.function),
+        ):
+            scores[name] = np.array(values)
+            resampled[name] = np.tile(scores[name], (len(counts), 1))
+    return scores, resampled
+
+
+def _dataset(one: _Judged, perplexity: Mapping[str, Any] | None) -> dict[str, Any]:
+    numbers = one.numbers
+    tokens = numbers.arrays["tokens"].sum(0)
+    found: dict[str, Any] = {
+        "name": numbers.name,
+        "sha256": numbers.key.dataset_hash,
+        "items": numbers.items,
+        "kind": "running text" if one.is_text else "accuracy",
+        "metric": numbers.correctness,
+        "means": {
+            metric: dict(zip(numbers.removals, values.mean(1).tolist(), strict=True))
+            for metric, values in numbers.values.items()
+        },
+        "scores": {name: values.tolist() for name, values in one.scores.items()},
+        "tokens_by_role": dict(zip(ROLES, tokens.tolist(), strict=True)),
+        "cosine_by_role": _by_role(numbers.arrays["cosine"].sum(0), tokens),
+        "angular_pairs": numbers.arrays["angular_pairs"].mean(0).tolist(),
+        "curves": _curves(numbers),
+        "taylor_items": None if numbers.taylor is None else numbers.taylor.items,
+    }
+    if "mlp" in numbers.arrays:
+        found["sublayer_scores"] = {
+            part: (numbers.arrays[part].sum(0)[_PROMPT].sum(0) / tokens[_PROMPT].sum()).tolist()
+            for part in ("attention", "mlp")
+        }
+    if perplexity is not None:
+        found["perplexity"] = {key: _plain(value) for key, value in perplexity.items()}
+    if numbers.correctness is not None:
+        found |= _accuracy(one)
+    return found
+
+
+def _accuracy(one: _Judged) -> dict[str, Any]:
+    numbers = one.numbers
+    assert numbers.correctness is not None
+    right = numbers.values[numbers.correctness] > 0
+    intervals = [asdict(statistics.accuracy_interval(row, one.counts)) for row in right]
+    found: dict[str, Any] = {
+        "accuracy": dict(zip(numbers.removals, intervals, strict=True)),
+        "chance": float(numbers.chance.mean()),
+        "above_chance_p": one.p_value,
+        "above_chance": one.above_chance,
+        "relevance": None,
+    }
+    if not numbers.layers:
+        return found
+    without = right[list(numbers.layers)]
+    found["mcnemar"] = {
+        "against_intact": [statistics.mcnemar(right[0], row) for row in without],
+        "between_layers": asdict(statistics.mcnemar_matrix(without)),
+    }
+    if one.relevance is None or one.resampled_relevance is None:
+        return found
+    relevance, resampled = one.relevance, one.resampled_relevance
+    found["relevance"] = asdict(
+        statistics.relevance_intervals(right[0], without, numbers.chance, one.counts)
+    )
+    found["noise_ceiling"] = asdict(
+        statistics.noise_ceiling(right[0], without, numbers.chance, SPLITS, one.seed)
+    )
+    found["major_distance"] = statistics.major_distance(len(relevance))
+    found["proxies"] = {
+        name: {
+            "correlations": asdict(
+                statistics.correlations(score, relevance, one.resampled_scores[name], resampled)
+            ),
+            "misjudgement": statistics.misjudgement(score, relevance).tolist(),
+            "chance_misjudgement": statistics.chance_misjudgement(score, relevance).tolist(),
+            "misjudgement_intervals": asdict(
+                statistics.misjudgement_intervals(
+                    score, relevance, one.resampled_scores[name], resampled
+                )
+            ),
+            "confusion": statistics.rank_confusion(score, relevance).tolist(),
+        }
+        for name, score in one.scores.items()
+    }
+    return found
+
+
+def _by_role(sums: np.ndarray, tokens: np.ndarray) -> dict[str, list[float] | None]:
+    return {
+        role: (sums[index] / tokens[index]).tolist() if tokens[index] else None
+        for index, role in enumerate(ROLES)
+    }
+
+
+def _curves(numbers: DatasetNumbers) -> dict[str, Any] | None:
+    """Mean divergence by removed layer and depth, and what it grows by up to the output."""
+    sums = numbers.arrays["divergence"].sum(0)
+    if not sums.size:
+        return None
+    mean = sums / numbers.arrays["tokens"][:, _PROMPT].sum()
+    layers = range(len(mean))
+    grown = [mean[l, -1] / mean[l, l + 1] if mean[l, l + 1] > 0 else None for l in layers]
+    return {"mean": mean.tolist(), "amplification": grown}
+
+
+def _perplexity(one: _Judged) -> dict[str, Any]:
+    """Perplexity `exp(-sum of log-likelihoods / sum of tokens)`, and its change by layer."""
+    numbers = one.numbers
+    loglikelihoods, tokens = numbers.values["loglikelihood"], numbers.values["tokens"][0]
+    totals = one.counts @ tokens
+    with np.errstate(over="ignore"):
+        resampled = np.exp(-(one.counts @ loglikelihoods.T) / totals[:, None]).T
+        value = np.exp(-loglikelihoods.sum(1) / tokens.sum())
+    _check_perplexity(numbers, np.maximum(value, resampled.max(1)))
+    tail = 100 * (1 - statistics.CONFIDENCE) / 2
+    low, high = np.percentile(resampled, [tail, 100 - tail], axis=1)
+    return {
+        "by_removal": {
+            name: {"value": float(v), "low": float(l), "high": float(h)}
+            for name, v, l, h in zip(numbers.removals, value, low, high, strict=True)
+        },
+        "change": value[list(numbers.layers)] - value[0],
+    }
+
+
+def _check_perplexity(numbers: DatasetNumbers, value: Float[np.ndarray, " removals"]) -> None:
+    for removal, one in zip(numbers.removals, value, strict=True):
+        if not np.isfinite(one):
+            raise SummaryError(
+                f"task {numbers.name}, removal {removal}: the perplexity overflows float64; this "
+                "text has no meaning for the model, leave the task out"
+            )
+
+
+def _pooled(judged: Sequence[_Judged]) -> dict[str, Any]:
+    """Correlations over all datasets on which the model is above chance, by proxy."""
+    kept = [one for one in judged if one.above_chance]
+    if not kept:
+        return {}
+    shared = [n for n in kept[0].scores if all(n in one.scores for one in kept)]
+    return {
+        name: asdict(
+            statistics.pooled_correlations(
+                [one.numbers.name for one in kept],
+                [one.scores[name] for one in kept],
+                [_present(one.relevance) for one in kept],
+                [one.resampled_scores[name] for one in kept],
+                [_present(one.resampled_relevance) for one in kept],
+            )
+        )
+        for name in shared
+    }
+
+
+def _task_dependence(judged: Sequence[_Judged]) -> dict[str, Any] | None:
+    """Of the datasets above chance, if there are two whose relevance is not constant."""
+    kept = [o for o in judged if o.above_chance and np.ptp(_present(o.relevance)) > 0]
+    if len(kept) < 2:
+        return None
+    found = statistics.task_dependence(
+        np.stack([_present(one.relevance) for one in kept]),
+        np.stack([one.scores["cosine"] for one in kept]),
+    )
+    return {"datasets": [one.numbers.name for one in kept], **asdict(found)}
+
+
+def _present(values: np.ndarray | None) -> np.ndarray:
+    assert values is not None
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,0 +1,529 @@
+"""A Llama checkpoint as exact numbers, read for a certificate with numpy alone.
+
+Every weight is the dyadic rational that the file holds: BF16, F32 and F64 are all exact in float64.
+Nothing here shares code with the decoder, whose claims are to be certified.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snowball.certificates.certainty import Rejection
+from snowball.certificates.strict_files import MalformedError, bytes_of, open_file, strict_json
+from snowball.limits import (
+    ENTRIES,
+    ROW_BYTES,
+    SIZE,
+    TENSOR,
+    TEXT_BYTES,
+    WEIGHT_BYTES,
+    WIDTH,
+    require,
+)
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_CHUNK_BYTES = 1 << 24
+
+Doubles = NDArray[np.float64]
+
+
+# Config
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes and constants of a Llama decoder; `eps` and `theta` are read as doubles."""
+
+    vocabulary: int
+    width: int
+    units: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    eps: float
+    theta: float
+    bos: int
+    eos: int
+    dtype: str | None
+
+
+_INTEGERS = {
+    "vocab_size": "vocabulary",
+    "hidden_size": "width",
+    "intermediate_size": "units",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "key_heads",
+    "head_dim": "head_dim",
+    "bos_token_id": "bos",
+    "eos_token_id": "eos",
+}
+# Keys that change the computation, with the only values that are understood.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "architectures": (["LlamaForCausalLM"],),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "tie_word_embeddings": (False,),
+    "attention_dropout": (0, 0.0, None),
+    "pretraining_tp": (1, None),
+    "rope_scaling": (None,),
+    "quantization_config": (None,),
+    "sliding_window": (None,),
+}
+_READ = {*_INTEGERS, "rms_norm_eps", "rope_theta", "rope_parameters", "dtype", "torch_dtype"}
+_IGNORED = {
+    "_name_or_path",
+    "initializer_range",
+    "max_position_embeddings",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+}
+_DTYPES = {"BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+def read_config(folder: Path) -> Config:
+    """Reads `config.json`, closed world.
+
+    Raises:
+        MalformedError: a key is unknown, missing or of another type, or its value not understood.
+        OutOfResources: a size is beyond the limits.
+    """
+    path = folder / CONFIG
+    entries = strict_json(bytes_of(path), str(path), floats=True)
+    if not isinstance(entries, dict):
+        raise MalformedError(f"{path}: must be a JSON object")
+    if isinstance(family := entries.get("model_type"), str) and family != "llama":
+        raise MalformedError(
+            f"{path}: model_type={family!r:.60} is not certified, only 'llama': the checkers know "
+            "the forward pass of Llama alone (`snowball check` measures the other families)"
+        )
+    for key, value in entries.items():
+        if key in _FIXED:
+            if not any(type(value) is type(v) and value == v for v in _FIXED[key]):
+                raise MalformedError(f"{path}: {key}={value!r:.60} is not understood")
+        elif key not in _READ and key not in _IGNORED:
+            raise MalformedError(
+                f"{path}: unknown key {key!r:.60}, which might change the computation"
+            )
+    for key in ("model_type", "hidden_act", "tie_word_embeddings"):
+        if key not in entries:
+            raise MalformedError(f"{path}: {key} is missing")
+    integers = {name: _integer(path, entries, key) for key, name in _INTEGERS.items()}
+    config = Config(
+        **integers,
+        eps=_number(path, entries.get("rms_norm_eps"), "rms_norm_eps"),
+        theta=_rope_theta(path, entries),
+        dtype=_dtype(path, entries),
+    )
+    _check_config(path, config)
+    return config
+
+
+def _integer(path: Path, entries: Mapping[str, Any], key: str) -> int:
+    value = entries.get(key)
+    if type(value) is not int:
+        raise MalformedError(f"{path}: {key} must be an integer, got {value!r:.60}")
+    return value
+
+
+def _number(path: Path, value: Any, key: str) -> float:
+    if type(value) not in (int, float):
+        raise MalformedError(f"{path}: {key} must be a number, got {value!r:.60}")
+    return float(value)
+
+
+def _rope_theta(path: Path, entries: Mapping[str, Any]) -> float:
+    rope, top = entries.get("rope_parameters"), entries.get("rope_theta")
+    theta = top
+    if rope is not None:
+        if not isinstance(rope, dict) or set(rope) != {"rope_type", "rope_theta"}:
+            raise MalformedError(f"{path}: rope_parameters={rope!r:.90} is not understood")
+        if rope["rope_type"] != "default" or top not in (None, rope["rope_theta"]):
+            raise MalformedError(
+                f"{path}: rope_parameters={rope!r:.90} with rope_theta={top!r:.60}"
+            )
+        theta = rope["rope_theta"]
+    return _number(path, theta, "rope_theta")
+
+
+def _dtype(path: Path, entries: Mapping[str, Any]) -> str | None:
+    stated = {entries[key] for key in ("dtype", "torch_dtype") if isinstance(entries.get(key), str)}
+    if len(stated) > 1 or not stated <= set(_DTYPES.values()):
+        raise MalformedError(f"{path}: dtype {sorted(stated)!s:.60} is not understood")
+    return stated.pop() if stated else None
+
+
+def _check_config(path: Path, config: Config) -> None:
+    sizes = (config.vocabulary, config.width, config.units, config.layers, config.heads)
+    if min(*sizes, config.key_heads, config.head_dim) < 1:
+        raise MalformedError(f"{path}: sizes must be positive")
+    for size in (*sizes, config.key_heads, config.heads * config.head_dim):
+        require(f"{path}: a size", size, SIZE)
+    require(f"{path}: hidden_size", config.width, WIDTH)
+    if config.heads % config.key_heads or config.head_dim % 2:
+        raise MalformedError(f"{path}: heads must share keys evenly, and head_dim be even")
+    if not (0 <= config.bos < config.vocabulary and 0 <= config.eos < config.vocabulary):
+        raise MalformedError(f"{path}: BOS {config.bos} or EOS {config.eos} outside the vocabulary")
+    if config.bos == config.eos:
+        raise MalformedError(f"{path}: BOS and EOS are the same token {config.bos}")
+    if not (config.eps >= 0 and config.theta > 0):
+        raise MalformedError(f"{path}: rms_norm_eps={config.eps}, rope_theta={config.theta}")
+
+
+# Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """The entries of a matrix that are not zero: row i has `columns[starts[i] : starts[i + 1]]`."""
+
+    shape: tuple[int, int]
+    starts: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    values: Doubles
+
+    def row(self, index: int) -> Iterator[tuple[int, float]]:
+        """Column and value of the entries of a row."""
+        part = slice(self.starts[index], self.starts[index + 1])
+        return zip(self.columns[part].tolist(), self.values[part].tolist(), strict=True)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row of every entry."""
+        return np.repeat(np.arange(self.shape[0]), np.diff(self.starts))
+
+    @property
+    def nonzero_rows(self) -> NDArray[np.int64]:
+        return np.flatnonzero(np.diff(self.starts))
+
+    @property
+    def nonzero_columns(self) -> NDArray[np.int64]:
+        return np.unique(self.columns)
+
+    def transposed(self) -> Sparse:
+        order = np.argsort(self.columns, kind="stable")
+        return _sparse(
+            (self.shape[1], self.shape[0]),
+            self.columns[order],
+            self.rows[order],
+            self.values[order],
+        )
+
+    def dense(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Doubles:
+        """The submatrix of the given rows and of columns that hold all their entries."""
+        place = np.full(self.shape[1], -1)
+        place[columns] = np.arange(len(columns))
+        block = np.zeros((len(rows), len(columns)))
+        for index, row in enumerate(rows):
+            part = slice(self.starts[row], self.starts[row + 1])
+            where = place[self.columns[part]]
+            assert (where >= 0).all(), "the columns hold every entry of the rows"
+            block[index, where] = self.values[part]
+        return block
+
+
+def _sparse(
+    shape: tuple[int, int], rows: NDArray[np.int64], columns: NDArray[np.int64], values: Doubles
+) -> Sparse:
+    """From entries in the order of their rows."""
+    starts = np.zeros(shape[0] + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=shape[0]), out=starts[1:])
+    return Sparse(shape, starts, columns, values)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer, by the names of the computation."""
+
+    attention_norm: Doubles
+    query: Sparse
+    key: Sparse
+    value: Sparse
+    output: Sparse
+    mlp_norm: Doubles
+    gate: Sparse
+    up: Sparse
+    down: Sparse
+
+    @cached_property
+    def active(self) -> NDArray[np.int64]:
+        """Hidden units with a nonzero up row and down column; the others add exactly nothing."""
+        return np.intersect1d(self.up.nonzero_rows, self.down.nonzero_columns)
+
+    @cached_property
+    def down_columns(self) -> Sparse:
+        return self.down.transposed()
+
+
+_LAYER = {
+    "attention_norm": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+def down_projection(layer: int) -> str:
+    """The name of the weight of which one entry is varied for existence."""
+    return f"model.layers.{layer}.mlp.down_proj.weight"
+
+
+@dataclass(frozen=True)
+class ExactModel:
+    """A decoder whose layers before the last do the same to every token, as checked from its file.
+
+    `touched` are the coordinates that those layers read or write; on them all embedding rows are
+    `common`, and the squares of the other coordinates sum to `rest`, exactly, in every row.
+    """
+
+    config: Config
+    dtype: str
+    embedding: Sparse
+    layers: tuple[Layer, ...]
+    norm: Doubles
+    unembedding: Sparse
+    touched: tuple[int, ...]
+    common: Mapping[int, float]
+    rest: Fraction
+
+
+def read_model(folder: Path) -> ExactModel:
+    """Reads config and weights and checks the structure that certificates rely on.
+
+    Raises:
+        MalformedError: a file is not what its format says.
+        Rejection: the layers before the last do not do the same to every token.
+    """
+    config = read_config(folder)
+    tensors = _Tensors(folder / WEIGHTS, config)
+    layers = tuple(
+        Layer(
+            **{name: tensors.take(f"model.layers.{i}.{key}.weight") for name, key in _LAYER.items()}
+        )
+        for i in range(config.layers)
+    )
+    embedding = tensors.take("model.embed_tokens.weight")
+    for index, layer in enumerate(layers[:-1]):
+        if len(layer.output.values) and len(layer.value.values):
+            raise Rejection("structure", f"layer {index} attends, which only the last layer may")
+    touched = _touched(layers[:-1])
+    _check_attention(layers[-1], touched)
+    common, rest = _common_embedding(embedding, touched)
+    return ExactModel(
+        config=config,
+        dtype=_DTYPES[tensors.dtype],
+        embedding=embedding,
+        layers=layers,
+        norm=tensors.take("model.norm.weight"),
+        unembedding=tensors.take("lm_head.weight"),
+        touched=touched,
+        common=common,
+        rest=rest,
+    )
+
+
+def _touched(layers: Sequence[Layer]) -> tuple[int, ...]:
+    """The coordinates that the MLPs of these layers read or write."""
+    found: set[int] = set()
+    for layer in layers:
+        found.update(layer.down.nonzero_rows.tolist())
+        for reads in (layer.gate, layer.up):
+            used = np.isin(reads.rows, layer.active)
+            found.update(reads.columns[used].tolist())
+    return tuple(sorted(found))
+
+
+def _check_attention(last: Layer, touched: tuple[int, ...]) -> None:
+    for name, matrix in (("queries", last.query), ("keys", last.key)):
+        other = np.setdiff1d(matrix.nonzero_columns, touched)
+        if len(other):
+            raise Rejection(
+                "structure",
+                f"the {name} of the last layer read coordinate {other[0]}, which depends on the "
+                "token: attention scores then depend on more than the distance",
+            )
+
+
+def _common_embedding(
+    embedding: Sparse, touched: tuple[int, ...]
+) -> tuple[dict[int, float], Fraction]:
+    """What all rows share on the touched coordinates, and the sum of their other squares."""
+    inside = np.isin(embedding.columns, touched)
+    rest: Fraction | None = None
+    common: dict[int, float] | None = None
+    known: set[bytes] = set()
+    for token in range(embedding.shape[0]):
+        part = slice(embedding.starts[token], embedding.starts[token + 1])
+        keys, values, shared = embedding.columns[part], embedding.values[part], inside[part]
+        own = dict(zip(keys[shared].tolist(), values[shared].tolist(), strict=True))
+        if common is not None and own != common:
+            raise Rejection(
+                "structure", f"the embeddings of tokens 0 and {token} differ where layers read"
+            )
+        common = own
+        # Rows with the same sizes in another order have the same squares.
+        sizes = np.sort(np.abs(values[~shared]))
+        if sizes.tobytes() in known:
+            continue
+        known.add(sizes.tobytes())
+        square = sum((Fraction(v) ** 2 for v in sizes.tolist()), Fraction(0))
+        if rest is not None and square != rest:
+            raise Rejection("structure", f"the embeddings of tokens 0 and {token} differ in norm")
+        rest = square
+    assert common is not None
+    assert rest is not None
+    return common, rest
+
+
+class _Tensors:
+    """The tensors of a safetensors file, of the names and shapes that the config demands."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.entries = self.row_bytes = 0
+        header, start = self._header()
+        # Before the names are made: a config may speak of any number of layers.
+        if len(header) != (count := len(_LAYER) * config.layers + 3):
+            raise MalformedError(f"{path}: tensors missing or unknown: {len(header)}, not {count}")
+        self.shapes = _shapes(config)
+        self.dtype = self._check(header, start)
+        if config.dtype not in (None, _DTYPES[self.dtype]):
+            raise MalformedError(f"{path}: {self.dtype}, but config.json says {config.dtype}")
+        self.places = {name: start + header[name]["data_offsets"][0] for name in self.shapes}
+
+    def _header(self) -> tuple[dict[str, Any], int]:
+        with open_file(self.path, WEIGHT_BYTES) as file:
+            size, prefix = os.fstat(file.fileno()).st_size, file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if length >= size:
+                raise MalformedError(f"{self.path}: header: truncated")
+            require(f"{self.path}: bytes of the header", length, TEXT_BYTES)
+            text = file.read(length)
+        header = strict_json(text, f"{self.path}: header")
+        if not isinstance(header, dict):
+            raise MalformedError(f"{self.path}: header: must be a JSON object")
+        header.pop("__metadata__", None)
+        return header, 8 + length
+
+    def _check(self, header: Mapping[str, Any], start: int) -> str:
+        if set(header) != set(self.shapes):
+            odd = sorted(set(header) ^ set(self.shapes))
+            raise MalformedError(
+                f"{self.path}: tensors missing or unknown: {', '.join(odd[:3]):.200}"
+            )
+        dtypes, spans = set(), []
+        for name, entry in header.items():
+            if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+                raise MalformedError(f"{self.path}: the entry of {name} is malformed")
+            shape, offsets = list(self.shapes[name]), entry["data_offsets"]
+            if not _are_integers(entry["shape"]) or entry["shape"] != shape:
+                raise MalformedError(
+                    f"{self.path}: {name} has the shape {entry['shape']!r:.60}, not {shape}"
+                )
+            if not _are_integers(offsets) or len(offsets) != 2:
+                raise MalformedError(f"{self.path}: data_offsets are malformed")
+            require(f"{self.path}: entries of {name}", math.prod(shape), TENSOR)
+            dtypes.add(str(entry["dtype"]))
+            spans.append((*offsets, math.prod(shape)))
+        if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
+            raise MalformedError(
+                f"{self.path}: dtypes {sorted(dtypes)!s:.60}: one of BF16, F32, F64"
+            )
+        dtype = dtypes.pop()
+        end = 0
+        for low, high, count in sorted(spans):
+            if (low, high) != (end, end + count * _itemsize(dtype)):
+                raise MalformedError(f"{self.path}: tensors overlap, or leave a gap at {end}")
+            end = high
+        if self.path.stat().st_size != start + end:
+            raise MalformedError(f"{self.path}: truncated, or longer than its header says")
+        return dtype
+
+    def take(self, name: str) -> Any:
+        """A matrix as its nonzero entries, a vector in full."""
+        shape = self.shapes[name]
+        kind = {"BF16": "<u2", "F32": "<f4", "F64": "<f8"}[self.dtype]
+        self._hold(shape[0], 0)
+        raw = np.memmap(self.path, kind, "r", self.places[name], shape)
+        if len(shape) == 1:
+            return self._finite(name, _doubles(np.asarray(raw)))
+        rows, columns, values = [], [], []
+        step = max(1, _CHUNK_BYTES // (shape[1] * raw.itemsize))
+        for first in range(0, shape[0], step):
+            chunk = np.asarray(raw[first : first + step])
+            # The sign bit alone is minus zero.
+            row, column = np.nonzero(chunk & 0x7FFF if self.dtype == "BF16" else chunk)
+            self._hold(len(row), len(np.unique(row)) * chunk[0].nbytes)
+            rows.append(row + first)
+            columns.append(column)
+            values.append(self._finite(name, _doubles(chunk[row, column])))
+        return _sparse(shape, np.concatenate(rows), np.concatenate(columns), np.concatenate(values))
+
+    def _hold(self, entries: int, row_bytes: int) -> None:
+        self.entries, self.row_bytes = self.entries + entries, self.row_bytes + row_bytes
+        require(f"{self.path}: rows, and entries that are not zero", self.entries, ENTRIES)
+        require(f"{self.path}: bytes of rows that are not zero", self.row_bytes, ROW_BYTES)
+
+    def _finite(self, name: str, values: Doubles) -> Doubles:
+        if not np.isfinite(values).all():
+            raise MalformedError(f"{self.path}: {name} holds NaN or infinity")
+        return values
+
+
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int for one in value)
+
+
+def _itemsize(dtype: str) -> int:
+    return {"BF16": 2, "F32": 4, "F64": 8}[dtype]
+
+
+def _doubles(raw: NDArray[Any]) -> Doubles:
+    """The same numbers in float64; BF16, of which numpy knows nothing, is the upper half of F32."""
+    if raw.dtype == np.uint16:
+        raw = (raw.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(invalid="ignore"):  # signalling NaNs, which are refused by name
+        return raw.astype(np.float64)
+
+
+def _shapes(config: Config) -> dict[str, Any]:
+    width, units, dim = config.width, config.units, config.head_dim
+    layer = {
+        "attention_norm": (width,),
+        "query": (config.heads * dim, width),
+        "key": (config.key_heads * dim, width),
+        "value": (config.key_heads * dim, width),
+        "output": (width, config.heads * dim),
+        "mlp_norm": (width,),
+        "gate": (units, width),
+        "up": (units, width),
+        "down": (width, units),
+    }
+    shapes: dict[str, Any] = {
+        f"model.layers.{i}.{_LAYER[name]}.weight": shape
+        for i in range(config.layers)
+        for name, shape in layer.items()
+    }
+    shapes["model.embed_tokens.weight"] = shapes["lm_head.weight"] = (config.vocabulary, width)
+    shapes["model.norm.weight"] = (width,)
+    return shapes

@@ -1,0 +1,255 @@
+"""The claims of a certificate against enclosures: certain comparisons, one claim at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snowball.certificates.certainty import Enclosure, Rejection, Undecided
+from snowball.certificates.certificate import Certificate, Runtime
+from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
+from snowball.certificates.strict_files import sha256_of
+from snowball.certificates.token_data import TokenData, read_data
+from snowball.construction.reading import CONFIDENCE
+from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
+from snowball.verification.guarantees import SCORE_TOLERANCE
+
+if TYPE_CHECKING:
+    from snowball.certificates.enclosure import Enclosures, Place
+
+# The largest errors that torch may be stated to have made, by dtype: relative for scores.
+SCORE_ERROR = {
+    str(dtype).removeprefix("torch."): Decimal(repr(error))
+    for dtype, error in SCORE_TOLERANCE.items()
+}
+PROBABILITY_ERROR = {
+    "float64": Decimal("1e-3"),
+    "float32": Decimal("1e-3"),
+    "bfloat16": Decimal("2e-2"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a certificate is about, as exact numbers."""
+
+    folder: Path
+    data_path: Path
+    model: ExactModel
+    data: TokenData
+
+
+def read_subject(folder: Path, data_path: Path) -> Subject:
+    """Reads a folder and a dataset.
+
+    Raises:
+        MalformedError, Rejection: as `read_model` and `read_data`.
+    """
+    model = read_model(folder)
+    return Subject(folder, data_path, model, read_data(data_path, folder, model.config))
+
+
+def check_files(certificate: Certificate, folder: Path, data_path: Path) -> None:
+    """Raises Rejection unless the files are those that the certificate names."""
+    for path, limit, stated in (
+        (folder / CONFIG, TEXT_BYTES, certificate.config_sha256),
+        (data_path, TEXT_BYTES, certificate.dataset_sha256),
+        (folder / WEIGHTS, WEIGHT_BYTES, certificate.weights_sha256),
+    ):
+        if (found := sha256_of(path, limit)) != stated:
+            raise Rejection("files", f"{path} has the SHA-256 {found[:16]}.., not {stated[:16]}..")
+
+
+def check_statement(certificate: Certificate, subject: Subject) -> None:
+    """Raises Rejection unless the certificate speaks of this model, dataset and theorem."""
+    layers, rows = subject.model.config.layers, len(subject.data.rows)
+    if certificate.layers != layers:
+        raise Rejection("files", f"the model has {layers} layers, not {certificate.layers}")
+    if certificate.examples != rows:
+        raise Rejection("files", f"the dataset has {rows} rows, not {certificate.examples}")
+    if not 1 <= certificate.target <= layers - 2:
+        raise Rejection("files", f"target {certificate.target} is not in 1..{layers - 2}")
+    if not 0 < certificate.epsilon < 2:
+        raise Rejection("files", f"epsilon {certificate.epsilon} is not in (0, 2)")
+    place, shape = certificate.existence, subject.model.layers[certificate.target].down.shape
+    if not (place.row < shape[0] and place.column < shape[1]):
+        raise Rejection("existence", f"there is no weight [{place.row}, {place.column}]")
+
+
+def judge(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
+    """Compares the claims with enclosures.
+
+    Raises:
+        Rejection: a claim is certainly false.
+        Undecided: a comparison is open.
+    """
+    judge_strength(certificate, subject.model.dtype)
+    judge_existence(certificate, subject, found)
+    judge_artifact(certificate, subject, found)
+    for one in certificate.runtime:
+        judge_runtime(certificate, subject.model.dtype, one, found)
+
+
+def _point(number: Decimal | Fraction | int) -> Enclosure:
+    return Enclosure(Fraction(number), Fraction(number))
+
+
+def _require_less(claim: str, what: str, left: Enclosure, right: Enclosure) -> None:
+    if left.high < right.low:
+        return
+    message = f"{what}: {_show(left)} is not certainly less than {_show(right)}"
+    if left.low >= right.high:
+        raise Rejection(claim, message)
+    raise Undecided(f"{claim}: {message}")
+
+
+def _show(enclosure: Enclosure) -> str:
+    low, high = (_digits(end) for end in enclosure)
+    return low if low == high else f"[{low}, {high}]"
+
+
+def _digits(number: Fraction) -> str:
+    """Not by way of a float: claims reach beyond the largest."""
+    return f"{Decimal(number.numerator) / number.denominator:.12g}"
+
+
+def judge_strength(certificate: Certificate, dtype: str) -> None:
+    """Whether the claims, if they are true, say what the theorem says: (a) to rounding, (b) to (d).
+
+    Claims about other layers hold for the whole interval of weights, and so where the score of the
+    target is epsilon exactly.
+    """
+    epsilon, deviation = Fraction(certificate.epsilon), Fraction(certificate.deviation)
+    allowed = epsilon * Fraction(SCORE_ERROR[dtype])
+    what = (
+        f"the score of layer {certificate.target} deviates from epsilon by more than {dtype} "
+        "accounts for"
+    )
+    _require_less("artifact", what, _point(deviation), _point(allowed))
+    for layer, claimed in enumerate(certificate.scores):
+        if layer != certificate.target:
+            what = f"epsilon and the deviation against the claimed score of layer {layer}"
+            _require_less("artifact", what, _point(epsilon + deviation), _point(claimed.low))
+    for name, probability in (
+        ("with", certificate.probability_with),
+        ("without", certificate.probability_without),
+    ):
+        what = f"{CONFIDENCE} against probability_{name}"
+        _require_less("artifact", what, _point(Decimal(repr(CONFIDENCE))), _point(probability))
+
+
+def judge_existence(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
+    """A sign change of `score - epsilon` over an interval that holds the shipped weight."""
+    from snowball.certificates.enclosure import shipped_weight
+
+    claim = certificate.existence
+    low, high, epsilon = Fraction(claim.low), Fraction(claim.high), Fraction(certificate.epsilon)
+    weight = shipped_weight(subject.model, place_of(certificate))
+    if not low < weight < high:
+        raise Rejection(
+            "existence", f"the weight {float(weight):.17g} is not inside ({low}, {high})"
+        )
+    ends = found.at_low, found.at_high
+    if ends[0].low > epsilon or ends[1].high < epsilon:
+        ends = ends[1], ends[0]
+    what = f"score of layer {certificate.target} at the ends of the interval against epsilon"
+    _require_less("existence", what, ends[0], _point(epsilon))
+    _require_less("existence", what, _point(epsilon), ends[1])
+
+
+def judge_artifact(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
+    """Scores, answers and probabilities of the shipped weights, and of the whole interval."""
+    _judge_scores(certificate, found)
+    vocabulary = subject.model.config.vocabulary
+    for name, margin, claimed, probability in (
+        ("with", found.margin_with, certificate.margin_with, certificate.probability_with),
+        (
+            "without",
+            found.margin_without,
+            certificate.margin_without,
+            certificate.probability_without,
+        ),
+    ):
+        _judge_answers(name, margin, claimed, probability, vocabulary)
+        if subject.data.multiple_choice:
+            _judge_choices(name, Fraction(probability), subject.data.longest)
+
+
+def _judge_scores(certificate: Certificate, found: Enclosures) -> None:
+    target, epsilon = certificate.target, Fraction(certificate.epsilon)
+    deviation = Fraction(certificate.deviation)
+    for layer, (claimed, score) in enumerate(zip(certificate.scores, found.scores, strict=True)):
+        what = f"score of layer {layer} against its claimed bounds"
+        least, largest = (found.shipped,) * 2 if layer == target else score
+        _require_less("artifact", what, _point(claimed.low), least)
+        _require_less("artifact", what, largest, _point(claimed.high))
+    what = f"score of layer {target} against epsilon and the deviation"
+    _require_less("artifact", what, _point(epsilon - deviation), found.shipped)
+    _require_less("artifact", what, found.shipped, _point(epsilon + deviation))
+
+
+def _judge_answers(
+    name: str, margin: Enclosure, claimed: Decimal, probability: Decimal, vocabulary: int
+) -> None:
+    from snowball.certificates.enclosure import probability as probability_of
+
+    _require_less("artifact", f"zero against margin_{name}", _point(0), _point(claimed))
+    what = f"margin_{name} against the least margin of an answer"
+    _require_less("artifact", what, _point(claimed), margin)
+    certified = Enclosure(
+        probability_of(margin.low, vocabulary).low, probability_of(margin.high, vocabulary).high
+    )
+    what = f"probability_{name} against the least probability of a right token"
+    _require_less("artifact", what, _point(probability), certified)
+
+
+def _judge_choices(name: str, probability: Fraction, longest: int) -> None:
+    """The label's likelihood is at least p^m, that of any other choice at most 1 - p."""
+    what = f"1 - p against p^{longest}, for p = probability_{name}, so that choices are right"
+    _require_less("artifact", what, _point(1 - probability), _point(probability**longest))
+
+
+def judge_runtime(
+    certificate: Certificate, dtype: str, measured: Runtime, found: Enclosures
+) -> None:
+    """What was measured against the enclosures, widened by the stated errors."""
+    if measured.dtype not in (dtype, "float64"):
+        raise Rejection("runtime", f"{measured.dtype} is neither {dtype} nor float64")
+    for kind, error, largest in (
+        ("score", measured.score_error, SCORE_ERROR[measured.dtype]),
+        ("probability", measured.probability_error, PROBABILITY_ERROR[measured.dtype]),
+    ):
+        if not 0 <= error <= largest:
+            raise Rejection(
+                "runtime", f"{measured.dtype}: {kind}_error {error} is not within 0..{largest}"
+            )
+    error = Fraction(measured.score_error)
+    for layer, (bounds, score) in enumerate(zip(measured.scores, found.scores, strict=True)):
+        least, largest = (found.shipped,) * 2 if layer == certificate.target else score
+        low, high = least.low * (1 - error), largest.high * (1 + error)
+        if not low <= Fraction(bounds.low) <= Fraction(bounds.high) <= high:
+            raise Rejection(
+                "runtime",
+                f"{measured.dtype}: layer {layer} scored {bounds.low} to {bounds.high}, outside "
+                f"{_digits(low)} to {_digits(high)}",
+            )
+    for name, probability, claimed in (
+        ("with", measured.probability_with, certificate.probability_with),
+        ("without", measured.probability_without, certificate.probability_without),
+    ):
+        least = Fraction(claimed) - Fraction(measured.probability_error)
+        if not least <= Fraction(probability) <= 1:
+            raise Rejection(
+                "runtime",
+                f"{measured.dtype}: probability_{name} was {probability}, less than "
+                f"{_digits(least)} or more than 1",
+            )
+
+
+def place_of(certificate: Certificate) -> Place:
+    from snowball.certificates.enclosure import Place
+
+    return Place(certificate.target, certificate.existence.row, certificate.existence.column)

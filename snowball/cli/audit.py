@@ -1,0 +1,311 @@
+"""`snowball audit` and `snowball report`: a real checkpoint, every removal, with statistics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snowball.cli.terminal import out as console
+from snowball.cli.terminal import progress_bar, refusals, say
+from snowball.errors import SnowballError
+
+if TYPE_CHECKING:
+    from snowball.audit.audit import Audit
+    from snowball.audit.pretrained import Pretrained
+    from snowball.audit.removal import Removal
+    from snowball.audit.store import Store
+    from snowball.audit.tasks import Task
+
+_LM_EVAL = "lm-eval:"
+STORE = "results.sqlite"
+DOCUMENT = "audit.json"
+# Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.
+_USUAL_SHARE = 0.6
+
+
+class Precision(StrEnum):
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(help="Hub name, checkpoint folder, counterexample folder, or GGUF file."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Run folder; an audit that was interrupted there goes on.")
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="JSONL file, FILE:SPLIT, or lm-eval:NAME. Repeatable. Default for a "
+            "counterexample folder: its own dataset."
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What counts as right in the tasks that have this metric, such as acc_norm; "
+            "default acc or exact_match."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Keep only the first rows of each task.", min=1)
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to remove besides every single layer: attention, mlp, blocks:N, pairs, or a "
+            "set such as 2+5 or 3.attention+4.mlp. Repeatable."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[Precision, typer.Option(help="Dtype to compute in.")] = Precision.float32,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),
+    ] = None,
+    lm_eval_tasks: Annotated[
+        Path | None, typer.Option(help="Folder with lm-eval task files (YAML) of your own.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+) -> None:
+    """Remove every layer in one pass, on every task, and see how well scores predict the damage.
+
+    Writes results.sqlite (one value per removal, item and metric), audit.json, layers.csv,
+    removals.csv, figures and report.html.
+    """
+    with refusals():
+        from snowball.audit.audit import Audit
+        from snowball.audit.pretrained import load_pretrained
+        from snowball.audit.store import Store
+
+        started = time.monotonic()
+        if out.exists() and not out.is_dir():
+            raise SnowballError(f"{out} is a file: choose another folder")
+        with console.status(f"loading {model}"):
+            loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
+            tasks = _read_tasks(loaded, task or [], limit, lm_eval_tasks)
+            tasks = tasks if metric is None else _judged_by(metric, tasks)
+        with console.status("checking the engine against true deletion"):
+            prepared = Audit(loaded, tasks, _removals(loaded, remove or []), token_budget)
+        _describe(prepared)
+        _make_folder(out)
+        with Store(out / STORE) as store:
+            _measure(prepared, store)
+            document = _document(prepared, store, seed, device, dtype)
+        document["seconds"] = time.monotonic() - started
+        _write(out, document)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder of an audit.")],
+) -> None:
+    """Write one self-contained HTML page with everything that an audit found."""
+    with refusals():
+        from snowball.audit.html import write_report
+
+        say(f"Written to {write_report(folder)}.")
+
+
+def _read_tasks(
+    loaded: Pretrained, names: Sequence[str], limit: int | None, include: Path | None
+) -> list[Task]:
+    tasks = [_read_task(loaded, name, limit, include) for name in names]
+    if not names:
+        tasks = [_own_task(loaded, limit)]
+    taken: set[str] = set()
+    for one in tasks:
+        if one.name in taken:
+            raise SnowballError(f"two tasks are called {one.name!r}: rename one of the files")
+        taken.add(one.name)
+    return tasks
+
+
+def _read_task(loaded: Pretrained, name: str, limit: int | None, include: Path | None) -> Task:
+    from snowball.audit.lm_eval_tasks import read_lm_eval_task
+    from snowball.audit.tasks import read_task
+
+    if loaded.tokenizer is None:
+        raise SnowballError(f"{loaded.name} has no tokenizer, so that {name} cannot be read")
+    if name.startswith(_LM_EVAL):
+        plain = name.removeprefix(_LM_EVAL)
+        return read_lm_eval_task(plain, loaded.tokenizer, limit=limit, include=include)
+    path, split = name, None
+    if not Path(name).exists() and ":" in name:
+        path, _, split = name.rpartition(":")
+    return read_task(path, loaded.tokenizer, split=split, limit=limit)
+
+
+def _judged_by(metric: str, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks, judged by the metric where they have it."""
+    from dataclasses import replace
+
+    from snowball.audit.tasks import correctness_metrics
+
+    known = [correctness_metrics(task) for task in tasks]
+    if not any(metric in names for names in known):
+        listed = ", ".join(dict.fromkeys(name for names in known for name in names)) or "none"
+        raise SnowballError(f"no task has the metric {metric!r}; theirs: {listed}")
+    return [
+        replace(task, correctness=metric) if metric in names else task
+        for task, names in zip(tasks, known, strict=True)
+    ]
+
+
+def _own_task(loaded: Pretrained, limit: int | None) -> Task:
+    """The dataset that a counterexample was built for."""
+    if loaded.source != "counterexample":
+        raise SnowballError(
+            "give at least one --task: a JSONL file, FILE:SPLIT or lm-eval:NAME; only "
+            "counterexample folders bring their own"
+        )
+    from snowball.audit.tasks import task_of_dataset
+    from snowball.construction.card import DATASET
+    from snowball.data.dataset import Dataset
+
+    config = loaded.model.config
+    dataset = Dataset.from_jsonl(
+        Path(loaded.name) / DATASET,
+        vocabulary_size=config.vocab_size,
+        bos=config.bos_token_id,
+        eos=config.eos_token_id,
+        limit=limit,
+    )
+    return task_of_dataset("dataset", dataset)
+
+
+def _removals(loaded: Pretrained, names: Sequence[str]) -> list[Removal]:
+    """Every single layer, and what the user names."""
+    from snowball.audit import removal
+
+    depth = int(loaded.model.config.get_text_config().num_hidden_layers)
+    found = removal.layer_removals(depth)
+    for name in names:
+        if name in (removal.Part.ATTENTION, removal.Part.MLP):
+            found += removal.sublayer_removals(depth, removal.Part(name))
+        elif name == "pairs":
+            found += removal.pair_removals(depth)
+        elif name.startswith("blocks:") and name.removeprefix("blocks:").isdecimal():
+            found += removal.block_removals(depth, int(name.removeprefix("blocks:")))
+        else:
+            found.append(removal.parse_removal(name))
+    return list(dict.fromkeys(found))
+
+
+def _describe(prepared: Audit) -> None:
+    check = prepared.self_check
+    say(
+        f"Self-check: {len(check.removals)} removals on {check.items} items agree with true "
+        f"deletion to {check.worst:.1e} nats a token."
+    )
+    if check.reason is not None:
+        say(f"Answer choices do not share the row of their question: {check.reason}")
+
+
+def _measure(prepared: Audit, store: Store) -> None:
+    from snowball.audit.cost import matmul_rate
+    from snowball.audit.tasks import GenerationTask
+    from snowball.construction.card import provenance
+
+    cost = prepared.cost(store)
+    engine = prepared.engine
+    rate = matmul_rate(engine.stack, engine.token_budget)
+    operations = cost.operations + prepared.gradient_operations(store)
+    minutes = operations / rate / _USUAL_SHARE / 60
+    generates = any(isinstance(task, GenerationTask) for task in prepared.tasks)
+    more = ", and more for generation" if generates else ""
+    say(
+        f"{len(prepared.removals)} models on {cost.tokens:,} tokens: {operations:.2e} "
+        f"operations; this machine multiplies at {rate / 1e9:.0f} billion a second, so about "
+        f"{minutes:.1f} min{more}."
+    )
+    run = store.begin_run(provenance())
+    with progress_bar("measuring", cost.tokens) as advance:
+        for task in prepared.tasks:
+            prepared.run(task, store, run, advance)
+    with progress_bar("gradients", len(prepared.tasks)) as advance:
+        for task in prepared.tasks:
+            prepared.measure_taylor(task, store, run)
+            advance(1)
+
+
+def _document(
+    prepared: Audit,
+    store: Store,
+    seed: int,
+    device: str,
+    dtype: str,
+) -> dict[str, Any]:
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    from snowball.audit.pretrained import device_name
+    from snowball.audit.summary import dataset_numbers, summarise
+    from snowball.construction.card import provenance
+
+    depth = prepared.engine.stack.depth
+    names = prepared.names()
+    numbers = [
+        dataset_numbers(store, prepared.key(task), task, names, depth, prepared.taylor(task, store))
+        for task in prepared.tasks
+    ]
+    loaded = prepared.pretrained
+    with console.status("statistics"):
+        summary = summarise(numbers, seed)
+    return {
+        "model": {
+            "name": loaded.name,
+            "sha256": loaded.sha256,
+            "source": loaded.source,
+            "layers": depth,
+            "dtype": str(dtype),
+            "device": device,
+            "device_name": device_name(loaded.model.device),
+        },
+        "removals": names,
+        "self_check": asdict(prepared.self_check),
+        "seed": seed,
+        "provenance": {**provenance(), "transformers": version("transformers")},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **summary,
+    }
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SnowballError(f"cannot make the folder {out}: {error}") from error
+
+
+def _write(out: Path, document: dict[str, Any]) -> None:
+    from snowball.audit import report as audit_report
+    from snowball.audit.html import write_report
+    from snowball.audit.plots import plot_all
+    from snowball.decoders.checkpoint import write_json
+
+    try:
+        write_json(out / DOCUMENT, document)
+        (out / "layers.csv").write_text(audit_report.layer_csv(document), encoding="utf-8")
+        (out / "removals.csv").write_text(audit_report.removal_csv(document), encoding="utf-8")
+    except OSError as error:
+        raise SnowballError(f"cannot write {out}: {error}") from error
+    for table in audit_report.tables(document):
+        console.print(table)
+    for figure in plot_all(document, out):
+        if figure.reason is not None:
+            say(f"No figure {figure.name}: {figure.reason}")
+    write_report(out)
+    say(f"Written to {out} in {document['seconds']:.0f} s; open {out / 'report.html'}.")

@@ -1,0 +1,1 @@
+"""The builders of the theorems: from a dataset and scores to weights, and their cards."""

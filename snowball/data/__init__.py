@@ -1,0 +1,1 @@
+"""Datasets of prompts, labels and distractors: examples, rows, files."""

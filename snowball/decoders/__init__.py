@@ -1,0 +1,1 @@
+"""Decoders in plain torch, their checkpoints and tokenizers, and their families."""

@@ -1,0 +1,1 @@
+"""The known-answer suite: models whose every number is known, and the judging of what tools say."""

@@ -1,0 +1,127 @@
+"""The known-answer suite: a fixed collection of small models whose every number is known.
+
+A suite folder holds `suite.json`, the index, and for each model a folder with a Hugging Face Llama
+checkpoint, `dataset.jsonl` (token ids), `questions.jsonl` (the same as text) and `answer.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snowball.certificates.strict_files import sha256_of
+from snowball.construction.card import DATASET, provenance
+from snowball.decoders.checkpoint import CheckpointError, read_json, write_checkpoint, write_json
+from snowball.limits import WEIGHT_BYTES
+from snowball.suite import models as suite_models
+from snowball.suite.known_answer import Entry, answer_of
+
+# Of the answers; a change of any answer makes a new version.
+VERSION = "1"
+FORMAT = 1
+_ANSWERED = (
+    "layers",
+    "scores",
+    "tolerance",
+    "accuracy",
+    "relevance",
+    "ranking",
+    "mistakes",
+    "trap",
+)
+INDEX, ANSWER, QUESTIONS = "suite.json", "answer.json", "questions.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAnswer:
+    """One model of a suite on disk: its checkpoint folder and what is known of it."""
+
+    name: str
+    folder: Path
+    answer: dict[str, Any]
+
+    @property
+    def questions(self) -> Path:
+        """The dataset as text, rows of prompt, label and distractor."""
+        return self.folder / QUESTIONS
+
+
+def write_suite(folder: Path, progress: Callable[[int], None] = lambda _: None) -> None:
+    """Builds every model, measures it, and writes the suite, all of it or nothing.
+
+    `progress` is called with 1 after each of the `len(suite_models.NAMES)` models.
+
+    Raises:
+        CheckpointError: the folder exists or cannot be written.
+        AnswerError: a model does not do what its theorem says.
+    """
+    if os.path.lexists(folder):
+        raise CheckpointError(f"{folder} exists: choose another name, or delete it first")
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        weights: dict[str, str] = {}
+        for entry in suite_models.entries():
+            _write_model(entry, partial / entry.name)
+            weights[entry.name] = sha256_of(
+                partial / entry.name / "model.safetensors", WEIGHT_BYTES
+            )
+            progress(1)
+        index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "models": list(weights),
+            "weights_sha256": weights,
+            "provenance": provenance(),
+        }
+        write_json(partial / INDEX, index)
+        os.rename(partial, folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_model(entry: Entry, folder: Path) -> None:
+    model, answer = entry.model, answer_of(entry, VERSION)
+
+    def write_extras(partial: Path) -> None:
+        model.dataset.to_jsonl(partial / DATASET)
+        assert model.dataset.tokenizer is not None, "the sums are text"
+        model.dataset.tokenizer.save_pretrained(partial)
+        lines = [json.dumps(row) + "\n" for row in suite_models.question_rows()]
+        (partial / QUESTIONS).write_text("".join(lines), encoding="utf-8")
+        write_json(partial / ANSWER, answer)
+
+    write_checkpoint(folder, model.config, model.weights, write_extras)
+
+
+def read_suite(folder: str | Path) -> Iterator[KnownAnswer]:
+    """The models of a suite folder, in the order of its index.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, or of another version.
+    """
+    folder = Path(folder)
+    index = read_json(folder / INDEX)
+    if (index.get("format"), index.get("version")) != (FORMAT, VERSION):
+        raise CheckpointError(
+            f"{folder / INDEX}: format {index.get('format')!r}, version {index.get('version')!r}; "
+            f"format {FORMAT}, version {VERSION!r} is read. Write the suite anew."
+        )
+    names = index.get("models")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{folder / INDEX}: 'models' must be a list of names")
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / INDEX}: {name!r:.60} is no name of a folder")
+        answer = read_json(folder / name / ANSWER)
+        if missing := [key for key in _ANSWERED if key not in answer]:
+            raise CheckpointError(f"{folder / name / ANSWER}: {missing[0]!r} is missing")
+        yield KnownAnswer(name, folder / name, answer)

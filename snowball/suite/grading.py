@@ -1,0 +1,308 @@
+"""Judges what a tool reports of the models of the known-answer suite.
+
+A tool's report holds, for each model, any of: scores by layer (`cosine`, `cosine_last`, `angular`,
+`norm_ratio`), `accuracy` by set of removed layers, `relevance` by layer, and `ranking`, the layers
+from the least important on. Null in a list says that there is no number for a layer; what has no
+number at all is not measured, and what lacks some is incomplete, if all others are right.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from snowball.certificates.strict_files import MalformedError, bytes_of, strict_json
+from snowball.errors import SnowballError
+from snowball.limits import OutOfResources
+from snowball.suite.files import KnownAnswer
+
+Verdict = Literal["right", "wrong", "failed", "incomplete", "not measured"]
+SCORES = ("cosine", "cosine_last", "angular", "norm_ratio")
+QUANTITIES = (*SCORES, "accuracy", "relevance", "ranking")
+
+
+class ReportError(SnowballError):
+    """A tool's report that is malformed; the message names the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The verdict on one quantity of one model.
+
+    `deviation` is the largest difference from what is right: of scores and accuracies themselves,
+    of a ranking the share of pairs of layers in the wrong order. `mistake` names the known mistake
+    that reports the same.
+    """
+
+    model: str
+    quantity: str
+    verdict: Verdict
+    deviation: float | None = None
+    detail: str = ""
+    mistake: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReport:
+    """What a tool reports, checked for form: `models[name][quantity]`."""
+
+    tool: str
+    version: str
+    command: str
+    models: Mapping[str, Mapping[str, Any]]
+
+
+def read_report(path: Path) -> ToolReport:
+    """Reads a tool's report.
+
+    Raises:
+        ReportError: it is missing, no JSON, has a key twice, or is not of this form.
+    """
+    try:
+        text = bytes_of(path).removeprefix(codecs.BOM_UTF8)
+        body = strict_json(text, str(path), floats=True, not_finite=True)
+    except (MalformedError, OutOfResources) as error:
+        raise ReportError(str(error)) from None
+    if not isinstance(body, dict):
+        raise ReportError(f"{path}: must be a JSON object with 'tool' and 'models'")
+    texts = [body.get(key, "") for key in ("tool", "version", "command")]
+    if not all(isinstance(text, str) for text in texts) or not texts[0]:
+        raise ReportError(
+            f"{path}: 'tool', 'version' and 'command' must be texts, 'tool' not empty"
+        )
+    models = body.get("models")
+    if not isinstance(models, dict) or not all(isinstance(m, dict) for m in models.values()):
+        raise ReportError(f"{path}: 'models' must be an object of objects, one for each model")
+    return ToolReport(*texts, models=models)
+
+
+def grade(report: ToolReport, suite: Sequence[KnownAnswer]) -> list[Finding]:
+    """Judges every quantity of every model of the suite, in its order.
+
+    Raises:
+        ReportError: the report names a model or a quantity that does not exist, has values of
+            another form than the quantity, or nothing that can be judged.
+    """
+    known = {one.name for one in suite}
+    if unknown := sorted(report.models.keys() - known):
+        raise ReportError(f"{report.tool}: no model {unknown[0]!r:.60} is in the suite")
+    findings = [
+        finding for one in suite for finding in judge_model(one, report.models.get(one.name, {}))
+    ]
+    if all(one.verdict == "not measured" for one in findings):
+        raise ReportError(f"{report.tool}: the report has nothing that can be judged")
+    return findings
+
+
+def judge_model(known: KnownAnswer, reported: Mapping[str, Any]) -> list[Finding]:
+    """Judges what was reported of one model; raises as `grade` does."""
+    for quantity in reported:
+        if quantity not in (*QUANTITIES, "error"):
+            raise ReportError(
+                f"{known.name}: no quantity {quantity!r:.60}; there are {', '.join(QUANTITIES)}"
+            )
+    if (error := reported.get("error")) is not None:
+        return [Finding(known.name, "run", "failed", detail=str(error))]
+    return [
+        judge(known, quantity, reported[quantity])
+        if quantity in reported
+        else Finding(known.name, quantity, "not measured")
+        for quantity in QUANTITIES
+    ]
+
+
+def check(known: KnownAnswer, **reported: Any) -> None:
+    """Asserts that what a tool reports of one model is right: `check(known, cosine=[...])`.
+
+    Raises:
+        AssertionError: something is wrong, or a list has no number at all; it says what, by how
+            much, and the mistake if known.
+        ReportError: there is no such quantity, or a value has another form.
+    """
+    wrong = [
+        one
+        for one in judge_model(known, reported)
+        if one.verdict in ("wrong", "failed")
+        or (one.verdict == "not measured" and one.quantity in reported)
+    ]
+    lines = [
+        f"{one.model}: {one.quantity} is {one.verdict}: {one.detail}"
+        + (f" (as if: {one.mistake})" if one.mistake else "")
+        for one in wrong
+    ]
+    if lines:
+        raise AssertionError("\n".join([*lines, f"the trap: {known.answer['trap']}"]))
+
+
+def judge(known: KnownAnswer, quantity: str, value: Any) -> Finding:
+    """Judges one quantity; raises as `grade` does."""
+    if quantity in SCORES:
+        return _judge_scores(known, quantity, value)
+    judges: dict[str, Callable[[KnownAnswer, Any], Finding]] = {
+        "accuracy": _judge_accuracy,
+        "relevance": _judge_relevance,
+        "ranking": _judge_ranking,
+    }
+    return judges[quantity](known, value)
+
+
+def _judge_scores(known: KnownAnswer, quantity: str, value: Any) -> Finding:
+    right: list[float] = known.answer["scores"][quantity]
+    found = _numbers(known, quantity, value)
+    differences = [
+        None if a is None else abs(a - b) / max(1.0, abs(b))
+        for a, b in zip(found, right, strict=True)
+    ]
+    tolerance = known.answer["tolerance"]["score"]
+    # The angle is sqrt(2 c)/pi for a small score c, and as ill-conditioned there.
+    tolerance = math.sqrt(2 * tolerance) / math.pi if quantity == "angular" else tolerance
+    finding = _of_layers(known, quantity, found, right, differences, tolerance)
+    if finding.verdict == "wrong":
+        return replace(finding, mistake=_recognised(known, quantity, found))
+    return finding
+
+
+def _of_layers(
+    known: KnownAnswer,
+    quantity: str,
+    found: Sequence[float | None],
+    right: Sequence[float | None],
+    differences: Sequence[float | None],
+    tolerance: float,
+) -> Finding:
+    """The verdict on a number for each layer; None among the differences: there is none."""
+    off = {k: _finite(one) for k, one in enumerate(differences) if one is not None}
+    if not off:
+        return Finding(known.name, quantity, "not measured", detail="no number of any layer")
+    wrong = [layer for layer, one in off.items() if one > tolerance]
+    worst = max(off, key=off.__getitem__)
+    if wrong:
+        detail = (
+            f"{len(wrong)} of {len(off)} layers, by more than {tolerance:.2g}; layer {worst}: "
+            f"reported {found[worst]:.7g}, right {right[worst]:.7g}"
+        )
+        return Finding(known.name, quantity, "wrong", off[worst], detail)
+    if missing := [str(k) for k, one in enumerate(found) if one is None and right[k] is not None]:
+        detail = f"no number of layer {', '.join(missing)}"
+        return Finding(known.name, quantity, "incomplete", off[worst], detail)
+    return Finding(known.name, quantity, "right", off[worst])
+
+
+def _recognised(known: KnownAnswer, quantity: str, found: Sequence[float | None]) -> str | None:
+    """The known mistakes that explain nearly all of the deviation: several may report the same.
+
+    A mistake reports null where it gives NaN, and explains what is not finite there only.
+    """
+    given = [(layer, one) for layer, one in enumerate(found) if one is not None]
+
+    def distance(other: Sequence[float | None]) -> float:
+        pairs = [(a, b) for layer, a in given if (b := other[layer]) is not None]
+        return max((abs(a - b) for a, b in pairs if math.isfinite(a)), default=0.0)
+
+    allowed = 0.02 * distance(known.answer["scores"][quantity])
+    names = [
+        one["mistake"]
+        for one in known.answer["mistakes"]
+        if one["quantity"] == quantity
+        and all(math.isfinite(a) == (one["reports"][layer] is not None) for layer, a in given)
+        and distance(one["reports"]) <= allowed
+    ]
+    return " or ".join(names) or None
+
+
+def _judge_accuracy(known: KnownAnswer, value: Any) -> Finding:
+    if not isinstance(value, dict) or not value:
+        raise ReportError(f"{known.name}: accuracy must be an object such as {{'': 1.0, '3': 0.0}}")
+    right: dict[str, float] = known.answer["accuracy"]
+    for removed, number in value.items():
+        if removed not in right:
+            raise ReportError(
+                f"{known.name}: accuracy without {removed!r:.60} has no answer; removals are "
+                "written as '' (none), '2', '0,2', '3.mlp'"
+            )
+        _number(known, f"accuracy without {removed!r}", number)
+    differences = {removed: number - right[removed] for removed, number in value.items()}
+    wrong = {r: value[r] for r, difference in differences.items() if not abs(difference) <= 1e-9}
+    if not wrong:
+        return Finding(known.name, "accuracy", "right", 0.0, f"{len(value)} removals")
+    worst = max(wrong, key=lambda removed: abs(wrong[removed] - right[removed]))
+    return Finding(
+        known.name,
+        "accuracy",
+        "wrong",
+        _finite(abs(differences[worst])),
+        f"{len(wrong)} of {len(value)} removals; without {worst or 'nothing'}: reported "
+        f"{wrong[worst]:.4g}, right {right[worst]:.4g}",
+        _other_layer(known, value),
+    )
+
+
+def _other_layer(known: KnownAnswer, value: Mapping[str, float]) -> str | None:
+    """Whether all single removals are right for the layer before, or after, the one named."""
+    right, singles = known.answer["accuracy"], [key for key in value if key.isdigit()]
+    for shift, name in (
+        (1, "the layer after the one named"),
+        (-1, "the layer before the one named"),
+    ):
+        moved = {key: right.get(str(int(key) + shift)) for key in singles}
+        if len(singles) > 1 and all(value[key] == moved[key] for key in singles):
+            return f"{name} was removed"
+    return None
+
+
+def _judge_relevance(known: KnownAnswer, value: Any) -> Finding:
+    right: list[float | None] = known.answer["relevance"]
+    found = _numbers(known, "relevance", value)
+    differences = [
+        None if a is None or b is None else abs(a - b) for a, b in zip(found, right, strict=True)
+    ]
+    return _of_layers(known, "relevance", found, right, differences, 1e-6)
+
+
+def _judge_ranking(known: KnownAnswer, value: Any) -> Finding:
+    """Any order within a group of equal relevance is right."""
+    groups: list[list[int]] = known.answer["ranking"]
+    layers = sum(map(len, groups))
+    if not isinstance(value, list) or sorted(map(repr, value)) != sorted(map(repr, range(layers))):
+        raise ReportError(f"{known.name}: ranking must hold each of 0..{layers - 1} once")
+    rank = {layer: number for number, group in enumerate(groups) for layer in group}
+    pairs = [(a, b) for i, a in enumerate(value) for b in value[i + 1 :] if rank[a] != rank[b]]
+    wrong = sum(rank[a] > rank[b] for a, b in pairs)
+    if not wrong:
+        return Finding(known.name, "ranking", "right", 0.0)
+    share = wrong / len(pairs)
+    detail = f"{wrong} of {len(pairs)} pairs of layers; reported {value}, right {groups}"
+    return Finding(known.name, "ranking", "wrong", share, detail)
+
+
+def _numbers(known: KnownAnswer, quantity: str, value: Any) -> list[float | None]:
+    layers = known.answer["layers"]
+    if not isinstance(value, list) or len(value) != layers:
+        what = f"{len(value)} values" if isinstance(value, list) else repr(value)[:60]
+        raise ReportError(
+            f"{known.name}: {quantity} must be a list of {layers} numbers, one for each layer "
+            f"(null where there is none), not {what}"
+        )
+    return [
+        None if one is None else _number(known, f"{quantity} of layer {layer}", one)
+        for layer, one in enumerate(value)
+    ]
+
+
+def _number(known: KnownAnswer, what: str, value: Any) -> float:
+    """NaN and infinity are numbers, and wrong."""
+    if type(value) not in (int, float):
+        raise ReportError(f"{known.name}: {what} must be a number, not {value!r:.60}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ReportError(f"{known.name}: {what} is too large for a float") from None
+
+
+def _finite(difference: float) -> float:
+    """The difference, infinite if it is NaN."""
+    return difference if math.isfinite(difference) else math.inf

@@ -1,0 +1,1 @@
+"""What `snowball check` does: guarantees judged by measuring alone, reports and pictures."""
