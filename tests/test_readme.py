@@ -44,6 +44,11 @@ def test_the_example_of_any_behaviour() -> None:
     assert printed(example("from_truth_table"), {}) == "0.0\n"
 
 
+def test_the_example_of_the_blind_pair() -> None:
+    said = printed(example("observationally_blind_pair(capitals"), {})
+    assert said == "True True\n[0.0, 1.0]\n[1.0, 0.0]\n"
+
+
 @pytest.mark.slow
 def test_the_examples_of_proxies_and_of_irrelevance() -> None:
     ranks = printed(example("proxy_blind("), {})
