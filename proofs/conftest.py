@@ -2,11 +2,13 @@
 
 Collection fails on a label that is not stated, a method that is not known, a statement without
 proof, one for infinitely many cases that has instances only, a circular proof, and a statement that
-is missing in the prose. The table of all proofs stands at the end of the run.
+is missing in the prose, or whose proof is. A proof that is skipped, or expected to fail, fails the
+run. The table of all proofs stands at its end.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -25,7 +27,7 @@ METHODS = {
     "ball": "one instance, by certified ball arithmetic",
     "check": "sampled or finite part of an infinite statement; never a proof",
 }
-INSTANCES = {"ball", "check"}
+INSTANCES = {"exhaustive", "ball", "check"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ def problems(
                 yield f"{statement.label} uses {label}, which is not stated"
         if f"`{statement.label}`" not in prose:
             yield f"{statement.label} is missing in the prose"
+        elif statement.needs_proof and not _is_proved_in(prose, statement.label):
+            yield f"the prose has no *Proof.* of {statement.label}"
     for proof in proofs:
         if proof.label not in known:
             yield f"{proof.where} proves {proof.label}, which is not stated"
@@ -62,6 +66,12 @@ def problems(
         yield f"circular proof: {' uses '.join(error.args[1])}"
     if complete:
         yield from _unproved(statements, proofs)
+
+
+def _is_proved_in(prose: str, label: str) -> bool:
+    """Whether the section whose heading names the label has a proof."""
+    sections = re.split(r"^#+ ", prose, flags=re.M)
+    return any(f"`{label}`" in one.partition("\n")[0] and "*Proof.*" in one for one in sections)
 
 
 def _unproved(statements: Sequence[Statement], proofs: Sequence[Proof]) -> Iterator[str]:
@@ -81,12 +91,15 @@ def proofs_of(items: Iterable[pytest.Item]) -> list[Proof]:
         for mark in item.iter_markers("proves"):
             path, line, _ = item.location
             where = f"{Path(path).name}:{(line or 0) + 1}"
+            if len(mark.args) != 1 or mark.kwargs.keys() != {"method"}:
+                raise pytest.UsageError(f"{where}: write `proves(label, method=...)`")
             found.append(Proof(*mark.args, **mark.kwargs, node=item.nodeid, where=where))
     return found
 
 
 _RESULTS = pytest.StashKey[dict[str, str]]()
 _PROOFS = pytest.StashKey[list[Proof]]()
+_COMPLETE = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and -m leave anything out
@@ -96,10 +109,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     everything = {path.name for path in HERE.glob("test_*.py")} == {i.path.name for i in own}
     whole_files = not any("::" in argument for argument in config.args)
-    proofs = proofs_of(own)
-    wrong = list(problems(STATEMENTS, proofs, PROSE, complete=everything and whole_files))
+    proofs, complete = proofs_of(own), everything and whole_files
+    wrong = list(problems(STATEMENTS, proofs, PROSE, complete=complete))
     if wrong:
         raise pytest.UsageError("\n".join(wrong))
+    config.stash[_COMPLETE] = complete
     config.stash[_PROOFS] = proofs
     config.stash[_RESULTS] = {}
 
@@ -113,6 +127,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A proof that did not pass, skipped or expected to fail, is none."""
+    results = session.config.stash.get(_RESULTS, {})
+    nodes = {proof.node for proof in session.config.stash.get(_PROOFS, [])}
+    missed = any(results.get(node, "passed") != "passed" for node in nodes)
+    if missed and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
@@ -121,6 +144,9 @@ def pytest_terminal_summary(
         terminalreporter.section("statements and proofs")
         for line in table(STATEMENTS, proofs, config.stash[_RESULTS]):
             terminalreporter.write_line(line)
+        if not config.stash[_COMPLETE]:
+            terminalreporter.write_line("")
+            terminalreporter.write_line("Some proofs were left out: completeness is not checked.")
 
 
 def table(

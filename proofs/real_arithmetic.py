@@ -10,6 +10,7 @@ _MILLISECONDS = 60_000
 
 Q: Any = z3.Q  # the rational number of two integers
 both: Any = z3.And
+either: Any = z3.Or
 
 
 def reals(names: str) -> Any:

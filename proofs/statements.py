@@ -132,8 +132,8 @@ STATEMENTS = (
         "lem:reader-score",
         "The reader scores more than epsilon, whatever it adds to context and answer.",
         ("epsilon in (0, 2)", "every input"),
-        ("G >= (t/2) log(128 n)", "leaks of attention move a gate by at most 1/(128 n)"),
-        ("lem:other-scores", "lem:update-factor", "lem:recall-gate", "lem:silu-leak", "lem:recall"),
+        ("G >= log(128 n)", "number n of nodes"),
+        ("lem:other-scores", "lem:update-factor", "lem:recall-gate", "lem:silu-leak"),
     ),
     # The switch
     Statement(
@@ -173,8 +173,8 @@ STATEMENTS = (
     ),
     Statement(
         "lem:recall-gate",
-        "The gate of a node is kappa z (t - 2 differing signs), counted inside both sequences, or "
-        "less where the node is longer; leaks of attention move it by at most 2 H k' leak kappa z.",
+        "At every input any two gates of recall add up to at most -2 G, so that all but one are at "
+        "most -G, and none exceeds G = kappa z t/2; on its own node a gate is at least f G.",
         ("signs, kappa, z > 0, t", "every input"),
         uses=("lem:separation", "lem:copy"),
     ),

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import sympy as sp
-from real_arithmetic import Q, both, holds, possible, reals
+from real_arithmetic import Q, either, holds, possible, reals
 
 
 @pytest.mark.proves("lem:separation", method="check")
@@ -32,19 +32,29 @@ def test_softmax_weight_of_the_wanted_token() -> None:
     assert sp.simplify(1 / (1 + y) - (1 - y) - y**2 / (1 + y)) == 0
 
 
-@pytest.mark.proves("lem:recall-gate", method="exhaustive")
-def test_a_sign_counts_two_when_it_differs() -> None:
-    """`s x_c - x_0 = z (s s' - 1)` is 0 or -2z; where the node is longer, at most 0.
+@pytest.mark.proves("lem:recall-gate", method="smt")
+def test_two_nodes_share_every_sign_in_which_they_differ() -> None:
+    """`(1 - s x)/2 + (1 - s' x)/2` is 1 where the signs differ, else at least 0, for |x| <= 1."""
+    sign, other, seen = reals("sign other seen")
+    signs = (sign * sign == 1, other * other == 1, seen >= -1, seen <= 1)
+    both_count = (1 - sign * seen) / 2 + (1 - other * seen) / 2
+    assert possible(*signs, sign != other)
+    assert holds(both_count == 1, *signs, sign != other)
+    assert holds(both_count >= 0, *signs)
+    assert holds(1 - sign * seen >= 0, *signs)
 
-    The gate is linear in these terms, so that all four cases of two signs decide it. Beyond the
-    beginning a head reads an average of codes: x_c in [-z, z] and x_0 = z.
-    """
-    z = sp.Symbol("z", positive=True)
-    for sign, seen in product((1, -1), repeat=2):
-        assert sign * seen * z - z == (0 if sign == seen else -2 * z)
-    average, size = reals("average size")
-    inside = (size > 0, average <= size, average >= -size)
-    assert holds(both(average - size <= 0, -average - size <= 0), *inside)
+
+@pytest.mark.proves("lem:recall-gate", method="smt")
+def test_two_gates_add_up_to_less_than_their_thresholds() -> None:
+    """`g = K (t/2 - 2 d)` and `d + d' >= t`: one of them is at most -G = -K t/2, none exceeds G."""
+    strength, t, one, two = reals("strength t one two")
+    given = (strength > 0, t > 0, one >= 0, two >= 0, one + two >= t)
+    middle = strength * t / 2
+    first, second = strength * (t / 2 - 2 * one), strength * (t / 2 - 2 * two)
+    assert possible(*given)
+    assert holds(first + second <= -2 * middle, *given)
+    assert holds(either(first <= -middle, second <= -middle), *given)
+    assert holds(first <= middle, *given)
 
 
 @pytest.mark.proves("lem:recall-gate", method="symbolic")
@@ -90,13 +100,13 @@ def test_sigmoid_of_a_gate() -> None:
 
 @pytest.mark.proves("lem:recall", method="smt")
 def test_leaks_of_attention_leave_most_of_a_gate() -> None:
-    """`f = 1 - 2 (3/2 H k) leak / t >= 13/16` with t = k/8, leak <= 1/(128 H).
+    """`f = 1 - 4 (3/2 H k) leak / t >= 13/16` with t = k/8, leak <= 1/(256 H).
 
     A context block has at most 3k/2 coordinates.
     """
     heads, leak, width = reals("heads leak width")
-    given = (heads >= 1, width >= 16, leak >= 0, 128 * heads * leak <= 1)
-    firing = 1 - 2 * (Q(3, 2) * heads * width) * leak / (width / 8)
+    given = (heads >= 1, width >= 16, leak >= 0, 256 * heads * leak <= 1)
+    firing = 1 - 4 * (Q(3, 2) * heads * width) * leak / (width / 8)
     assert possible(*given)
     assert holds(firing >= Q(13, 16), *given)
 

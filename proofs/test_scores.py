@@ -138,6 +138,25 @@ def test_the_flip_and_a_rotation_score_epsilon() -> None:
 
 
 @pytest.mark.proves("lem:reader-score", method="smt")
+def test_all_units_together_write_little_more_than_one() -> None:
+    """One unit at most `2 nu^2/sigma`, each other one `2 nu^2 leak/sigma`, leak <= 1/(128 n)."""
+    n, nu_square, sigma, leak = reals("n nu_square sigma leak")
+    given = (
+        n >= 1,
+        nu_square >= 1,
+        nu_square <= Q(65, 64),
+        sigma >= Q(127, 128),
+        leak >= 0,
+        128 * n * leak <= 1,
+    )
+    written = 2 * nu_square * (1 + n * leak) / sigma
+    assert possible(*given)
+    assert holds(written <= Q(21, 10), *given)
+    assert not holds(written <= Q(203, 100), *given)
+    assert Q(21, 10).as_fraction() ** 2 <= 5
+
+
+@pytest.mark.proves("lem:reader-score", method="smt")
 def test_the_reader_scores_more_than_epsilon() -> None:
     """In units of |x|: y = delta x + (1 - delta) y_1 + e, with e orthogonal to both.
 

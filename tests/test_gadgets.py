@@ -1,6 +1,7 @@
 """Every gadget against the formula of its docstring, run inside a decoder in float64."""
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -355,12 +356,32 @@ def test_gate_counts_the_differing_signs(
         measured = gates(bench, context_stream(size * CODES[tokens][:, LAYOUT].double(), norm))
         for gate, (other, inside) in zip(measured.tolist(), nodes, strict=False):
             differing = int((CODES[tokens] != CODES[other])[-inside:].sum())
-            expected = sharpness * z * (SEPARATION - 2 * differing)
+            expected = sharpness * z * (SEPARATION / 2 - 2 * differing)
             assert gate == pytest.approx(expected, rel=1e-11)
-            if differing == 0:
-                assert gate > 0
-            if differing >= SEPARATION:
-                assert gate <= -sharpness * z * SEPARATION * (1 - 1e-11)
+
+
+@given(
+    st.lists(st.tuples(token_rows, insides), min_size=2, max_size=6),
+    st.lists(st.floats(0, 1), min_size=HEADS * WIDTH, max_size=HEADS * WIDTH),
+    st.booleans(),
+)
+def test_at_any_input_all_units_but_one_are_silent(
+    nodes: list[tuple[list[int], int]], weights: list[float], between: bool
+) -> None:
+    """Any averages of codes, and the middle between all nodes, where most gates are near the top.
+
+    Any two gates add up to twice the middle of nodes that differ in all the signs that they do.
+    """
+    signs = torch.stack([signs_of(*node) for node in nodes])
+    shares = torch.tensor(weights, dtype=torch.float64).reshape(HEADS, WIDTH) + 1e-9
+    average = shares / shares.sum(1, keepdim=True) @ CODES.double()
+    seen = torch.stack([CODES[tokens] for tokens, _ in nodes]).double().mean(0)
+    context = 0.1 * (seen if between else average)[:, LAYOUT]
+    z = 0.1 * norm_factor(STREAM.width, 2.0)
+    found = gates(recalling(signs, 1.0), context_stream(context, 2.0))
+    for i, j in combinations(range(len(nodes)), 2):
+        differing = int((signs[i] * signs[j] < 0).sum())
+        assert float(found[i] + found[j]) <= z * (SEPARATION - 2 * differing) + 1e-12
 
 
 @given(token_rows, insides, token_rows, insides, seeds)
@@ -379,9 +400,9 @@ def test_garbage_before_bos_cannot_help(
     differing = int((CODES[own] != CODES[other])[-common:].sum())
     z = 0.1 * norm_factor(STREAM.width, 2.0)
     gate = float(gates(bench, context_stream(context, 2.0))[0])
-    assert gate <= z * (SEPARATION - 2 * differing) + 1e-12
+    assert gate <= z * (SEPARATION / 2 - 2 * differing) + 1e-12
     if own_inside >= other_inside:
-        assert gate == pytest.approx(z * (SEPARATION - 2 * differing), abs=1e-12)
+        assert gate == pytest.approx(z * (SEPARATION / 2 - 2 * differing), abs=1e-12)
 
 
 @given(st.lists(token_rows, min_size=1, max_size=6), norms)
@@ -405,14 +426,14 @@ def test_context_layout_interleaves_the_constant(width: int) -> None:
 
 
 def test_partial_sums_of_the_own_gate_are_exact() -> None:
-    """In every order-preserving sum the own node leaves exactly separation times z, in float32."""
+    """In every order-preserving sum the own node leaves exactly separation/2 z, in float32."""
     gate = gate_of(recalling(CODES[[0, 1, 2]][None], 1.0, torch.float32))[0, STREAM["context"]]
     z = torch.tensor(0.1, dtype=torch.float32)
     context = z * CODES[[0, 1, 2]][:, LAYOUT].float().flatten()
     total = torch.tensor(0.0)
     for weight, value in zip(gate, context, strict=True):
         total = total + weight * value
-    assert float(total) == float(SEPARATION * z)
+    assert float(total) == float(SEPARATION / 2 * z)
 
 
 def test_gate_weights_are_exact_in_bfloat16() -> None:

@@ -40,12 +40,12 @@ def proof(rules: ModuleType, label: str, method: str) -> Any:
 
 
 def wrong(rules: ModuleType, statements: list[Any], proofs: list[Any], **options: Any) -> list[str]:
-    prose = options.get("prose", " ".join(f"`{s.label}`" for s in statements))
+    prose = options.get("prose", "".join(f"### `{s.label}`\n*Proof.* x\n" for s in statements))
     complete = options.get("complete", True)
     return list(rules.problems(statements, proofs, prose, complete=complete))
 
 
-@pytest.mark.parametrize("method", ["symbolic", "smt", "exhaustive", "hand"])
+@pytest.mark.parametrize("method", ["symbolic", "smt", "hand"])
 def test_a_statement_with_a_proof_is_fine(rules: ModuleType, method: str) -> None:
     statements = [statement(rules, "def:x"), statement(rules, "lem:x", "def:x")]
     assert wrong(rules, statements, [proof(rules, "lem:x", method)]) == []
@@ -65,10 +65,11 @@ def test_a_check_is_no_proof(rules: ModuleType) -> None:
 
 
 def test_instances_prove_finite_statements_only(rules: ModuleType) -> None:
-    proofs = [proof(rules, "lem:x", "ball")]
-    assert wrong(rules, [statement(rules, "lem:x", infinite=False)], proofs) == []
-    found = wrong(rules, [statement(rules, "lem:x")], [*proofs, proof(rules, "lem:x", "check")])
-    assert found == ["lem:x is about infinitely many cases, and has instances only"]
+    for method in ("ball", "exhaustive"):
+        proofs = [proof(rules, "lem:x", method)]
+        assert wrong(rules, [statement(rules, "lem:x", infinite=False)], proofs) == []
+        found = wrong(rules, [statement(rules, "lem:x")], [*proofs, proof(rules, "lem:x", "check")])
+        assert found == ["lem:x is about infinitely many cases, and has instances only"]
 
 
 def test_unknown_labels_and_methods_are_wrong(rules: ModuleType) -> None:
@@ -84,6 +85,10 @@ def test_what_the_prose_lacks_is_wrong(rules: ModuleType) -> None:
     proofs = [proof(rules, "lem:x", "hand")]
     found = wrong(rules, [statement(rules, "lem:x")], proofs, prose="lem:x without quotes")
     assert found == ["lem:x is missing in the prose"]
+    unproved = "### `lem:x`\nIt is clear.\n### `lem:y`\n*Proof.* By `lem:x`."
+    assert wrong(rules, [statement(rules, "lem:x")], proofs, prose=unproved) == [
+        "the prose has no *Proof.* of lem:x"
+    ]
 
 
 def test_circular_and_double_statements_are_wrong(rules: ModuleType) -> None:
@@ -117,16 +122,45 @@ def test_the_table_tells_what_failed_or_did_not_run(rules: ModuleType) -> None:
     ],
 )
 def test_pytest_refuses_to_run(tmp_path: Path, label: str, message: str) -> None:
+    status, said = run_of_proofs(tmp_path, f"@pytest.mark.proves({label!r}, method='hand')")
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert message in said
+
+
+@pytest.mark.parametrize("arguments", ["'lem:flip'", "'lem:flip', 'hand'", "", "x=1"])
+def test_a_mark_of_another_form_is_refused(tmp_path: Path, arguments: str) -> None:
+    status, said = run_of_proofs(tmp_path, f"@pytest.mark.proves({arguments})")
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert "test_one.py:2: write `proves(label, method=...)`" in said
+
+
+@pytest.mark.parametrize(
+    ("extra", "body", "expected"),
+    [
+        ("", "pass", pytest.ExitCode.OK),
+        ("@pytest.mark.skip(reason='hard')", "pass", pytest.ExitCode.TESTS_FAILED),
+        ("@pytest.mark.xfail", "assert False", pytest.ExitCode.TESTS_FAILED),
+    ],
+)
+def test_a_proof_that_does_not_pass_fails_the_run(
+    tmp_path: Path, extra: str, body: str, expected: int
+) -> None:
+    mark = f"@pytest.mark.proves('lem:flip', method='hand')\n{extra}"
+    status, said = run_of_proofs(tmp_path, mark, "test_one.py::test_one", body=body)
+    assert status == expected
+    assert "Some proofs were left out: completeness is not checked." in said
+
+
+def run_of_proofs(folder: Path, mark: str, *chosen: str, body: str = "pass") -> tuple[int, str]:
+    """Runs one test beside copies of the rules and statements."""
     pages = [page.name for page in PROOFS.glob("*.md")]
     for name in ("conftest.py", "prose.py", "statements.py", *pages):
-        shutil.copy(PROOFS / name, tmp_path)
-    mark = f"@pytest.mark.proves({label!r}, method='hand')"
-    (tmp_path / "test_one.py").write_text(f"import pytest\n{mark}\ndef test_one(): pass\n")
+        shutil.copy(PROOFS / name, folder)
+    (folder / "test_one.py").write_text(f"import pytest\n{mark}\ndef test_one(): {body}\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
     )
-    assert done.returncode == 4
-    assert message in done.stderr + done.stdout
+    return done.returncode, done.stderr + done.stdout

@@ -332,21 +332,21 @@ def recall(
 
     With z the size of a context coordinate and the signs of node i (zero beyond its BOS),
 
-        gate_i = sharpness * (sum_blocks sum_c (sign_c x_c - x_0) + separation * x_0),
+        gate_i = sharpness * (sum_blocks sum_c (sign_c x_c - x_0) + separation / 2 * x_0),
 
-    which is `sharpness * z * (separation - 2 * differing signs)`: positive on the node itself,
-    and at most `-sharpness * z * separation` on every separated one. The first sign of every code
-    is +1, so x_0 = z in every block and the threshold travels with the fingerprint; it is taken
-    from the last block, which must lie inside every node (distance 0). All gate weights are small
-    integers times a power of two, exact in every dtype. Unit i multiplies its silu(gate) by
-    `up_i * x[up_reads_i]` and adds that times column i of `down` to the answer.
+    which is `G = sharpness * z * separation / 2` on the node itself. At every input, averages of
+    codes among them, any two gates add up to at most -2 G, so that all but one are at most -G. The
+    first sign of every code is +1, so x_0 = z in every block and the threshold travels with the
+    fingerprint; it is taken from the last block, which must lie inside every node (distance 0). All
+    gate weights are small multiples of half a power of two, exact in every dtype. Unit i multiplies
+    its silu(gate) by `up_i * x[up_reads_i]` and adds that times column i of `down` to the answer.
 
     Proof: lem:recall-gate, lem:silu-leak, lem:recall.
     """
     assert layer.gate is not None, "without gates it is `odd_recall`"
     stream = layer.stream
     keys = _mismatch_rows(layer.gate, units, stream, signs)
-    keys[:, -1, _last_subtraction(signs.shape[2])] += separation
+    keys[:, -1, _last_subtraction(signs.shape[2])] += separation / 2
     keys *= sharpness
     rows = torch.arange(units.start, units.stop)
     layer.up[rows, up_reads] = up.to(layer.up.dtype)
@@ -364,8 +364,9 @@ def odd_recall(
 ) -> None:
     """Recall without gates: two hidden units for each node, twice as many `units` as nodes.
 
-    With `M_i = sharpness * sum_blocks sum_c (sign_c x_c - x_0)`, which is 0 on the node itself and
-    at most `-2 sharpness z (differing signs)` elsewhere, and `y_i = drive_i * x[drive_reads_i]`,
+    With `M_i = sharpness * sum_blocks sum_c (sign_c x_c - x_0)`, which is 0 on the node itself, and
+    of which at every input all but one are at most `-sharpness * z * separation`, twice the drive,
+    and `y_i = drive_i * x[drive_reads_i]`,
 
         answer += column i of `down` * (act(M_i + y_i) - act(M_i - y_i)),
 

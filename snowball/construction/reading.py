@@ -224,8 +224,8 @@ def gather_design(
     angle = tree.longest * torch.finfo(_wide(dtype)).eps
     noise = 6 * resolution if around.positions else 4 * resolution + angle
     entries = marks.heads * len(gadgets.context_layout(marks.width))
-    # Leaks move a gate, G <= 4 steepness, by 2 H k leak G / t: at most 1/(128 n).
-    moved = 2 * entries / marks.separation * 4 * _steepness(marks, around)
+    # Leaks move a gate, G <= 4 steepness, by 4 H k leak G / t: at most 1/(128 n).
+    moved = 4 * entries / marks.separation * 4 * _steepness(around)
     leak = min(resolution, 1 / (128 * around.units * moved))
     # Where the noise is too large this is no solution, and the constant below does not hold.
     coldness = math.log((tree.longest + 1) / leak) / max(kernel.sharpness - 2 * noise, noise)
@@ -256,13 +256,13 @@ def gather_design(
     return GatherDesign(kernel, coldness, leak, scale, size, entries, constants)
 
 
-def _steepness(marks: Fingerprint, around: Surroundings) -> float:
-    """Least gate of a node on itself: each sign beyond the middle, t/2, costs log(128 n g).
+def _steepness(around: Surroundings) -> float:
+    """Least gate G of a node on itself. At any input whatever all units but one have gates of at
+    most -G, so that all of them together write next to nothing.
 
-    So at most one unit is loud at any input whatever, and all others together write next to
-    nothing. Proof: lem:reader-score.
+    Proof: lem:recall-gate, lem:recall, lem:reader-score.
     """
-    return marks.separation / 2 * math.log(128 * around.units * around.gain)
+    return math.log(128 * around.units * around.gain)
 
 
 def recall_design(
@@ -274,10 +274,10 @@ def recall_design(
 ) -> RecallDesign:
     """Gates sharp enough that the own node fires and all others together stay silent."""
     norm = math.sqrt(around.norm**2 + gather.entries * gather.size**2)
-    firing = 1 - 2 * gather.entries * gather.leak / marks.separation
-    quiet = _steepness(marks, around)
+    firing = 1 - 4 * gather.entries * gather.leak / marks.separation
+    quiet = _steepness(around)
     # Gate of a node on itself at sharpness 1.
-    pull = marks.separation * gather.size * _norm_factor(config, norm)
+    pull = marks.separation / 2 * gather.size * _norm_factor(config, norm)
     sharpness = 1 / _power_of_two_below(pull * firing / quiet)
     # Products of bfloat16 matrices are summed in float32.
     rounding = 2 * gather.entries * torch.finfo(_wide(dtype)).eps
@@ -295,7 +295,7 @@ def recall_design(
             symbol="G",
             value=sharpness * pull,
             meaning="gate of a node on its own fingerprint",
-            inequality="t/2 log(128 n g) <= G (1 - 2 H k leak / t): other units stay silent",
+            inequality="log(128 n g) <= G (1 - 4 H k leak / t): other units stay silent",
             left=quiet,
             right=sharpness * pull * firing,
             remedy=INTERNAL,
@@ -304,9 +304,9 @@ def recall_design(
             symbol="rounding",
             value=rounding,
             meaning="rounding of a gate, in signs",
-            inequality="2 |context coordinates| eps(sums) <= t / 8",
+            inequality="2 |context coordinates| eps(sums) <= t / 16",
             left=rounding,
-            right=marks.separation / 8,
+            right=marks.separation / 16,
             remedy="fewer heads (shorter or more varied prompts), wider codes, or float64",
         ),
     )
