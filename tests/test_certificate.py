@@ -129,6 +129,11 @@ def runtime_scores(certificate: Certificate, layer: int, share: str) -> Certific
     return with_runtime(certificate, scores=tuple(scores))
 
 
+def runtime_of_last(certificate: Certificate, **bounds: Decimal) -> Certificate:
+    *others, last = certificate.runtime[0].scores
+    return with_runtime(certificate, scores=(*others, replace(last, **bounds)))
+
+
 TAMPERED: dict[str, tuple[Callable[[Certificate], Certificate], str]] = {
     "epsilon": (lambda c: replace(c, epsilon=Decimal("1.001e-6")), "existence"),
     "epsilon beyond": (lambda c: replace(c, epsilon=Decimal(2)), "files: epsilon 2 is not"),
@@ -220,6 +225,15 @@ TAMPERED: dict[str, tuple[Callable[[Certificate], Certificate], str]] = {
     "negative error": (
         lambda c: with_runtime(c, probability_error=Decimal("-1e-9")),
         "runtime: float32: probability_error",
+    ),
+    "score never measured": (
+        # Within the enclosure, which holds the scores of all positions.
+        lambda c: runtime_of_last(c, low=c.runtime[0].scores[-1].high),
+        "runtime: float32: low score of layer 3 was .*, measured again ",
+    ),
+    "probability never measured": (
+        lambda c: with_runtime(c, probability_with=Decimal(1)),
+        "runtime: float32: probability_with was 1, measured again 0.99",
     ),
     "no error": (lambda c: with_runtime(c, score_error=Decimal(0)), "runtime: float32: layer"),
     "another dtype": (

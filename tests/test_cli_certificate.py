@@ -52,6 +52,7 @@ def test_certify_writes_a_certificate_and_says_what_is_next(made: tuple[Path, Pa
 def test_verify_accepts_with_both_checkers(model: Path, certificate: Path) -> None:
     done = snowball("verify", certificate, model)
     assert done.status == 0
+    assert "│ certified" in done.out.replace("┃", "│")
     assert "PASS by the flint checker" in done.out
     assert "PASS by the standard checker" in done.out
     for claim in ("existence", "artifact", "runtime"):
@@ -73,6 +74,8 @@ def test_either_checker_rejects(model: Path, certificate: Path, checker: str) ->
     assert done.status == 1
     assert f"REJECT by the {checker} checker" in done.out
     assert "artifact" in done.out
+    assert "only claimed" in done.out
+    assert "certified" not in done.out
     other = {"flint": "standard", "standard": "flint"}[checker]
     assert f"by the {other} checker" not in done.out
 

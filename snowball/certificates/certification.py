@@ -119,6 +119,25 @@ def verify(
             again, score_error=stated.score_error, probability_error=stated.probability_error
         )
         judge_runtime(certificate, subject.model.dtype, again, found)
+        _require_agreement(stated, again)
+
+
+def _require_agreement(stated: Runtime, again: Runtime) -> None:
+    """Rejects numbers said to be measured that are not, to twice the errors that are stated.
+
+    Machines round apart, and each may be off from the real number by the stated error.
+    """
+    pairs: list[tuple[str, Decimal, Decimal, Decimal]] = []
+    for layer, (said, found) in enumerate(zip(stated.scores, again.scores, strict=True)):
+        for end in ("low", "high"):
+            old, new = getattr(said, end), getattr(found, end)
+            pairs.append((f"{end} score of layer {layer}", old, new, stated.score_error * new))
+    for name in ("probability_with", "probability_without"):
+        old, new = getattr(stated, name), getattr(again, name)
+        pairs.append((name, old, new, stated.probability_error))
+    for what, old, new, error in pairs:
+        if abs(old - new) > 2 * error:
+            raise Rejection("runtime", f"{stated.dtype}: {what} was {old}, measured again {new}")
 
 
 def _require_measurable(subject: Subject) -> None:

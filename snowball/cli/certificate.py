@@ -179,7 +179,7 @@ def show(claims: Certificate, verdicts: list[Verdict]) -> None:
 
     table = Table(title=f"certificate of {claims.layers} layers, {claims.examples} examples")
     table.add_column("claim")
-    table.add_column("certified")
+    table.add_column("certified" if all(v.verdict == "PASS" for v in verdicts) else "only claimed")
     for claim, lines in _numbers(claims).items():
         table.add_row(claim, "\n".join(lines))
     console.print(table)
