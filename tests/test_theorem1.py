@@ -29,6 +29,7 @@ from snowball.construction.building import ConstructionError
 from snowball.construction.counterexample import Counterexample, counterexample
 from snowball.construction.reading import CONFIDENCE
 from snowball.data.dataset import Dataset, DatasetError
+from snowball.decoders.decoder import Decoder
 from snowball.decoders.residual_decoder import ResidualDecoder
 from snowball.metrics import cosine_score, divergence
 
@@ -217,6 +218,50 @@ def test_reader_scores_more_than_its_bound(case: Case, data: st.DataObject) -> N
     for ids in (dataset_ids(case.dataset), foreign_ids(data, case.dataset)):
         measured = scores(model.decoder().residual_states(ids))[-1]
         assert float(measured.min()) >= bound * (1 - TOLERANCE[case.dtype])
+
+
+# Where heads reach before BOS they read averages of codes, and many gates are near their middle.
+MIDDLE = Dataset.from_rows(
+    [{"prompt": [t] + [30] * 40, "label": t, "distractor": (t + 1) % 20} for t in range(20)]
+)
+BETWEEN = (
+    "31 3 15 15 3 15 15 15 15 15 3 15 15 3 15 3 15 15 15 15 "
+    "3 15 15 3 15 15 3 15 3 15 15 3 3 15 15 15 15 3 30"
+)
+
+
+def answer_and_gates(model: Counterexample, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """|answer|^2 of what leaves the reader, and the gates of recall, at every position."""
+    decoder = model.decoder()
+    assert isinstance(decoder, Decoder)
+    entering, leaving = decoder.residual_states(ids)[-2:]
+    answer = model.stream["answer"]
+    mlp = f"model.layers.{decoder.num_layers - 1}.mlp."
+    # The MLP reads what attention leaves: the state after the layer, less what the MLP wrote.
+    middle = entering.clone()
+    middle[..., model.stream["context"]] = leaving[..., model.stream["context"]]
+    normed = middle / middle.double().square().mean(-1, keepdim=True).sqrt()
+    gate = model.weights[mlp + "gate_proj.weight"].double()
+    recalls = (gate[:, model.stream["context"]] != 0).any(1)
+    return leaving[..., answer].double().square().sum(-1), normed @ gate[recalls].T
+
+
+@given(cases().map(lambda case: replace(case, dtype=torch.float64)), st.data())
+@example(case=Case(MIDDLE, 1.9, 4, 1, torch.float64), data=None)
+def test_at_any_input_all_units_but_one_are_silent(case: Case, data: st.DataObject | None) -> None:
+    """Any two gates add up to -2 G at most, and so the answer keeps its share of the norm."""
+    model = case.build()
+    constants = {c.symbol: c for c in model.constants}
+    ids = (
+        torch.tensor([[*map(int, BETWEEN.split())]])
+        if data is None
+        else foreign_ids(data, case.dataset)
+    )
+    answer, gates = answer_and_gates(model, ids)
+    assert float(answer.max()) <= constants["m"].right
+    if gates.shape[-1] > 1:
+        two = gates.topk(2, dim=-1).values.sum(-1)
+        assert float(two.max()) <= -2 * constants["G"].value * (1 - 1e-9)
 
 
 # --- (c), (d) and (f): answers ----------------------------------------------------------------
