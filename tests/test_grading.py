@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_cli import refused, snowball
 
-from snowball.suite.files import KnownAnswer, write_suite
+from snowball.suite.files import KnownAnswer
 from snowball.suite.grading import QUANTITIES, Finding, check, judge, judge_model
 from snowball.suite.models import NAMES
 
@@ -157,11 +157,9 @@ def report(tmp_path: Path, **models: Any) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("graded") / "suite"
-    write_suite(folder)
-    return folder
+@pytest.fixture
+def suite(suite_folder: Path) -> Path:
+    return suite_folder
 
 
 def test_grade_tells_right_from_wrong(suite: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -100,6 +100,10 @@ def test_importing_loads_nothing_heavy() -> None:
     loaded = set(done.stdout.split())
     assert {"torch", *names} <= loaded
     assert loaded.isdisjoint(LAZY)
+
+
+def test_the_modules_whose_shapes_are_checked_exist(checked_modules: Sequence[str]) -> None:
+    assert {name.removeprefix("snowball.") for name in checked_modules} <= MODULES.keys()
 
 
 def test_every_package_has_a_row() -> None:

@@ -32,10 +32,8 @@ from snowball.suite.models import NAMES, question_rows, sums
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> dict[str, KnownAnswer]:
-    folder = tmp_path_factory.mktemp("known") / "suite"
-    write_suite(folder)
-    return {one.name: one for one in read_suite(folder)}
+def suite(suite_folder: Path) -> dict[str, KnownAnswer]:
+    return {one.name: one for one in read_suite(suite_folder)}
 
 
 def transformers_model(known: KnownAnswer) -> Any:
