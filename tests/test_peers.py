@@ -193,7 +193,8 @@ def test_the_table_counts_what_is_right_and_shows_what_is_wrong(peers: ModuleTyp
         "s": "3",
     }
     assert "fake.scores(model)" in lines
-    assert "| bad | cosine | 0.5 | reported [0.5, 0.75], right [0.5, 0.25] |  |" in lines
+    what = "1 of 2 layers, by more than 1e-05; layer 1: reported 0.75, right 0.25"
+    assert f"| bad | cosine | 0.5 | {what} |  |" in lines
     assert "| broken | run | failed | no layer |  |" in lines
     assert lines[-1] == "Share of pairs of layers ranked against their relevance: bad 1.00."
 
