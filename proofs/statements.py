@@ -307,10 +307,10 @@ STATEMENTS = (
     ),
     Statement(
         "cor:correlation",
-        "For every L >= 4 and rho in (-1, 1) there is a model with Pearson correlation rho between "
+        "For every L >= 4 and rho in [-1, 1] there is a model with Pearson correlation rho between "
         "score and relevance; with Spearman's, for every rho that is 1 less a multiple of "
         "12/(L^3 - L).",
-        ("L >= 4", "rho in (-1, 1)", "a dataset as for cor:inverse-ranking"),
+        ("L >= 4", "rho in [-1, 1]", "a dataset as for cor:inverse-ranking"),
         uses=("thm:universality", "cor:inverse-ranking", "lem:rank-sums"),
     ),
     Statement(

@@ -116,10 +116,16 @@ def measure(
 
     Raises:
         UndefinedScoreError: a residual state is zero, NaN or infinite.
+        ValueError: a layer in `follow` does not exist.
     """
+    followed = set(follow)
+    if wrong := followed - set(range(decoder.num_layers)):
+        raise ValueError(
+            f"cannot follow layer {min(wrong)}: layers are 0..{decoder.num_layers - 1}"
+        )
     advance = progress or (lambda _: None)
     scores, tokens = _measure_scores(decoder, dataset, lambda share: advance(share // 4))
-    curves = _measure_curves(decoder, dataset, set(follow), lambda share: advance(share // 4))
+    curves = _measure_curves(decoder, dataset, followed, lambda share: advance(share // 4))
     intact, *without = _measure_answers(
         decoder, dataset, lambda share: advance(share // 2), range(-1, decoder.num_layers)
     )

@@ -14,6 +14,7 @@ from strategies import datasets, dtypes, inputs
 from snowball.construction.building import ConstructionError
 from snowball.construction.corollaries import (
     TOLERANCE,
+    Correlation,
     correlated,
     coverage_model,
     greedy_trap,
@@ -71,11 +72,23 @@ def test_a_rank_correlation_between_two_possible_ones_is_refused() -> None:
     with pytest.raises(ConstructionError, match=r"multiples of 0.2, the nearest to 0.3 being"):
         correlated(MANY, 0.3, layers=4, kind="spearman")
     correlated(MANY, 0.2, layers=4, kind="spearman")
+    rho: Any = "0.2"
+    with pytest.raises(ConstructionError, match="rho: number 0 is"):
+        correlated(MANY, rho, layers=4)
 
 
-@pytest.mark.parametrize("rho", [-1.0, 1.0, float("nan")])
+@pytest.mark.parametrize("kind", ["pearson", "spearman"])
+@pytest.mark.parametrize("rho", [-1.0, 1.0])
+def test_the_ends_are_reached(rho: float, kind: Correlation) -> None:
+    model = correlated(MANY, rho, layers=6, kind=kind)
+    scores, relevances = scores_and_relevances(model)
+    statistic_of = pearsonr if kind == "pearson" else spearmanr
+    assert abs(statistic(statistic_of(scores, relevances)) - rho) <= 1e-6
+
+
+@pytest.mark.parametrize("rho", [-1.001, 1.001, float("nan"), float("inf")])
 def test_an_impossible_correlation_is_refused(rho: float) -> None:
-    with pytest.raises(ConstructionError, match=r"must lie in \(-1, 1\)"):
+    with pytest.raises(ConstructionError, match=r"must lie in \[-1, 1\]"):
         correlated(MANY, rho, layers=5)
 
 
@@ -136,6 +149,8 @@ def test_the_blind_pair_differs_in_one_matrix() -> None:
 
 
 def test_layers_that_make_no_pair_are_refused() -> None:
+    with pytest.raises(ConstructionError, match="dtype must be float64, float32 or bfloat16"):
+        observationally_blind_pair(MANY, layers=4, first=1, second=2, dtype=torch.float16)
     with pytest.raises(ConstructionError, match="must differ, both are 1"):
         observationally_blind_pair(MANY, layers=4, first=1, second=1)
     with pytest.raises(ConstructionError, match=r"layer 3 is none of 0..2"):

@@ -11,7 +11,7 @@ import pytest
 from test_cli import refused, snowball
 
 from snowball.suite.files import KnownAnswer
-from snowball.suite.grading import QUANTITIES, Finding, check, judge, judge_model
+from snowball.suite.grading import QUANTITIES, Finding, ReportError, check, judge, judge_model
 from snowball.suite.models import NAMES
 
 pytest_plugins = ["pytester"]
@@ -61,7 +61,8 @@ def test_a_layer_may_be_left_out_and_is_mentioned() -> None:
     assert (found.verdict, found.detail) == ("incomplete", "no number of layer 3")
     assert verdict("cosine", [0.1, 0.2, 0.4, None]).verdict == "wrong"
     assert verdict("relevance", [0.5, None, 1.0, None]).detail == "no number of layer 1, 3"
-    check(KNOWN, cosine=[0.1, 0.2, 0.3, None])
+    with pytest.raises(AssertionError, match="cosine is incomplete: no number of layer 3"):
+        check(KNOWN, cosine=[0.1, 0.2, 0.3, None])
 
 
 def test_a_list_without_numbers_measures_nothing() -> None:
@@ -128,12 +129,51 @@ def test_an_index_off_by_one_is_recognised() -> None:
     assert shifted.mistake == "the layer before the one named was removed"
 
 
+def test_a_removal_that_did_nothing_is_recognised() -> None:
+    found = verdict("accuracy", {"": 1.0, "0": 1.0, "2": 1.0, "0,1": 1.0})
+    assert found.mistake == "nothing was removed"
+    assert verdict("accuracy", {"": 1.0, "2": 1.0}).mistake is None
+
+
+def test_sets_without_answer_are_not_judged() -> None:
+    found = verdict("accuracy", {"": 1.0, "0,2": 0.7, "0,1,2,3": 0.5})
+    assert (found.verdict, found.detail) == ("right", "1 removals, 2 more without answer")
+    found = verdict("accuracy", {"0,2": 0.7})
+    assert (found.verdict, found.detail) == ("not measured", "0 removals, 1 more without answer")
+    for malformed in (
+        "2,0",
+        "0, 2",
+        "0,0",
+        "4",
+        "0,4",
+        "-1",
+        "x",
+        "0,x",
+        "00",
+        "3.attn",
+        "9" * 5000,
+    ):
+        with pytest.raises(ReportError, match="has no answer; removals are written as"):
+            verdict("accuracy", {malformed: 1.0})
+
+
+def test_scores_of_the_neighbour_are_recognised() -> None:
+    right = ANSWER["scores"]["cosine"]
+    after, before = "scores of the layer after the one named", "scores of the layer before the one"
+    assert verdict("cosine", [*right[1:], 0.7]).mistake == after
+    found = verdict("cosine", [0.7, *right[:-1]]).mistake
+    assert found is not None
+    assert found.startswith(before)
+    assert verdict("cosine", [None, 0.1, None, 0.3]).mistake is None
+
+
 def test_a_ranking_is_judged_by_pairs_and_ties_are_free() -> None:
     assert verdict("ranking", [1, 0, 3, 2]).verdict == "right"
     found = verdict("ranking", [2, 0, 3, 1])
     assert (found.verdict, found.deviation) == ("wrong", 1.0)
+    assert found.mistake == "the most important layer first"
     found = verdict("ranking", [0, 1, 3, 2])
-    assert found.deviation == pytest.approx(1 / 5)
+    assert (found.deviation, found.mistake) == (pytest.approx(1 / 5), None)
 
 
 def test_check_raises_with_the_mistake_and_the_trap() -> None:
@@ -185,8 +225,10 @@ def test_numbers_that_are_none_are_shown(suite: Path, tmp_path: Path) -> None:
     error = '{"error": ""}'
     text = f'{{"tool": "[red]", "models": {{"bos": {scores}, "sink": {error}}}}}'
     path.write_bytes(codecs.BOM_UTF8 + text.encode())
-    done = snowball("grade", path, "--suite", suite)
+    done = snowball("grade", path, "--suite", suite, "--out", tmp_path / "graded.json")
     assert (done.status, "[red]" in done.out) == (1, True)
+    findings = json.loads((tmp_path / "graded.json").read_text())["findings"]
+    assert [f["deviation"] for f in findings if f["verdict"] == "wrong"] == [None]
     assert "1 wrong, 1 failed" in done.out
     assert re.search("layer 0:[^a-z]*reported[^a-z]*nan", done.out)
 

@@ -346,6 +346,13 @@ def test_curves_are_those_of_a_loop_over_tokens(model: Model, dataset: Dataset) 
         check_curve(found, model, dataset, layer, dataset.examples)
 
 
+@pytest.mark.parametrize("layer", [-1, 9])
+def test_a_layer_to_follow_must_exist(layer: int) -> None:
+    decoder = Decoder(*random_model(SINGLE))
+    with pytest.raises(ValueError, match=rf"cannot follow layer {layer}: layers are 0\.\."):
+        measure(decoder, SINGLE, follow=[0, layer])
+
+
 def test_only_followed_layers_are_measured_on_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measurement, "CURVE_PROMPTS", 5)
     model = random_model(SINGLE)

@@ -172,9 +172,14 @@ def _own_task(loaded: Pretrained, limit: int | None) -> Task:
             "counterexample folders bring their own"
         )
     from snowball.audit.tasks import task_of_dataset
-    from snowball.construction.card import DATASET
+    from snowball.construction.card import DATASET, PROXY_BLINDNESS, theorem_of
     from snowball.data.dataset import Dataset
 
+    if theorem_of(Path(loaded.name)) == PROXY_BLINDNESS:
+        raise SnowballError(
+            f"{loaded.name}: labels and distractors of this model nearly tie, so that summed "
+            "log-likelihoods of answers of several tokens say nothing; give a --task"
+        )
     config = loaded.model.config
     dataset = Dataset.from_jsonl(
         Path(loaded.name) / DATASET,

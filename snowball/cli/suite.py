@@ -56,12 +56,12 @@ def grade(
     suite: Annotated[Path, typer.Option(help="Folder that `snowball suite` wrote.")],
     out: Annotated[Path | None, typer.Option(help="JSON file to write; must not exist.")] = None,
 ) -> None:
-    """Judge what a tool reports of the models of the suite; status 1 if something is wrong."""
+    """Judge what a tool reports of the models of the suite; status 1 if something is not right."""
     with refusals():
         from snowball.decoders.checkpoint import write_json
         from snowball.suite.files import read_suite
+        from snowball.suite.grading import NOT_RIGHT, finite, read_report
         from snowball.suite.grading import grade as judge
-        from snowball.suite.grading import read_report
 
         if out is not None:
             refuse_existing(out)
@@ -72,9 +72,10 @@ def grade(
         say(", ".join(f"{number} {name}" for name, number in counts.items()))
         if out is not None:
             header = {"tool": reported.tool, "version": reported.version}
-            found = [asdict(one) for one in findings]
+            # JSON has no infinity, the deviation of what is no number.
+            found = [asdict(one) | {"deviation": finite(one.deviation)} for one in findings]
             write_json(out, {**header, "command": reported.command, "findings": found})
-    raise typer.Exit(1 if counts["wrong"] or counts["failed"] else 0)
+    raise typer.Exit(1 if any(counts[name] for name in NOT_RIGHT) else 0)
 
 
 def findings_table(report: ToolReport, findings: Sequence[Finding]) -> Table:

@@ -41,6 +41,12 @@ def check_integers(**arguments: object) -> None:
             raise ConstructionError(f"{name} must be an int, not {value!r:.60}")
 
 
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises ConstructionError for a dtype that no weights are written in."""
+    if dtype not in (torch.float64, torch.float32, torch.bfloat16):
+        raise ConstructionError(f"dtype must be float64, float32 or bfloat16, not {dtype}")
+
+
 def checked_numbers(name: str, values: Iterable[float]) -> tuple[float, ...]:
     """The values as floats.
 

@@ -35,6 +35,7 @@ CARD = "snowball.json"
 DATASET = "dataset.jsonl"
 FORMAT = 1
 _THEOREM = "thm:snowball"
+PROXY_BLINDNESS = "thm:proxy-blindness"
 _Kind = TypeVar("_Kind")
 
 
@@ -218,6 +219,11 @@ def theorem_of(folder: Path) -> str:
 
 def check_format(path: Path, body: Mapping[str, Any], theorem: str) -> None:
     """Raises CheckpointError unless a card has the format read here, and is of the theorem."""
+    if body.get("theorem") == PROXY_BLINDNESS:
+        raise CheckpointError(
+            f"{path}: models of {PROXY_BLINDNESS} have no guarantees that a command reads; "
+            "`snowball.proxies(model.decoder(), dataset)` measures them"
+        )
     if body.get("format") != FORMAT or body.get("theorem") != theorem:
         raise CheckpointError(
             f"{path}: format {body.get('format')!r} of {body.get('theorem')!r} is not read, only "

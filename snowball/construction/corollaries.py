@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from snowball.construction.building import ConstructionError, check_integers
+from snowball.construction.building import (
+    ConstructionError,
+    check_dtype,
+    check_integers,
+    checked_numbers,
+)
 from snowball.construction.prescribed_scores import DyadicScores
 from snowball.construction.presence import Behaviour, Clause
 from snowball.construction.universality import UniversalModel, build, universal
@@ -70,12 +75,12 @@ def correlated(
     are in the order of a permutation with `sum d^2 = (1 - rho)(L^3 - L)/6`, an even number.
 
     Args:
-        rho: the correlation, in (-1, 1).
+        rho: the correlation, in [-1, 1].
         layers: depth L >= 4.
         kind: "pearson" or "spearman".
 
     Raises:
-        ConstructionError: rho is not in (-1, 1), the depth is below 4, there is no such kind, no
+        ConstructionError: rho is not in [-1, 1], the depth is below 4, there is no such kind, no
             permutation of so few layers has this rank correlation, or the data cannot tell that
             many relevances apart.
 
@@ -84,8 +89,9 @@ def correlated(
     check_integers(layers=layers)
     if kind not in get_args(Correlation):
         raise ConstructionError(f"kind must be 'pearson' or 'spearman', not {kind!r:.60}")
-    if not -1 < rho < 1:  # also false for NaN
-        raise ConstructionError(f"a correlation must lie in (-1, 1), not {rho}")
+    (rho,) = checked_numbers("rho", [rho])
+    if not -1 <= rho <= 1:  # also false for NaN
+        raise ConstructionError(f"a correlation must lie in [-1, 1], not {rho}")
     if layers < 4:
         raise ConstructionError(f"a free correlation needs at least 4 layers, not {layers}")
     behaviours, relevances = _graded(dataset, layers)
@@ -201,6 +207,7 @@ def observationally_blind_pair(
     Proof: cor:blindness.
     """
     check_integers(layers=layers, first=first, second=second, seed=seed)
+    check_dtype(dtype)
     for layer in (first, second):
         if not 0 <= layer <= layers - 2:
             raise ConstructionError(f"layer {layer} is none of 0..{layers - 2}, before the reader")

@@ -17,6 +17,7 @@ from snowball.construction.building import (
     ConstructionError,
     LayerRole,
     allocate_plain,
+    check_dtype,
     check_integers,
     check_vocabulary,
     closest_pair,
@@ -169,8 +170,7 @@ def _check_arguments(
             f"target must lie in 1..{last} for {layers} layers, not {target}: the theorem is about "
             f"a layer that is {why}"
         )
-    if dtype not in (torch.float64, torch.float32, torch.bfloat16):
-        raise ConstructionError(f"dtype must be float64, float32 or bfloat16, not {dtype}")
+    check_dtype(dtype)
 
 
 def _plain_weights(

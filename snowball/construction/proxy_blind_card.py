@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from snowball.construction.card import FORMAT, common_facts, write_folder
+from snowball.construction.card import FORMAT, PROXY_BLINDNESS, common_facts, write_folder
 from snowball.construction.proxy_blindness import ProxyBlindModel
 
 
@@ -22,7 +22,7 @@ def proxy_blind_card_of(built: ProxyBlindModel) -> dict[str, Any]:
     """The card of such a model as JSON values."""
     return {
         "format": FORMAT,
-        "theorem": "thm:proxy-blindness",
+        "theorem": PROXY_BLINDNESS,
         "epsilon": built.epsilon,
         "layers": built.layers,
         "target": built.target,

@@ -22,6 +22,7 @@ from snowball.construction.answer_sizes import AnswerSizes, Wanted
 from snowball.construction.building import (
     ConstructionError,
     allocate,
+    check_dtype,
     check_integers,
     check_vocabulary,
     closest_pair,
@@ -213,8 +214,7 @@ def _check_arguments(
         raise ConstructionError(
             f"{unknown[0]!r} is no family of proxies; there are {', '.join(sorted(FAMILIES))}"
         )
-    if dtype not in (torch.float64, torch.float32, torch.bfloat16):
-        raise ConstructionError(f"dtype must be float64, float32 or bfloat16, not {dtype}")
+    check_dtype(dtype)
     if dataset.multiple_choice and dataset.ends_with_eos:
         raise ConstructionError(
             "label and distractor nearly tie, so that choices of several tokens are decided by "

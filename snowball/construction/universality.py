@@ -16,6 +16,7 @@ from snowball.construction.answer_codes import AnswerCodes, answer_codes
 from snowball.construction.building import (
     ConstructionError,
     allocate,
+    check_dtype,
     check_integers,
     check_vocabulary,
     checked_numbers,
@@ -194,8 +195,7 @@ def _check_arguments(
                 )
     if not 0 <= gather < len(scores):
         raise ConstructionError(f"gather must be one of the layers 0..{len(scores) - 1}: {gather}")
-    if dtype not in (torch.float64, torch.float32, torch.bfloat16):
-        raise ConstructionError(f"dtype must be float64, float32 or bfloat16, not {dtype}")
+    check_dtype(dtype)
 
 
 def _check_scores(scores: Sequence[float], where: str) -> None:

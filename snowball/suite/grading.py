@@ -21,6 +21,8 @@ from snowball.limits import OutOfResources
 from snowball.suite.files import KnownAnswer
 
 Verdict = Literal["right", "wrong", "failed", "incomplete", "not measured"]
+# What a test, or `snowball grade`, fails for.
+NOT_RIGHT: tuple[Verdict, ...] = ("wrong", "failed", "incomplete")
 SCORES = ("cosine", "cosine_last", "angular", "norm_ratio")
 QUANTITIES = (*SCORES, "accuracy", "relevance", "ranking")
 
@@ -33,9 +35,9 @@ class ReportError(SnowballError):
 class Finding:
     """The verdict on one quantity of one model.
 
-    `deviation` is the largest difference from what is right: of scores and accuracies themselves,
-    of a ranking the share of pairs of layers in the wrong order. `mistake` names the known mistake
-    that reports the same.
+    `deviation` is the largest difference from what is right: of scores and accuracies themselves
+    (infinite for what is no number), of a ranking the share of pairs of layers in the wrong order.
+    `mistake` names the known mistake that reports the same.
     """
 
     model: str
@@ -119,15 +121,14 @@ def check(known: KnownAnswer, **reported: Any) -> None:
     """Asserts that what a tool reports of one model is right: `check(known, cosine=[...])`.
 
     Raises:
-        AssertionError: something is wrong, or a list has no number at all; it says what, by how
-            much, and the mistake if known.
+        AssertionError: something is wrong, or a list lacks a number; it says what, by how much,
+            and the mistake if known.
         ReportError: there is no such quantity, or a value has another form.
     """
     wrong = [
         one
         for one in judge_model(known, reported)
-        if one.verdict in ("wrong", "failed")
-        or (one.verdict == "not measured" and one.quantity in reported)
+        if one.verdict in NOT_RIGHT or (one.verdict == "not measured" and one.quantity in reported)
     ]
     lines = [
         f"{one.model}: {one.quantity} is {one.verdict}: {one.detail}"
@@ -199,11 +200,13 @@ def _recognised(known: KnownAnswer, quantity: str, found: Sequence[float | None]
     """
     given = [(layer, one) for layer, one in enumerate(found) if one is not None]
 
-    def distance(other: Sequence[float | None]) -> float:
-        pairs = [(a, b) for layer, a in given if (b := other[layer]) is not None]
-        return max((abs(a - b) for a, b in pairs if math.isfinite(a)), default=0.0)
+    def distance(other: Sequence[float | None], shift: int = 0) -> float:
+        pairs = [(a, other[k + shift]) for k, a in given if 0 <= k + shift < len(other)]
+        finite = (abs(a - b) for a, b in pairs if b is not None and math.isfinite(a))
+        return max(finite, default=0.0)
 
-    allowed = 0.02 * distance(known.answer["scores"][quantity])
+    right = known.answer["scores"][quantity]
+    allowed = 0.02 * distance(right)
     names = [
         one["mistake"]
         for one in known.answer["mistakes"]
@@ -211,46 +214,67 @@ def _recognised(known: KnownAnswer, quantity: str, found: Sequence[float | None]
         and all(math.isfinite(a) == (one["reports"][layer] is not None) for layer, a in given)
         and distance(one["reports"]) <= allowed
     ]
+    if not names and len(given) > 2 and all(math.isfinite(a) for _, a in given):
+        names = [
+            f"scores of the layer {which} the one named"
+            for shift, which in ((1, "after"), (-1, "before"))
+            if distance(right, shift) <= allowed
+        ]
     return " or ".join(names) or None
 
 
 def _judge_accuracy(known: KnownAnswer, value: Any) -> Finding:
+    """Sets of layers of which nothing is promised are not judged."""
     if not isinstance(value, dict) or not value:
         raise ReportError(f"{known.name}: accuracy must be an object such as {{'': 1.0, '3': 0.0}}")
     right: dict[str, float] = known.answer["accuracy"]
     for removed, number in value.items():
-        if removed not in right:
+        if removed not in right and not _is_set_of_layers(removed, known.answer["layers"]):
             raise ReportError(
                 f"{known.name}: accuracy without {removed!r:.60} has no answer; removals are "
                 "written as '' (none), '2', '0,2', '3.mlp'"
             )
         _number(known, f"accuracy without {removed!r}", number)
-    differences = {removed: number - right[removed] for removed, number in value.items()}
-    wrong = {r: value[r] for r, difference in differences.items() if not abs(difference) <= 1e-9}
+    judged = {removed: number for removed, number in value.items() if removed in right}
+    others = len(value) - len(judged)
+    open_ones = f", {others} more without answer" if others else ""
+    if not judged:
+        return Finding(known.name, "accuracy", "not measured", detail=f"0 removals{open_ones}")
+    off = {r: _finite(abs(number - right[r])) for r, number in judged.items()}
+    wrong = [removed for removed, one in off.items() if one > 1e-9]
     if not wrong:
-        return Finding(known.name, "accuracy", "right", 0.0, f"{len(value)} removals")
-    worst = max(wrong, key=lambda removed: abs(wrong[removed] - right[removed]))
+        return Finding(known.name, "accuracy", "right", 0.0, f"{len(judged)} removals{open_ones}")
+    worst = max(wrong, key=off.__getitem__)
     return Finding(
         known.name,
         "accuracy",
         "wrong",
-        _finite(abs(differences[worst])),
-        f"{len(wrong)} of {len(value)} removals; without {worst or 'nothing'}: reported "
-        f"{wrong[worst]:.4g}, right {right[worst]:.4g}",
-        _other_layer(known, value),
+        off[worst],
+        f"{len(wrong)} of {len(judged)} removals{open_ones}; without {worst or 'nothing'}: "
+        f"reported {judged[worst]:.4g}, right {right[worst]:.4g}",
+        _other_removal(known, judged),
     )
 
 
-def _other_layer(known: KnownAnswer, value: Mapping[str, float]) -> str | None:
-    """Whether all single removals are right for the layer before, or after, the one named."""
+def _is_set_of_layers(removed: str, layers: int) -> bool:
+    """Whether it names a set of layers of this model as `answer.json` would."""
+    names = removed.split(",")
+    numbers = [int(name) for name in names if name.isdecimal() and len(name) < 9]
+    canonical = ",".join(map(str, sorted(set(numbers))))
+    return bool(numbers) and removed == canonical and max(numbers) < layers
+
+
+def _other_removal(known: KnownAnswer, value: Mapping[str, float]) -> str | None:
+    """Whether all single removals are right for another layer than the one named, or for none."""
     right, singles = known.answer["accuracy"], [key for key in value if key.isdigit()]
-    for shift, name in (
-        (1, "the layer after the one named"),
-        (-1, "the layer before the one named"),
-    ):
+    if len(singles) < 2:
+        return None
+    if all(value[key] == right[""] for key in value):
+        return "nothing was removed"
+    for shift, which in ((1, "after"), (-1, "before")):
         moved = {key: right.get(str(int(key) + shift)) for key in singles}
-        if len(singles) > 1 and all(value[key] == moved[key] for key in singles):
-            return f"{name} was removed"
+        if all(value[key] == moved[key] for key in singles):
+            return f"the layer {which} the one named was removed"
     return None
 
 
@@ -276,7 +300,8 @@ def _judge_ranking(known: KnownAnswer, value: Any) -> Finding:
         return Finding(known.name, "ranking", "right", 0.0)
     share = wrong / len(pairs)
     detail = f"{wrong} of {len(pairs)} pairs of layers; reported {value}, right {groups}"
-    return Finding(known.name, "ranking", "wrong", share, detail)
+    mistake = "the most important layer first" if wrong == len(pairs) else None
+    return Finding(known.name, "ranking", "wrong", share, detail, mistake)
 
 
 def _numbers(known: KnownAnswer, quantity: str, value: Any) -> list[float | None]:
@@ -301,6 +326,11 @@ def _number(known: KnownAnswer, what: str, value: Any) -> float:
         return float(value)
     except OverflowError:
         raise ReportError(f"{known.name}: {what} is too large for a float") from None
+
+
+def finite(deviation: float | None) -> float | None:
+    """A deviation as JSON has it: null if it is infinite."""
+    return deviation if deviation is not None and math.isfinite(deviation) else None
 
 
 def _finite(difference: float) -> float:
