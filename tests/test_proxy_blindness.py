@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import dtypes, inputs, multi_token_datasets, single_token_datasets
+from test_cli import refused, snowball
 from test_presence import subsets
 from torch import Tensor
 
@@ -268,6 +269,16 @@ def test_transformers_agrees_on_the_saved_model(tmp_path: Path) -> None:
     assert torch.allclose(loaded(tokens).logits, model.decoder().forward(tokens), atol=1e-4)
     del loaded.model.layers[1]
     assert int(loaded(tokens, use_cache=False).logits[0, -1].argmax()) == 2
+
+
+def test_commands_say_that_they_do_not_read_it(tmp_path: Path) -> None:
+    folder = proxy_blind(WORDS, layers=4, target=1).save_pretrained(tmp_path / "model")
+    for command in ("check", "show"):
+        refused(snowball(command, folder), "`snowball.proxies.* measures them")
+    done = snowball("audit", folder, "--out", tmp_path / "audit")
+    assert done.status == 2
+    assert "nearly tie" in done.errors
+    assert not (tmp_path / "audit").exists()
 
 
 def test_the_card_says_what_was_built(tmp_path: Path) -> None:
