@@ -8,14 +8,13 @@ run. The table of all proofs stands at its end.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from prose import PROSE
+from prose import PROSE, section
 from statements import STATEMENTS, Statement
 
 HERE = Path(__file__).parent
@@ -53,7 +52,7 @@ def problems(
                 yield f"{statement.label} uses {label}, which is not stated"
         if f"`{statement.label}`" not in prose:
             yield f"{statement.label} is missing in the prose"
-        elif statement.needs_proof and not _is_proved_in(prose, statement.label):
+        elif statement.needs_proof and "*Proof.*" not in (section(prose, statement.label) or ""):
             yield f"the prose has no *Proof.* of {statement.label}"
     for proof in proofs:
         if proof.label not in known:
@@ -66,12 +65,6 @@ def problems(
         yield f"circular proof: {' uses '.join(error.args[1])}"
     if complete:
         yield from _unproved(statements, proofs)
-
-
-def _is_proved_in(prose: str, label: str) -> bool:
-    """Whether the section whose heading names the label has a proof."""
-    sections = re.split(r"^#+ ", prose, flags=re.M)
-    return any(f"`{label}`" in one.partition("\n")[0] and "*Proof.*" in one for one in sections)
 
 
 def _unproved(statements: Sequence[Statement], proofs: Sequence[Proof]) -> Iterator[str]:

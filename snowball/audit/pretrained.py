@@ -33,9 +33,8 @@ DTYPES = {
     "float64": torch.float64,
 }
 _CONFIG = "config.json"
-_CARD = (
-    "snowball.json"  # that of snowball.construction.card, which knows far more than is needed here
-)
+# That of snowball.construction.card, which knows far more than is needed here.
+_CARD = "snowball.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # What of a Hub repository is downloaded: neither pickles nor code.

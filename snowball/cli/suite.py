@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +59,7 @@ def grade(
     with refusals():
         from snowball.decoders.checkpoint import write_json
         from snowball.suite.files import read_suite
-        from snowball.suite.grading import NOT_RIGHT, finite, read_report
+        from snowball.suite.grading import NOT_RIGHT, read_report
         from snowball.suite.grading import grade as judge
 
         if out is not None:
@@ -72,8 +71,7 @@ def grade(
         say(", ".join(f"{number} {name}" for name, number in counts.items()))
         if out is not None:
             header = {"tool": reported.tool, "version": reported.version}
-            # JSON has no infinity, the deviation of what is no number.
-            found = [asdict(one) | {"deviation": finite(one.deviation)} for one in findings]
+            found = [one.to_json() for one in findings]
             write_json(out, {**header, "command": reported.command, "findings": found})
     raise typer.Exit(1 if any(counts[name] for name in NOT_RIGHT) else 0)
 

@@ -88,10 +88,10 @@ def _violation(constant: Constant, closest: dict[str, Any] | None, dtype: torch.
     pair = ""
     if closest is not None:
         first, second = closest["first"], closest["second"]
-        who = "examples are" if first != second else "places, both of one answer, are those of"
+        who = f"examples are {first} and {second}" if first != second else f"places are in {first}"
         pair = (
-            f" The two closest {who} {first} and {second}, which differ in "
-            f"{closest['differing_signs']} of {closest['of_signs']} signs."
+            f" The two closest {who}, which differ in {closest['differing_signs']} of "
+            f"{closest['of_signs']} signs."
         )
     return (
         f"{dtype} cannot carry this construction: {constant.symbol} ({constant.meaning}) = "

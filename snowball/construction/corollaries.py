@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from snowball.construction.building import (
     ConstructionError,
-    check_dtype,
     check_integers,
     checked_numbers,
 )
@@ -206,8 +205,7 @@ def observationally_blind_pair(
 
     Proof: cor:blindness.
     """
-    check_integers(layers=layers, first=first, second=second, seed=seed)
-    check_dtype(dtype)
+    check_integers(layers=layers, first=first, second=second)
     for layer in (first, second):
         if not 0 <= layer <= layers - 2:
             raise ConstructionError(f"layer {layer} is none of 0..{layers - 2}, before the reader")

@@ -62,7 +62,7 @@ class Behaviour:
     @classmethod
     def needs_all(cls, layers: Iterable[int]) -> Behaviour:
         """Right if and only if all of these layers are present."""
-        return cls((Clause(_layers(layers)),))
+        return cls((Clause(frozenset(layers)),))
 
     @classmethod
     def needs_any(cls, layers: Iterable[int]) -> Behaviour:

@@ -146,8 +146,7 @@ def universal(
     prescribed = checked_numbers("scores", scores)
     behaviours = _behaviours(dataset, answers)
     reads = len(prescribed) - 1 if gather is None else gather
-    check_integers(gather=reads, seed=seed)
-    _check_arguments(prescribed, behaviours, reads, dtype)
+    _check_arguments(prescribed, behaviours, reads)
     own = {
         token: checked_numbers(f"token_scores of {token}", some)
         for token, some in (token_scores or {}).items()
@@ -176,9 +175,7 @@ def _behaviours(
     return tuple(answers)
 
 
-def _check_arguments(
-    scores: Sequence[float], behaviours: Sequence[Behaviour], gather: int, dtype: torch.dtype
-) -> None:
+def _check_arguments(scores: Sequence[float], behaviours: Sequence[Behaviour], gather: int) -> None:
     if len(scores) < 2:
         raise ConstructionError(
             f"{len(scores)} scores: at least 2 layers are needed, one that can be removed and the "
@@ -193,9 +190,9 @@ def _check_arguments(
                     f"{len(scores)} layers it can depend on 0..{len(scores) - 2} (the last one "
                     "reads)"
                 )
+    check_integers(gather=gather)
     if not 0 <= gather < len(scores):
         raise ConstructionError(f"gather must be one of the layers 0..{len(scores) - 1}: {gather}")
-    check_dtype(dtype)
 
 
 def _check_scores(scores: Sequence[float], where: str) -> None:
@@ -228,7 +225,13 @@ def build(
     class_of: Mapping[int, int] | None = None,
     gather: int | None = None,
 ) -> UniversalModel:
-    """`universal` for arguments that have been checked, with any choice of scores."""
+    """`universal` for behaviours and scores that have been checked, with any choice of scores.
+
+    Raises:
+        ConstructionError, DatasetError: as `universal`.
+    """
+    check_integers(seed=seed)
+    check_dtype(dtype)
     gather, class_of = choice.layers - 1 if gather is None else gather, class_of or {}
     check_vocabulary(dataset, dtype)
     kinds = tuple(dict.fromkeys(behaviours))

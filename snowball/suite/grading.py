@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,11 @@ class Finding:
     deviation: float | None = None
     detail: str = ""
     mistake: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values: null for an infinite deviation, which JSON has not."""
+        infinite = self.deviation == math.inf
+        return asdict(self) | ({"deviation": None} if infinite else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,11 +331,6 @@ def _number(known: KnownAnswer, what: str, value: Any) -> float:
         return float(value)
     except OverflowError:
         raise ReportError(f"{known.name}: {what} is too large for a float") from None
-
-
-def finite(deviation: float | None) -> float | None:
-    """A deviation as JSON has it: null if it is infinite."""
-    return deviation if deviation is not None and math.isfinite(deviation) else None
 
 
 def _finite(difference: float) -> float:
