@@ -59,12 +59,12 @@ def run_in_process(size: int) -> dict[str, Any]:
 
 
 def measure_one(size: int) -> dict[str, Any]:
+    from snowball.checks.guarantees import guarantees
     from snowball.construction.card import load_counterexample
-    from snowball.construction.fingerprint import fingerprint
-    from snowball.construction.prefix_tree import prefix_tree
+    from snowball.construction.reader.fingerprint import fingerprint
+    from snowball.construction.reader.prefix_tree import prefix_tree
     from snowball.data.dataset import Dataset
-    from snowball.measurement import measure
-    from snowball.verification.guarantees import guarantees
+    from snowball.measurement.measurements import measure
 
     dataset = Dataset.from_rows(random_rows(size), vocabulary_size=VOCABULARY)
     tree = prefix_tree(dataset)
@@ -95,7 +95,7 @@ def measure_one(size: int) -> dict[str, Any]:
 
 
 def build_and_save(dataset: Dataset, folder: Path) -> tuple[float, float]:
-    from snowball.construction.counterexample import counterexample
+    from snowball.construction.counterexample.builder import counterexample
 
     built, build = timed(
         lambda: counterexample(dataset, epsilon=EPSILON, layers=LAYERS, target=TARGET)

@@ -32,10 +32,10 @@ from typing import Any
 import torch
 from checker_tampers import TAMPERS, WEIGHTS, Document, Subject, falsehood
 
-from snowball import checker
+from snowball.certificates import checker
 from snowball.certificates.certification import certify
 from snowball.construction.card import provenance
-from snowball.construction.counterexample import counterexample
+from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import write_json
 

@@ -92,7 +92,7 @@ def peak() -> int:
 
 def standard() -> Callable[[Path], str]:
     """The file of the checker, imported without the package."""
-    file = Path(__file__).parents[1] / "snowball" / "checker.py"
+    file = Path(__file__).parents[1] / "snowball" / "certificates" / "checker.py"
     spec = importlib.util.spec_from_file_location("checker", file)
     assert spec is not None
     assert spec.loader is not None

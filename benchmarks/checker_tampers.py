@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from snowball.checks.guarantees import SCORE_TOLERANCE
 from snowball.decoders.checkpoint import read_checkpoint, write_safetensors
 from snowball.decoders.decoder import Decoder
 from snowball.metrics import layer_scores
-from snowball.verification.guarantees import SCORE_TOLERANCE
 
 SLACK = 1e-9
 WEIGHTS = "model.safetensors"

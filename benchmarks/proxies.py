@@ -16,7 +16,7 @@ from typing import Any
 
 import snowball
 from snowball.construction.card import provenance
-from snowball.construction.proxy_blindness import FAMILIES, Family
+from snowball.construction.proxy_blindness.builder import FAMILIES, Family
 from snowball.decoders.checkpoint import write_json
 
 LAYERS, TARGET, EPSILON = 8, 3, 1e-6

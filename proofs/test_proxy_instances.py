@@ -12,7 +12,12 @@ import torch
 from ball_decoder import DenseDecoder, Run
 from flint import arb
 
-from snowball.construction.proxy_blindness import FAMILIES, Family, ProxyBlindModel, proxy_blind
+from snowball.construction.proxy_blindness.builder import (
+    FAMILIES,
+    Family,
+    ProxyBlindModel,
+    proxy_blind,
+)
 from snowball.data.dataset import Dataset, Example
 
 BITS = 192

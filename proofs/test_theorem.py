@@ -8,7 +8,7 @@ from prose import section_of
 from statements import STATEMENTS, Statement
 
 from snowball.certificates.certification import certify, verify
-from snowball.construction.counterexample import counterexample
+from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
 
 HAND = [

@@ -15,7 +15,9 @@ import torch
 from ball_decoder import DenseDecoder, Run
 from flint import arb
 
-from snowball.construction.corollaries import (
+from snowball.construction.universality.behaviour import Behaviour, Clause
+from snowball.construction.universality.builder import UniversalModel, universal
+from snowball.construction.universality.corollaries import (
     TOLERANCE,
     correlated,
     coverage_model,
@@ -23,8 +25,6 @@ from snowball.construction.corollaries import (
     inverse_ranking,
     observationally_blind_pair,
 )
-from snowball.construction.presence import Behaviour, Clause
-from snowball.construction.universality import UniversalModel, universal
 from snowball.data.dataset import Dataset, Example
 
 BITS = 192

@@ -4,10 +4,14 @@ The public names. The builders are `counterexample` (Theorem 1), `universal` (Th
 `proxy_blind` (Theorem 3), in `snowball.construction`.
 """
 
-from snowball.certificates.irrelevance import LayerIrrelevance, irrelevance
+from snowball.checks.guarantees import Guarantee, guarantees
 from snowball.construction.building import ConstructionError
 from snowball.construction.card import load_counterexample
-from snowball.construction.corollaries import (
+from snowball.construction.counterexample.builder import Counterexample, counterexample
+from snowball.construction.proxy_blindness.builder import ProxyBlindModel, proxy_blind
+from snowball.construction.universality.behaviour import Behaviour, Clause
+from snowball.construction.universality.builder import UniversalModel, universal
+from snowball.construction.universality.corollaries import (
     GreedyTrap,
     correlated,
     coverage_model,
@@ -15,13 +19,11 @@ from snowball.construction.corollaries import (
     inverse_ranking,
     observationally_blind_pair,
 )
-from snowball.construction.counterexample import Counterexample, counterexample
-from snowball.construction.presence import Behaviour, Clause
-from snowball.construction.proxy_blindness import ProxyBlindModel, proxy_blind
-from snowball.construction.universality import UniversalModel, universal
 from snowball.data.dataset import Dataset, DatasetError, Example
 from snowball.decoders.decoder import Decoder, DecoderConfig
-from snowball.measurement import Measurements, measure, right_answers
+from snowball.lipschitz.irrelevance import LayerIrrelevance, irrelevance
+from snowball.measurement.measurements import Measurements, measure, right_answers
+from snowball.measurement.proxies import Proxies, proxies
 from snowball.metrics import (
     accuracy,
     accuracy_based_relevance,
@@ -31,8 +33,6 @@ from snowball.metrics import (
     divergence,
     norm_ratio,
 )
-from snowball.proxy_scores import Proxies, proxies
-from snowball.verification.guarantees import Guarantee, guarantees
 
 __all__ = [
     "Behaviour",

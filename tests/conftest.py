@@ -10,12 +10,12 @@ from jaxtyping import install_import_hook
 
 CHECKED = (
     "snowball.metrics",
-    "snowball.construction.gadgets",
-    "snowball.construction.fingerprint",
-    "snowball.construction.prefix_tree",
-    "snowball.construction.answer_codes",
+    "snowball.construction.gadgets.layer_gadgets",
+    "snowball.construction.reader.fingerprint",
+    "snowball.construction.reader.prefix_tree",
+    "snowball.construction.reader.answer_codes",
     "snowball.decoders.decoder",
-    "snowball.audit.statistics",
+    "snowball.results.statistics",
 )
 
 # Every call into these modules checks the shapes and dtypes that its annotations promise.

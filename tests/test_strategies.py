@@ -23,7 +23,7 @@ from strategies import (
     single_token_datasets,
 )
 
-from snowball.construction.prefix_tree import prefix_tree
+from snowball.construction.reader.prefix_tree import prefix_tree
 from snowball.data.dataset import Dataset, Example
 
 SEARCH = settings(

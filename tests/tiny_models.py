@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from snowball.audit.packing import Item
+from snowball.tasks.item import Item
 
 VOCABULARY, DEPTH, WINDOW, CONTEXT = 61, 4, 8, 64
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from snowball.audit import statistics
-from snowball.audit.activations import ROLES
-from snowball.audit.gradients import TaylorScores
-from snowball.audit.store import Key, Store
-from snowball.audit.tasks import Task
+from snowball.engine.activations import ROLES
+from snowball.engine.gradients import TaylorScores
 from snowball.errors import SnowballError
+from snowball.results import statistics
+from snowball.results.store import Key, Store
+from snowball.tasks.task import Task
 
 # Resamples behind each interval: enough for two digits of a 95 % interval.
 RESAMPLES = 2000

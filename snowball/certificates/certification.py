@@ -31,7 +31,7 @@ from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import read_checkpoint
 from snowball.decoders.decoder import Decoder, DecoderConfig
 from snowball.limits import ACTIVATION_BYTES, WEIGHT_BYTES, OutOfResources, require
-from snowball.measurement import measure_layer
+from snowball.measurement.measurements import measure_layer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,10 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 
 from snowball.certificates.certainty import Rejection
-from snowball.construction import universal_card
 from snowball.construction.card import read_card, theorem_of
-from snowball.construction.residual import ResidualStream
-from snowball.construction.universal_card import UniversalCard, read_universal_card
+from snowball.construction.gadgets.residual_stream import ResidualStream
+from snowball.construction.universality import card as universal_card
+from snowball.construction.universality.card import UniversalCard, read_universal_card
 
 
 @dataclass(frozen=True, slots=True)

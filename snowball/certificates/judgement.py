@@ -13,9 +13,9 @@ from snowball.certificates.certificate import Certificate, Runtime
 from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
 from snowball.certificates.strict_files import sha256_of
 from snowball.certificates.token_data import TokenData, read_data
-from snowball.construction.reading import CONFIDENCE
+from snowball.checks.guarantees import SCORE_TOLERANCE
+from snowball.construction.reader.reader_design import CONFIDENCE
 from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
-from snowball.verification.guarantees import SCORE_TOLERANCE
 
 if TYPE_CHECKING:
     from snowball.certificates.enclosure import Enclosures, Place

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from snowball.construction.card import Card
-    from snowball.construction.counterexample import Counterexample
+    from snowball.construction.counterexample.builder import Counterexample
     from snowball.data.dataset import Dataset
     from snowball.decoders.residual_decoder import ResidualDecoder
 
@@ -171,7 +171,7 @@ def check(
     """
     with refusals():
         from snowball.construction.card import load_counterexample, load_dataset_for, theorem_of
-        from snowball.construction.universal_card import THEOREM
+        from snowball.construction.universality.card import THEOREM
 
         if report is not None:
             refuse_existing(report)
@@ -192,8 +192,8 @@ def show(
 ) -> None:
     """Show the subspaces, the gadgets of each layer, and every constant with its inequality."""
     with refusals():
+        from snowball.checks.card_tables import card_tables
         from snowball.construction.card import read_card
-        from snowball.verification.show import card_tables
 
         card = read_card(folder)
         if json:
@@ -248,7 +248,7 @@ def _construct(
 ) -> Counterexample:
     import torch
 
-    from snowball.construction.counterexample import counterexample
+    from snowball.construction.counterexample.builder import counterexample
 
     with console.status(f"building for {len(dataset.examples)} examples"):
         return counterexample(
@@ -266,9 +266,9 @@ def _judge(
     decoder: ResidualDecoder, dataset: Dataset, card: Card, run: Path | None, *, plots: bool
 ) -> bool:
     """Measures, prints table and guarantees, writes the run folder if there is one."""
-    from snowball.measurement import measure
-    from snowball.verification import report
-    from snowball.verification.guarantees import guarantees
+    from snowball.checks import report
+    from snowball.checks.guarantees import guarantees
+    from snowball.measurement.measurements import measure
 
     with progress_bar("measuring scores, curves and removals", 1000) as advance:
         found = measure(decoder, dataset, follow=[card.target], progress=advance)
@@ -284,7 +284,7 @@ def _judge(
             run, report.report_json(found, rows, judged, context), report.layer_csv(rows)
         )
     if run is not None and plots:
-        from snowball.verification.plots import plot_scores, plot_snowball
+        from snowball.checks.figures import plot_scores, plot_snowball
 
         plot_scores(rows, card.target, run / "scores.png")
         plot_snowball(found.curves, card.target, run / "snowball.png")

@@ -15,11 +15,11 @@ from snowball.cli.terminal import progress_bar, refusals, say
 from snowball.errors import SnowballError
 
 if TYPE_CHECKING:
-    from snowball.audit.audit import Audit
-    from snowball.audit.pretrained import Pretrained
-    from snowball.audit.removal import Removal
-    from snowball.audit.store import Store
-    from snowball.audit.tasks import Task
+    from snowball.audit.run import Audit
+    from snowball.engine.removal import Removal
+    from snowball.pretrained.loading import Pretrained
+    from snowball.results.store import Store
+    from snowball.tasks.task import Task
 
 _LM_EVAL = "lm-eval:"
 STORE = "results.sqlite"
@@ -87,9 +87,9 @@ def audit(
     removals.csv, figures and report.html.
     """
     with refusals():
-        from snowball.audit.audit import Audit
-        from snowball.audit.pretrained import load_pretrained
-        from snowball.audit.store import Store
+        from snowball.audit.run import Audit
+        from snowball.pretrained.loading import load_pretrained
+        from snowball.results.store import Store
 
         started = time.monotonic()
         if out.exists() and not out.is_dir():
@@ -114,7 +114,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page with everything that an audit found."""
     with refusals():
-        from snowball.audit.html import write_report
+        from snowball.audit.page import write_report
 
         say(f"Written to {write_report(folder)}.")
 
@@ -134,8 +134,8 @@ def _read_tasks(
 
 
 def _read_task(loaded: Pretrained, name: str, limit: int | None, include: Path | None) -> Task:
-    from snowball.audit.lm_eval_tasks import read_lm_eval_task
-    from snowball.audit.tasks import read_task
+    from snowball.tasks.lm_eval import read_lm_eval_task
+    from snowball.tasks.task import read_task
 
     if loaded.tokenizer is None:
         raise SnowballError(f"{loaded.name} has no tokenizer, so that {name} cannot be read")
@@ -152,7 +152,7 @@ def _judged_by(metric: str, tasks: Sequence[Task]) -> list[Task]:
     """The tasks, judged by the metric where they have it."""
     from dataclasses import replace
 
-    from snowball.audit.tasks import correctness_metrics
+    from snowball.tasks.task import correctness_metrics
 
     known = [correctness_metrics(task) for task in tasks]
     if not any(metric in names for names in known):
@@ -171,9 +171,9 @@ def _own_task(loaded: Pretrained, limit: int | None) -> Task:
             "give at least one --task: a JSONL file, FILE:SPLIT or lm-eval:NAME; only "
             "counterexample folders bring their own"
         )
-    from snowball.audit.tasks import task_of_dataset
     from snowball.construction.card import DATASET, PROXY_BLINDNESS, theorem_of
     from snowball.data.dataset import Dataset
+    from snowball.tasks.task import task_of_dataset
 
     if theorem_of(Path(loaded.name)) == PROXY_BLINDNESS:
         raise SnowballError(
@@ -193,7 +193,7 @@ def _own_task(loaded: Pretrained, limit: int | None) -> Task:
 
 def _removals(loaded: Pretrained, names: Sequence[str]) -> list[Removal]:
     """Every single layer, and what the user names."""
-    from snowball.audit import removal
+    from snowball.engine import removal
 
     depth = int(loaded.model.config.get_text_config().num_hidden_layers)
     found = removal.layer_removals(depth)
@@ -220,9 +220,9 @@ def _describe(prepared: Audit) -> None:
 
 
 def _measure(prepared: Audit, store: Store) -> None:
-    from snowball.audit.cost import matmul_rate
-    from snowball.audit.tasks import GenerationTask
     from snowball.construction.card import provenance
+    from snowball.engine.cost import matmul_rate
+    from snowball.tasks.task import GenerationTask
 
     cost = prepared.cost(store)
     engine = prepared.engine
@@ -256,9 +256,9 @@ def _document(
     from dataclasses import asdict
     from importlib.metadata import version
 
-    from snowball.audit.pretrained import device_name
     from snowball.audit.summary import dataset_numbers, summarise
     from snowball.construction.card import provenance
+    from snowball.pretrained.loading import device_name
 
     depth = prepared.engine.stack.depth
     names = prepared.names()
@@ -296,9 +296,9 @@ def _make_folder(out: Path) -> None:
 
 
 def _write(out: Path, document: dict[str, Any]) -> None:
-    from snowball.audit import report as audit_report
-    from snowball.audit.html import write_report
-    from snowball.audit.plots import plot_all
+    from snowball.audit import tables as audit_report
+    from snowball.audit.figures import plot_all
+    from snowball.audit.page import write_report
     from snowball.decoders.checkpoint import write_json
 
     try:

@@ -155,7 +155,7 @@ def _check_with_flint(claims: Certificate, folder: Path, data: Path) -> Verdict:
 
 def _check_with_standard_library(certificate: Path, folder: Path, data: Path) -> Verdict:
     """Runs the checker as a program of its own, isolated from everything that is installed."""
-    program = Path(__file__).parents[1] / "checker.py"
+    program = Path(__file__).parents[1] / "certificates" / "checker.py"
     command = [sys.executable, "-I", str(program), str(certificate), str(folder), str(data)]
     with console.status("checking with the standard library"):
         done = subprocess.run(command, capture_output=True, text=True)

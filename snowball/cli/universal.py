@@ -13,7 +13,7 @@ from snowball.errors import SnowballError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from snowball.verification.universal_guarantees import UniversalFindings
+    from snowball.checks.universal_guarantees import UniversalFindings
 
 
 def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
@@ -22,15 +22,15 @@ def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
     Raises:
         SnowballError: the folder is malformed, or other data are given.
     """
-    from snowball.construction.card import provenance
-    from snowball.construction.universal_card import load_universal
-    from snowball.verification.report import csv_text, guarantee_lines, write_run
-    from snowball.verification.universal_guarantees import (
+    from snowball.checks.report import csv_text, guarantee_lines, write_run
+    from snowball.checks.universal_guarantees import (
         measure_universal,
         removable,
         removal_sets,
         universal_guarantees,
     )
+    from snowball.construction.card import provenance
+    from snowball.construction.universality.card import load_universal
 
     if data is not None:
         raise SnowballError(

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snowball.construction.fingerprint import LEAST_CODE_WIDTH, Fingerprint
-from snowball.construction.prefix_tree import PrefixTree
-from snowball.construction.reading import Constant
+from snowball.construction.reader.fingerprint import LEAST_CODE_WIDTH, Fingerprint
+from snowball.construction.reader.prefix_tree import PrefixTree
+from snowball.construction.reader.reader_design import Constant
 from snowball.data.dataset import Dataset
-from snowball.decoders.architecture import Architecture
+from snowball.decoders.architectures.architecture import Architecture
 from snowball.decoders.decoder import DecoderConfig, parameter_shapes
 from snowball.errors import SnowballError
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from snowball.construction.building import LayerRole
-from snowball.construction.counterexample import Counterexample
-from snowball.construction.reading import Constant
-from snowball.construction.residual import ResidualStream
+from snowball.construction.counterexample.builder import Counterexample
+from snowball.construction.gadgets.residual_stream import ResidualStream
+from snowball.construction.reader.reader_design import Constant
 from snowball.data.dataset import Dataset
-from snowball.decoders.architecture import Architecture
-from snowball.decoders.architecture_llama import LLAMA
-from snowball.decoders.architectures import architecture_of
+from snowball.decoders.architectures.architecture import Architecture
+from snowball.decoders.architectures.llama import LLAMA
+from snowball.decoders.architectures.registry import architecture_of
 from snowball.decoders.checkpoint import (
     CheckpointError,
     read_json,

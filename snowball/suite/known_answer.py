@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from snowball.errors import SnowballError
-from snowball.measurement import right_answers
+from snowball.measurement.measurements import right_answers
+from snowball.measurement.proxies import proxies
 from snowball.metrics import accuracy_based_relevance, cosine_score, layer_scores
-from snowball.proxy_scores import proxies
 from snowball.suite.known_model import KnownModel, Sublayer
 from snowball.suite.mistakes import MISTAKES, Seen, Tokens
 

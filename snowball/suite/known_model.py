@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from snowball.construction import gadgets
-from snowball.construction.counterexample import Counterexample
-from snowball.construction.presence import Behaviour
-from snowball.construction.proxy_blindness import FAMILIES, ProxyBlindModel
-from snowball.construction.residual import ResidualStream
-from snowball.construction.schedule import angle_of_versine
-from snowball.construction.universality import UniversalModel
+from snowball.construction.counterexample.builder import Counterexample
+from snowball.construction.counterexample.schedule import angle_of_versine
+from snowball.construction.gadgets import layer_gadgets as gadgets
+from snowball.construction.gadgets.residual_stream import ResidualStream
+from snowball.construction.proxy_blindness.builder import FAMILIES, ProxyBlindModel
+from snowball.construction.universality.behaviour import Behaviour
+from snowball.construction.universality.builder import UniversalModel
 from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 

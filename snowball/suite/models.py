@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Set
 from typing import TYPE_CHECKING, NamedTuple
 
-from snowball.construction.corollaries import (
+from snowball.construction.counterexample.builder import counterexample
+from snowball.construction.proxy_blindness.builder import FAMILIES, Family, proxy_blind
+from snowball.construction.universality.behaviour import Behaviour, Clause
+from snowball.construction.universality.builder import universal
+from snowball.construction.universality.corollaries import (
     correlated,
     greedy_trap,
     inverse_ranking,
     observationally_blind_pair,
 )
-from snowball.construction.counterexample import counterexample
-from snowball.construction.presence import Behaviour, Clause
-from snowball.construction.proxy_blindness import FAMILIES, Family, proxy_blind
-from snowball.construction.universality import universal
 from snowball.data.dataset import Dataset
 from snowball.suite.known_answer import Entry
 from snowball.suite.known_model import (

@@ -1,0 +1,288 @@
+"""An audit: every removal of a model on every task, written to the store as it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from snowball.engine.ablation import AblationEngine, ItemAblation
+from snowball.engine.cost import Cost, engine_cost
+from snowball.engine.deletion import SelfCheckError, check_against_deletion
+from snowball.engine.generation import check_lengths, generate
+from snowball.engine.gradients import TaylorScores, taylor_scores
+from snowball.engine.removal import INTACT, Removal, plan_removals, removal_name
+from snowball.errors import SnowballError
+from snowball.results.store import ItemResult, Key, Store
+from snowball.tasks.item import Item
+from snowball.tasks.task import GenerationTask, ScoredTask, Task
+
+if TYPE_CHECKING:
+    from snowball.pretrained.loading import Pretrained
+
+# What is compared with true deletion before anything is measured: the first items of each task,
+# of running text only the beginning.
+_CHECKED_ITEMS = 2
+_CHECKED_TOKENS = 32
+# Items of a task from which Taylor scores are taken: calibration sets of 10 are the custom.
+TAYLOR_ITEMS = 16
+# A forward and a backward pass cost three forward passes.
+_PASSES_OF_A_GRADIENT = 3
+
+_INTACT = removal_name(INTACT)
+# As the store names the fields of `TaylorScores`.
+_TAYLOR = ("parameters", "function")
+
+# Fewer layers have no correlation that could be anything but 1 or -1, fewer items no two halves.
+_FEWEST_LAYERS = 3
+_FEWEST_ITEMS = 2
+
+# Called with the number of tokens just done.
+Progress = Callable[[int], None]
+
+
+class AuditError(SnowballError):
+    """A model or a task too small for the statistics of an audit."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """The comparison of the engine with true deletion; `worst` is in nats per token.
+
+    `packed`: whether answer choices share the row of their question; `reason` why not.
+    """
+
+    packed: bool
+    worst: float
+    items: int
+    removals: tuple[str, ...]
+    reason: str | None
+
+
+class Audit:
+    """One model, the removals to measure, and the store to which results go.
+
+    Raises:
+        AuditError: fewer than three layers, or a task of one item.
+        SelfCheckError: the engine disagrees with true deletion on the given tasks, even with a row
+            for each continuation.
+        AblationError: an item is longer than the model's context.
+        LayerStackError, RemovalError: the model's layers cannot be found, or it lacks a removal.
+    """
+
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        tasks: Sequence[Task],
+        removals: Sequence[Removal],
+        token_budget: int | None = None,
+    ) -> None:
+        self.pretrained = pretrained
+        self.tasks = tuple(tasks)
+        self._check_sizes()
+        self.removals = (INTACT, *(removal for removal in removals if removal != INTACT))
+        self.self_check = self._check(token_budget)
+        self.engine = self._engine(self.removals, token_budget, packed=self.self_check.packed)
+        for task in self.tasks:
+            self._check_lengths(task)
+
+    def key(self, task: Task) -> Key:
+        """Under which the store keeps the results of a task."""
+        return Key(self.pretrained.sha256, task.name, task.sha256)
+
+    def names(self) -> list[str]:
+        """The names of the removals, the intact model first."""
+        return [removal_name(removal) for removal in self.removals]
+
+    def cost(self, store: Store) -> Cost:
+        """The cost of what is not yet in the store (of generation, the prompts only)."""
+        items = [item for task in self.tasks for item in self._waiting(task, store)[1]]
+        return engine_cost(self.engine, self.engine.plan, items)
+
+    def gradient_operations(self, store: Store) -> float:
+        """Operations of the Taylor scores that are not yet in the store."""
+        tasks = [task for task in self.tasks if self._lacks_taylor(task, store)]
+        items = [item for task in tasks for item in _items(task)[:TAYLOR_ITEMS]]
+        intact = plan_removals([INTACT], self.engine.stack.depth)
+        return _PASSES_OF_A_GRADIENT * engine_cost(self.engine, intact, items).operations
+
+    def run(self, task: Task, store: Store, run: int, progress: Progress) -> None:
+        """Measures the items of a task that the store lacks, batch by batch.
+
+        Raises:
+            AblationError, ActivationError: a value is NaN or infinite.
+            StoreError: the store cannot be written.
+        """
+        indices, items = self._waiting(task, store)
+        if isinstance(task, GenerationTask):
+            self._run_generation(task, indices, store, run, progress)
+            return
+        for batch in self.engine.run(items):
+            found = [_result(task, indices[one.item], one) for one in batch]
+            store.write(run, self.key(task), self.names(), found)
+            progress(sum(_tokens(items[one.item]) for one in batch))
+
+    def measure_taylor(self, task: Task, store: Store, run: int) -> None:
+        """Takes Taylor scores from the first items, unless the store has them.
+
+        Raises:
+            GradientError: a gradient is NaN or infinite.
+            StoreError: the store cannot be written.
+        """
+        if not self._lacks_taylor(task, store):
+            return
+        assert isinstance(task, ScoredTask)
+        items = task.items[:TAYLOR_ITEMS]
+        found = taylor_scores(self.engine.stack, items, task.wanted[: len(items)])
+        arrays = {name: np.array(getattr(found, name)) for name in _TAYLOR}
+        result = ItemResult(0, {"items": [float(len(items))]}, arrays)
+        store.write(run, self._taylor_key(task), [_INTACT], [result])
+
+    def taylor(self, task: Task, store: Store) -> TaylorScores | None:
+        """Taylor scores from the store; None where no right answer is known as tokens.
+
+        Raises:
+            StoreError: they have not been measured.
+        """
+        if not isinstance(task, ScoredTask):
+            return None
+        key = self._taylor_key(task)
+        items = int(store.values(key, "items", [_INTACT], 1)[0, 0])
+        scores = (tuple(store.arrays(key, name, 1)[0].tolist()) for name in _TAYLOR)
+        return TaylorScores(items, *scores)
+
+    def _taylor_key(self, task: Task) -> Key:
+        return Key(self.pretrained.sha256, f"{task.name}: first {TAYLOR_ITEMS}", task.sha256)
+
+    def _lacks_taylor(self, task: Task, store: Store) -> bool:
+        """Whether Taylor scores of the task are still to be measured."""
+        known = isinstance(task, ScoredTask)
+        return known and bool(store.missing(self._taylor_key(task), [_INTACT], 1))
+
+    def _check_sizes(self) -> None:
+        depth = self.pretrained.model.config.get_text_config().num_hidden_layers
+        if depth < _FEWEST_LAYERS:
+            raise AuditError(
+                f"{self.pretrained.name} has {depth} layers; a correlation over layers needs at "
+                f"least {_FEWEST_LAYERS}"
+            )
+        for task in self.tasks:
+            if len(task.sources) < _FEWEST_ITEMS and task.correctness is not None:
+                raise AuditError(
+                    f"task {task.name} has {len(task.sources)} item; intervals and the noise "
+                    f"ceiling need at least {_FEWEST_ITEMS}"
+                )
+
+    def _waiting(self, task: Task, store: Store) -> tuple[list[int], list[Item]]:
+        items = _items(task)
+        indices = store.missing(self.key(task), self.names(), len(items))
+        return indices, [items[index] for index in indices]
+
+    def _run_generation(
+        self, task: GenerationTask, indices: list[int], store: Store, run: int, progress: Progress
+    ) -> None:
+        prompts = _items(task)
+        # The scores need the prompts to pass the intact model only.
+        intact = self._engine([INTACT], self.engine.token_budget, packed=True)
+        scores = {
+            indices[one.item]: one.activations
+            for batch in intact.run([prompts[index] for index in indices])
+            for one in batch
+        }
+
+        def finished(tokens: Sequence[int]) -> bool:
+            if tokens[-1] in task.eos:
+                return True
+            text = task.decode(tokens)
+            return any(stop in text for stop in task.until)
+
+        waiting = [task.prompts[index] for index in indices]
+        sources = [task.sources[index] for index in indices]
+        for batch in generate(self.engine, waiting, sources, task.new_tokens, finished):
+            results = []
+            for one in batch:
+                index = indices[one.prompt]
+                texts = [_until(task.decode(tokens), task.until) for tokens in one.tokens]
+                values = {name: list(v) for name, v in task.score(index, texts).items()}
+                results.append(ItemResult(index, values, scores[index].arrays()))
+            store.write(run, self.key(task), self.names(), results)
+            progress(sum(len(waiting[one.prompt]) for one in batch))
+
+    def _engine(
+        self, removals: Sequence[Removal], token_budget: int | None, *, packed: bool
+    ) -> AblationEngine:
+        model = self.pretrained.model
+        return AblationEngine(model, removals, token_budget=token_budget, packed=packed)
+
+    def _check_lengths(self, task: Task) -> None:
+        """Refuses now what would end the audit only after hours on the tasks before."""
+        for item in _items(task):
+            self.engine.check_length(item)
+        if isinstance(task, GenerationTask):
+            check_lengths(self.engine, task.prompts, task.sources, task.new_tokens)
+
+    def _check(self, token_budget: int | None) -> SelfCheck:
+        """Compares a few items and removals with true deletion; without sharing if that fails."""
+        first = [item for task in self.tasks for item in _items(task)[:_CHECKED_ITEMS]]
+        items = [_beginning(item) for item in first]
+        removals = _some(self.removals)
+        names = tuple(map(removal_name, removals))
+        reason = None
+        for packed in (True, False):
+            engine = self._engine(removals, token_budget, packed=packed)
+            try:
+                found = sorted((one for b in engine.run(items) for one in b), key=lambda o: o.item)
+                loglikelihoods = [one.loglikelihoods for one in found]
+                worst = check_against_deletion(
+                    self.pretrained.model, removals, items, loglikelihoods
+                )
+            except SelfCheckError as error:
+                if not packed:
+                    raise
+                reason = str(error)
+            else:
+                return SelfCheck(engine.packed, worst, len(items), names, reason)
+        raise AssertionError("the second attempt returns or raises")
+
+
+def _some(removals: Sequence[Removal]) -> list[Removal]:
+    """The intact model, and the first, middle and last of the removals."""
+    chosen = [0, 1, len(removals) // 2, len(removals) - 1]
+    return [removals[index] for index in sorted(set(chosen)) if index < len(removals)]
+
+
+def _items(task: Task) -> tuple[Item, ...]:
+    """The items; of generation the prompts, with a token to predict that stands for the answer."""
+    if isinstance(task, ScoredTask):
+        return task.items
+    return tuple(
+        Item(source, prompt, (prompt[-1:],))
+        for prompt, source in zip(task.prompts, task.sources, strict=True)
+    )
+
+
+def _beginning(item: Item) -> Item:
+    """The item, of running text only the beginning."""
+    if not item.running_text:
+        return item
+    return replace(item, continuations=(item.continuations[0][:_CHECKED_TOKENS],))
+
+
+def _tokens(item: Item) -> int:
+    return len(item.context) + sum(len(tokens) - 1 for tokens in item.continuations)
+
+
+def _result(task: ScoredTask, index: int, found: ItemAblation) -> ItemResult:
+    metrics = task.score(index, found.loglikelihoods.numpy(), found.greedy.numpy())
+    values = {**metrics, "kl": found.kl.numpy()}
+    return ItemResult(
+        index, {name: v.tolist() for name, v in values.items()}, found.activations.arrays()
+    )
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stops."""
+    ends = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(ends)] if ends else text

@@ -1,0 +1,1 @@
+"""What `snowball check` judges: each guarantee of a built model, measured again."""

@@ -1,0 +1,268 @@
+"""Theorem 1 as a builder: dataset, epsilon, depth and target give a hand-weighted decoder."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snowball.construction.building import (
+    ConstructionError,
+    LayerRole,
+    allocate_plain,
+    check_dtype,
+    check_integers,
+    check_vocabulary,
+    closest_pair,
+    refuse_violations,
+)
+from snowball.construction.counterexample.constants import Design, design
+from snowball.construction.gadgets import layer_gadgets as gadgets
+from snowball.construction.gadgets.residual_stream import ResidualStream
+from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes, unembedding_rows
+from snowball.construction.reader.fingerprint import Fingerprint, fingerprint
+from snowball.construction.reader.prefix_tree import PrefixTree, prefix_tree
+from snowball.construction.reader.reader_design import Constant, code_size
+from snowball.construction.reader.reader_weights import write_gather, write_recall
+from snowball.data.dataset import Dataset
+from snowball.decoders.architectures.architecture import Architecture
+from snowball.decoders.architectures.registry import ARCHITECTURES
+from snowball.decoders.decoder import DecoderConfig
+from snowball.decoders.layer_norm_decoder import LayerNormConfig
+from snowball.decoders.residual_decoder import ResidualDecoder
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A decoder whose target layer scores least, epsilon, and decides every answer.
+
+    `stream` is the plain residual stream; families with LayerNorm carry its negative beside it.
+    """
+
+    architecture: Architecture[Any]
+    config: DecoderConfig | LayerNormConfig
+    weights: dict[str, Tensor]
+    dataset: Dataset
+    epsilon: float
+    target: int
+    seed: int
+    stream: ResidualStream
+    roles: tuple[LayerRole, ...]
+    constants: tuple[Constant, ...]
+    distances: tuple[int, ...]
+    nodes: int
+    closest: dict[str, Any] | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.weights.values())).dtype
+
+    def decoder(self) -> ResidualDecoder:
+        return self.architecture.decoder(self.config, self.weights)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes a Hugging Face checkpoint with tokenizer, dataset and construction card.
+
+        Raises:
+            CheckpointError: the folder exists.
+        """
+        from snowball.construction.card import write_counterexample
+
+        return write_counterexample(self, Path(folder))
+
+
+def counterexample(
+    dataset: Dataset,
+    *,
+    epsilon: float,
+    layers: int = 8,
+    target: int = 3,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    arch: str = "llama",
+) -> Counterexample:
+    """Builds the decoder of Theorem 1.
+
+    At every token of every input the cosine score of the target layer is epsilon and that of every
+    other layer is larger; the decoder answers every example of the dataset with its label and,
+    without the target layer, with its distractor.
+
+    Args:
+        dataset: examples with labels and distractors.
+        epsilon: score of the target, in (0, 2).
+        layers: depth L >= 3 (4 for gpt-neox, where two layers read).
+        target: index of the target layer, 1 <= target <= L - 2 (L - 3 for gpt-neox).
+        dtype: dtype of the weights: float64, float32 or bfloat16.
+        seed: seed of the sign codes.
+        arch: family of the decoder: llama, mistral, olmo, gpt2 or gpt-neox.
+
+    Raises:
+        ConstructionError: an argument is out of range, or the dtype cannot carry a margin (the
+            violated inequality, the two closest examples and a remedy are named).
+        DatasetError: two rows contradict each other along their answers.
+
+    Source: arXiv 2605.14075, Theorem 1. Proof: thm:snowball, thm:architectures.
+    """
+    architecture = _family(arch)
+    check_integers(layers=layers, target=target, seed=seed)
+    _check_arguments(epsilon, layers, target, dtype, architecture.reading_layers)
+    check_vocabulary(dataset, dtype)
+    tree = prefix_tree(dataset)
+    marks = fingerprint(tree, dataset.vocabulary_size, seed)
+    answers = answer_codes(tree, seed)
+    chosen = design(dataset, tree, marks, answers, epsilon, layers, target, dtype, architecture)
+    closest = closest_pair(tree, marks)
+    refuse_violations(chosen.constants, closest, dtype)
+    config = architecture.config_of(chosen.config)
+    plain = _plain_weights(tree, marks, answers, chosen, dtype)
+    return Counterexample(
+        architecture=architecture,
+        config=config,
+        weights=architecture.weights_of(config, plain),
+        dataset=dataset,
+        epsilon=epsilon,
+        target=target,
+        seed=seed,
+        stream=chosen.stream,
+        roles=_roles(chosen),
+        constants=chosen.constants,
+        distances=marks.distances,
+        nodes=len(tree),
+        closest=closest,
+    )
+
+
+def _family(arch: str) -> Architecture[Any]:
+    if arch not in ARCHITECTURES:
+        raise ConstructionError(f"arch must be one of {', '.join(ARCHITECTURES)}, not {arch!r}")
+    return ARCHITECTURES[arch]
+
+
+def _check_arguments(
+    epsilon: float, layers: int, target: int, dtype: torch.dtype, readers: int
+) -> None:
+    if not 0 < epsilon < 2:  # also false for NaN
+        raise ConstructionError(
+            f"epsilon must lie in (0, 2), not {epsilon}: 1 - cos never exceeds 2, and 0 is a layer "
+            "that does nothing"
+        )
+    if epsilon < sys.float_info.min:
+        raise ConstructionError(
+            f"epsilon must be at least {sys.float_info.min}, the least normal number, not {epsilon}"
+        )
+    if layers < 2 + readers:
+        after = "a reader after it" if readers == 1 else f"{readers} layers that read after it"
+        raise ConstructionError(
+            f"layers must be at least {2 + readers}, not {layers}: a layer before the target, the "
+            f"target, and {after}"
+        )
+    last = layers - 1 - readers
+    if not 1 <= target <= last:
+        why = (
+            "neither the first nor the last" if readers == 1 else "not the first and does not read"
+        )
+        raise ConstructionError(
+            f"target must lie in 1..{last} for {layers} layers, not {target}: the theorem is about "
+            f"a layer that is {why}"
+        )
+    check_dtype(dtype)
+
+
+def _plain_weights(
+    tree: PrefixTree,
+    marks: Fingerprint,
+    answers: AnswerCodes,
+    chosen: Design,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    weights = allocate_plain(chosen.config, chosen.architecture, dtype)
+    _write_embedding(weights["model.embed_tokens.weight"], marks, chosen)
+    if chosen.architecture.learned_positions:
+        _write_positions(weights["model.embed_positions.weight"], chosen)
+    for index in range(chosen.plan.layers):
+        layer = gadgets.LayerWeights.of(weights, index, chosen.stream, chosen.config.rms_norm_eps)
+        _write_layer(layer, index, chosen)
+        if index == chosen.plan.gatherer:
+            write_gather(layer, chosen.plan.norm[index], marks, chosen.reader)
+        if index == chosen.plan.reader:
+            _write_recall(layer, tree, marks, answers, chosen)
+    rows = unembedding_rows(answers, chosen.reader.readout.scale)
+    weights["lm_head.weight"][answers.tokens, chosen.stream["answer"]] = rows.to(dtype)
+    return weights
+
+
+def _write_embedding(embedding: Tensor, marks: Fingerprint, chosen: Design) -> None:
+    stream = chosen.stream
+    embedding[:, stream["const"]] = 1
+    embedding[:, stream["filler"].start] = chosen.plan.filler
+    embedding[:, stream["switch"]] = -chosen.plan.half
+    embedding[:, stream["code"]] = marks.codes.to(embedding.dtype) * code_size(marks)
+
+
+def _write_positions(table: Tensor, chosen: Design) -> None:
+    positions = gadgets.position_table(chosen.reader.gather.kernel, len(table))
+    table[:, chosen.stream["position"]] = positions.to(table.dtype)
+
+
+def _write_layer(layer: gadgets.LayerWeights, index: int, chosen: Design) -> None:
+    plan, stream = chosen.plan, chosen.stream
+    reads = index == plan.reader
+    norm = chosen.reader.recall.norm if reads else plan.norm[index]
+    if plan.angle[index] != 0:
+        gadgets.rotation(layer, norm, stream["filler"], plan.angle[index])
+    if index == plan.target:
+        gadgets.flip(layer, norm, stream["switch"], plan.half)
+    elif plan.amplifies(index) or reads:
+        gadgets.amplifier(layer, norm, stream["switch"], plan.gain_of(index))
+
+
+def _write_recall(
+    layer: gadgets.LayerWeights,
+    tree: PrefixTree,
+    marks: Fingerprint,
+    answers: AnswerCodes,
+    chosen: Design,
+) -> None:
+    plan, stream, reader = chosen.plan, chosen.stream, chosen.reader
+    # Where both wanted tokens agree the unit reads the constant, else the sign of the switch.
+    rho = layer.norm_factor(reader.recall.norm)
+    reads = torch.where(answers.agree, stream["const"].start, stream["switch"].start)
+    size = torch.where(answers.agree, 1.0, plan.switch[plan.reader]).double()
+    nodes, up = torch.arange(len(tree)), 1 / (rho * size)
+    write_recall(layer, tree, marks, reader, nodes, up, reads, answers.written)
+
+
+def _roles(chosen: Design) -> tuple[LayerRole, ...]:
+    return tuple(_role(index, chosen) for index in range(chosen.plan.layers))
+
+
+def _role(index: int, chosen: Design) -> LayerRole:
+    plan = chosen.plan
+    turn = (f"rotate filler by {math.degrees(plan.angle[index]):.4g} deg",)
+    turn = turn if plan.angle[index] != 0 else ()
+    if index == plan.target:
+        return LayerRole(
+            "target", (*turn, f"flip switch by {2 * plan.half:.6g}"), plan.score[index]
+        )
+    gathers = f"gather {chosen.config.num_attention_heads} tokens"
+    if index == plan.reader:
+        nodes = chosen.config.intermediate_size // chosen.architecture.units_per_map - 3
+        work = (
+            *turn,
+            f"amplify switch x {plan.reader_gain:.6g}",
+            *((gathers,) if plan.gatherer == plan.reader else ()),
+            f"recall {nodes} nodes",
+        )
+        return LayerRole("reader", work, plan.score[index])
+    if index == plan.gatherer:
+        work = (*turn, f"amplify switch x {plan.gain_of(index):.6g}", gathers)
+        return LayerRole("gatherer", work, plan.score[index])
+    if plan.amplifies(index):
+        work = (*turn, f"amplify switch x {plan.gain_of(index):.6g}")
+        return LayerRole("amplifier", work, plan.score[index])
+    return LayerRole("filler", turn, plan.score[index])

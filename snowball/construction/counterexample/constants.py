@@ -1,0 +1,158 @@
+"""Every constant of the construction of Theorem 1, derived from epsilon, the data and the dtype.
+
+Each constant carries the inequality that it has to satisfy; nothing here is chosen by taste.
+Symbols: C, q, h, U, R as in `schedule`; `eps` the resolution of the dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from snowball.construction.counterexample.schedule import Schedule, schedule
+from snowball.construction.gadgets import layer_gadgets as gadgets
+from snowball.construction.gadgets.residual_stream import ResidualStream
+from snowball.construction.reader.answer_codes import AnswerCodes
+from snowball.construction.reader.fingerprint import Fingerprint
+from snowball.construction.reader.prefix_tree import PrefixTree
+from snowball.construction.reader.reader_design import (
+    INTERNAL,
+    Constant,
+    ReaderDesign,
+    Surroundings,
+    code_square,
+    decoder_config,
+    head_dim,
+    reader_design,
+    residual_stream,
+)
+from snowball.data.dataset import Dataset
+from snowball.decoders.architectures.architecture import Architecture
+from snowball.decoders.decoder import DecoderConfig
+
+# A sum of log-likelihoods must not turn around when an amplifier is missing, and with it this
+# factor of every logit; an argmax never does.
+_MULTIPLE_CHOICE_GAIN = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """All constants of one construction; `config` has the sizes of its plain weights."""
+
+    architecture: Architecture[Any]
+    config: DecoderConfig
+    stream: ResidualStream
+    plan: Schedule
+    reader: ReaderDesign
+    constants: tuple[Constant, ...]
+
+
+def design(
+    dataset: Dataset,
+    tree: PrefixTree,
+    marks: Fingerprint,
+    answers: AnswerCodes,
+    epsilon: float,
+    layers: int,
+    target: int,
+    dtype: torch.dtype,
+    architecture: Architecture[Any],
+) -> Design:
+    """Derives every constant; the caller has to see that each `holds`."""
+    largest_gain = _MULTIPLE_CHOICE_GAIN if dataset.multiple_choice else math.inf
+    positions = head_dim(marks) if architecture.learned_positions else 0
+    carried = code_square(marks) + gadgets.position_square(positions // 2)
+    readers = architecture.reading_layers
+    plan = schedule(epsilon, layers, target, carried, largest_gain, dtype, readers)
+    stream = residual_stream(marks, answers, switches=1, positions=positions)
+    config = decoder_config(
+        dataset, tree, marks, stream, layers, len(tree), architecture=architecture
+    )
+    around = Surroundings(
+        norm=plan.norm[plan.reader],
+        left_norm=plan.last_norm,
+        context_square=plan.context_square,
+        answer_square=plan.answer_square,
+        units=architecture.units_per_map * len(tree),
+        gain=plan.gain,
+        spare=_MULTIPLE_CHOICE_GAIN if dataset.multiple_choice else 1.0,
+        largest=2,
+        gather_norm=plan.norm[plan.gatherer],
+        positions=positions,
+    )
+    reader = reader_design(dataset, tree, marks, answers, config, around, dtype)
+    return Design(
+        architecture=architecture,
+        config=config,
+        stream=stream,
+        plan=plan,
+        reader=reader,
+        constants=(*_schedule_constants(plan, carried, dtype), *reader.constants),
+    )
+
+
+def _schedule_constants(plan: Schedule, carried: float, dtype: torch.dtype) -> tuple[Constant, ...]:
+    number = torch.finfo(dtype)
+    growth = plan.least_growth() - 1
+    others = [plan.score[k] for k in range(plan.reader) if k != plan.target]
+    others += [plan.gatherer_score_bound()] if plan.gatherer < plan.reader else []
+    larger, wider = "a larger epsilon, or float64", "a smaller epsilon, or a wider dtype"
+    return (
+        Constant(
+            symbol="U",
+            value=plan.filler,
+            meaning="length of the filler",
+            inequality="(1 + |code|^2) / C <= q/8, so that the filler holds the norm",
+            left=(1 + carried) / plan.base_square,
+            right=plan.free / 8,
+            remedy=INTERNAL,
+        ),
+        Constant(
+            symbol="h",
+            value=plan.half,
+            meaning="size of the switch before amplification",
+            inequality="2^24 times the smallest normal number <= h",
+            left=number.tiny * 2**24,
+            right=plan.half,
+            remedy=larger,
+        ),
+        Constant(
+            symbol="g",
+            value=plan.gain,
+            meaning="gain of each amplifier",
+            inequality="2 eps <= growth of the divergence per layer (for epsilon <= 1/2)",
+            left=2 * number.eps if plan.epsilon <= 0.5 else 0.0,
+            right=max(growth, 0.0),
+            remedy="fewer layers after the target, a smaller epsilon, or a wider dtype",
+        ),
+        Constant(
+            symbol="g_reader",
+            value=plan.reader_gain,
+            meaning="gain of the reader",
+            inequality="g_reader <= 2^-24 times the largest number",
+            left=plan.reader_gain,
+            right=number.max / 2**24,
+            remedy=larger,
+        ),
+        Constant(
+            symbol="c_others",
+            value=min(others),
+            meaning="least score of another layer before the reader",
+            inequality="epsilon + 4 eps <= c_others",
+            left=plan.epsilon + 4 * number.eps,
+            right=min(others),
+            remedy=wider,
+        ),
+        Constant(
+            symbol="c_reader",
+            value=plan.reader_score_bound(),
+            meaning="lower bound on the score of the reader",
+            inequality="epsilon + 4 eps <= c_reader",
+            left=plan.epsilon + 4 * number.eps,
+            right=plan.reader_score_bound(),
+            remedy=wider,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""What layers are made of: the residual stream and the weights that act on it."""

@@ -1,0 +1,1 @@
+"""Theorem 3: one layer that every proxy ranks last decides every answer."""

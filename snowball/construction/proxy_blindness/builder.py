@@ -1,0 +1,387 @@
+"""Theorem 3 as a builder: a layer that decides every answer, and that every proxy ranks last.
+
+Every layer before the reader turns its own switch; all but the target also write a coordinate of
+their own, their *growth*, so that they change the norm, and hold a share of the confidence with
+which answers are given. The target does neither. Its switch decides a near tie between label and
+distractor. Each family of proxies may also be left unfooled; then they rank the target first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from snowball.construction.building import (
+    ConstructionError,
+    allocate,
+    check_dtype,
+    check_integers,
+    check_vocabulary,
+    closest_pair,
+    refuse_violations,
+)
+from snowball.construction.gadgets import layer_gadgets as gadgets
+from snowball.construction.gadgets.residual_stream import ResidualStream
+from snowball.construction.proxy_blindness.answer_sizes import AnswerSizes, Wanted
+from snowball.construction.proxy_blindness.families import FAMILIES, Family, Parts
+from snowball.construction.proxy_blindness.layer_sizes import LayerSizes
+from snowball.construction.proxy_blindness.switch_forms import GATE_SHARE, Form, RecallWriter
+from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes
+from snowball.construction.reader.fingerprint import Fingerprint, fingerprint
+from snowball.construction.reader.prefix_tree import prefix_tree
+from snowball.construction.reader.reader_design import (
+    Constant,
+    ReaderDesign,
+    ReadoutDesign,
+    Surroundings,
+    code_size,
+    code_square,
+    decoder_config,
+    gather_design,
+    recall_design,
+    residual_stream,
+)
+from snowball.construction.reader.reader_weights import write_gather, write_unembedding
+from snowball.data.dataset import Dataset
+from snowball.decoders.decoder import Decoder, DecoderConfig
+
+
+@dataclass(frozen=True)
+class ProxyBlindModel:
+    """A decoder whose layer `target` decides every answer, least important by the `fooled` proxies.
+
+    `scores` are the cosine scores of all layers by their closed form; that of the reader, the last
+    one, leaves out what it adds to context and answer.
+    """
+
+    config: DecoderConfig
+    weights: dict[str, Tensor]
+    dataset: Dataset
+    epsilon: float
+    target: int
+    fooled: frozenset[Family]
+    scores: tuple[float, ...]
+    seed: int
+    stream: ResidualStream
+    constants: tuple[Constant, ...]
+
+    @property
+    def layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights["lm_head.weight"].dtype
+
+    def decoder(self) -> Decoder:
+        return Decoder(self.config, self.weights)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes a Hugging Face Llama checkpoint with tokenizer, dataset and `snowball.json`.
+
+        Raises:
+            CheckpointError: the folder exists.
+        """
+        from snowball.construction.proxy_blindness.card import write_proxy_blind
+
+        return write_proxy_blind(self, Path(folder))
+
+
+def largest_epsilon(layers: int) -> float:
+    """The theorem holds for every epsilon up to `1 / (80 (layers - 2))`."""
+    return 1 / (80 * (layers - 2))
+
+
+def proxy_blind(
+    dataset: Dataset,
+    *,
+    layers: int = 8,
+    target: int = 3,
+    epsilon: float = 1e-6,
+    fooled: Set[Family] = FAMILIES,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> ProxyBlindModel:
+    """Builds the decoder of Theorem 3.
+
+    Its layer `target` has the cosine score epsilon at every token of every input and is strictly
+    the least important one by cosine score, angular distance, norm ratio, size of the update,
+    change of the perplexity, KL divergence, first-order Taylor score and magnitude of its weights.
+    Without it every answer is the distractor; without any other layers but the last, all of them
+    included, every answer is the label.
+
+    A family of proxies that is not `fooled` ranks the target first of all layers but the reader:
+    then epsilon is the cosine score of the others, if it is cosine, and answers follow the target
+    with any *one* layer removed. Size of update and magnitude are promised if all are fooled.
+
+    Args:
+        dataset: open answers, or choices whose labels and distractors are single tokens.
+        layers: the depth L >= 3; the last layer reads.
+        target: a layer of 0..L-2.
+        epsilon: in (0, `largest_epsilon(layers)`]; less where loss or Taylor are not fooled.
+        fooled: the families of proxies that are to rank the target last, by default all.
+        dtype: dtype of the weights: float64, float32 or bfloat16.
+        seed: seed of the sign codes.
+
+    Raises:
+        ConstructionError: an argument is out of range, choices have several tokens, or the dtype
+            cannot carry a margin.
+        DatasetError: two rows contradict each other along their answers.
+
+    Proof: thm:proxy-blindness, thm:proxy-families.
+    """
+    check_integers(layers=layers, target=target, seed=seed)
+    _check_arguments(dataset, layers, target, epsilon, fooled, dtype)
+    check_vocabulary(dataset, dtype)
+    tree = prefix_tree(dataset)
+    marks = fingerprint(tree, dataset.vocabulary_size, seed)
+    answers = answer_codes(tree, seed, tied=True)
+    parts = Parts(target, layers, frozenset(fooled))
+    wanted = Wanted.of(tree, answers, dataset)
+    sizes = parts.answer_sizes(wanted)
+    step = _step_constant(sizes, epsilon)
+    if not step.holds:
+        raise ConstructionError(
+            f"with these examples and {sorted(fooled)} fooled epsilon must be at most "
+            f"{step.right:.6g}, half of q, the {step.meaning}, not {epsilon}"
+        )
+    plan = parts.layer_sizes(epsilon, sizes.step, 1 + code_square(marks), dtype)
+    units = parts.units(len(tree), int((~answers.agree).sum()))
+    stream = residual_stream(marks, answers, switches=layers, filler=0, growth=layers)
+    config = decoder_config(dataset, tree, marks, stream, layers, units)
+    around = _surroundings(plan, parts, sizes, wanted, units, dtype)
+    gather = gather_design(tree, marks, config, around, dtype)
+    recall = recall_design(marks, config, around, gather, dtype)
+    reader = ReaderDesign(gather, recall, _readout(plan, sizes, answers, around, stream))
+    own = _constants(parts, plan, sizes, wanted, dtype)
+    constants = (step, *own, *reader.constants)
+    refuse_violations(constants, closest_pair(tree, marks), dtype)
+
+    weights = allocate(config, dtype)
+    _write_embedding(weights["model.embed_tokens.weight"], marks, plan, stream)
+    for index in range(layers):
+        layer = gadgets.LayerWeights.of(weights, index, stream)
+        reads = index == parts.reader
+        _write_layer(layer, index, recall.norm if reads else plan.norms[index], plan)
+        if reads:
+            write_gather(layer, plan.norms[index], marks, reader)
+            writer = RecallWriter(layer, tree, marks, reader, plan.halves)
+            _write_answers(writer, answers, parts, sizes)
+    # Without the reader all other logits are 0, and BOS, which is no answer, is emitted.
+    head, norm = weights["lm_head.weight"], plan.norms[parts.reader]
+    write_unembedding(head, stream, answers, reader, idle=dataset.bos, norm=norm)
+    return ProxyBlindModel(
+        config=config,
+        weights=weights,
+        dataset=dataset,
+        epsilon=epsilon,
+        target=target,
+        fooled=parts.fooled,
+        scores=plan.scores,
+        seed=seed,
+        stream=stream,
+        constants=constants,
+    )
+
+
+def _check_arguments(
+    dataset: Dataset,
+    layers: int,
+    target: int,
+    epsilon: float,
+    fooled: Set[Family],
+    dtype: torch.dtype,
+) -> None:
+    if layers < 3:
+        raise ConstructionError(
+            f"{layers} layers: at least 3 are needed, the target, another one and the reader"
+        )
+    if not 0 <= target <= layers - 2:
+        raise ConstructionError(f"target must lie in 0..{layers - 2}, not {target}")
+    if not 0 < epsilon <= largest_epsilon(layers):  # also false for NaN
+        raise ConstructionError(
+            f"epsilon must lie in (0, 1 / (80 (layers - 2))] = (0, {largest_epsilon(layers):.6g}], "
+            f"not {epsilon}"
+        )
+    if isinstance(fooled, str) or not isinstance(fooled, Set):
+        raise ConstructionError(f"fooled must be a set of families of proxies, not {fooled!r}")
+    if unknown := sorted(fooled - FAMILIES):
+        raise ConstructionError(
+            f"{unknown[0]!r} is no family of proxies; there are {', '.join(sorted(FAMILIES))}"
+        )
+    check_dtype(dtype)
+    if dataset.multiple_choice and dataset.ends_with_eos:
+        raise ConstructionError(
+            "label and distractor nearly tie, so that choices of several tokens are decided by "
+            "their lengths and not by the target; give choices of one token, or open answers "
+            "(prompt, label, distractor)"
+        )
+
+
+def _surroundings(
+    plan: LayerSizes,
+    parts: Parts,
+    sizes: AnswerSizes,
+    wanted: Wanted,
+    units: int,
+    dtype: torch.dtype,
+) -> Surroundings:
+    """Context and answer so small that they move no norm by more than rounding.
+
+    Units of other nodes may move a difference of two logits by a 32nd of the least lead: together
+    they write `largest / (128 gain)` to each answer coordinate, which is worth kappa.
+    """
+    norm = plan.norms[parts.reader]
+    added = norm**2 * sizes.step * torch.finfo(dtype).eps / 8
+    # Entries of `code_a + code_b`, and of what the lead, or a part of its square, writes.
+    largest = max(2.0, 2 / GATE_SHARE * sizes.lead / sizes.confidence)
+    least_lead = sizes.lead * wanted.least_apart
+    gain = max(1.0, sizes.confidence * wanted.width * largest / (2 * least_lead))
+    if not (parts.lead_is_steep and parts.confidence_is_steep):
+        # Where a layer is missing a gate of other nodes is half of what it was, and a bit less.
+        gain = (128 * units * gain) ** 2.5 / (128 * units)
+    return Surroundings(
+        norm=norm,
+        left_norm=math.sqrt(plan.norms[-1] ** 2 + 2 * added),
+        context_square=added,
+        answer_square=added,
+        units=units,
+        gain=gain,
+        largest=largest,
+    )
+
+
+def _readout(
+    plan: LayerSizes,
+    sizes: AnswerSizes,
+    answers: AnswerCodes,
+    around: Surroundings,
+    stream: ResidualStream,
+) -> ReadoutDesign:
+    """An unembedding in which a unit of a product of codes is worth the confidence."""
+    # The squared size of an entry, and a quarter for the leaks of silent units.
+    answer_size = math.sqrt(around.answer_square / (1.25 * around.largest**2 * answers.width))
+    seen = gadgets.norm_factor(stream.width, plan.norms[-1]) * answer_size
+    return ReadoutDesign(answer_size, sizes.confidence / seen, ())
+
+
+def _constants(
+    parts: Parts,
+    plan: LayerSizes,
+    sizes: AnswerSizes,
+    wanted: Wanted,
+    dtype: torch.dtype,
+) -> tuple[Constant, ...]:
+    number, double = torch.finfo(dtype), torch.finfo(torch.float64)
+    sums = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    logit = sizes.confidence * (2 * wanted.width - wanted.least_apart)
+    logit += sizes.lead / 2 * wanted.most_apart
+    least_lead = sizes.lead * wanted.least_apart
+    half = min(plan.halves)
+    grown = [(w / norm) ** 2 for w, norm in zip(plan.growths, plan.norms, strict=False)]
+    apart = min(abs(grown[parts.target] - grown[other]) for other in parts.others)
+    turned = max(2 * (plan.halves[k] / plan.norms[k]) ** 2 for k in range(parts.reader))
+    return (
+        Constant(
+            symbol="h",
+            value=half,
+            meaning="smallest switch",
+            inequality="2^24 times the smallest normal number <= h",
+            left=number.tiny * 2**24,
+            right=half,
+            remedy="a larger epsilon, or float64",
+        ),
+        Constant(
+            symbol="g",
+            value=apart,
+            meaning="difference of the growths of squared norms of the target and any other layer",
+            inequality="8 (2 h^2 / R^2 eps + 4 eps(float64)) <= g, what rounding makes of norms",
+            left=8 * (turned * number.eps + 4 * double.eps),
+            right=apart,
+            remedy="a larger epsilon, a wider dtype, or all proxies fooled",
+        ),
+        Constant(
+            symbol="x",
+            value=least_lead,
+            meaning="lead of the wanted token over the other one, in logits",
+            inequality="4 (eps + p eps(sums)) (largest logit) <= x",
+            left=4 * (number.eps + wanted.width * sums) * logit,
+            right=least_lead,
+            remedy="fewer layers, or a wider dtype",
+        ),
+        *_steep_lead_constants(parts, sizes, wanted),
+    )
+
+
+def _step_constant(sizes: AnswerSizes, epsilon: float) -> Constant:
+    return Constant(
+        symbol="q",
+        value=sizes.step,
+        meaning="share of the squared norm that a layer other than the target may add",
+        inequality="epsilon <= q / 2",
+        left=epsilon,
+        right=sizes.step / 2,
+        remedy="a smaller epsilon",
+    )
+
+
+def _steep_lead_constants(parts: Parts, sizes: AnswerSizes, wanted: Wanted) -> tuple[Constant, ...]:
+    """A decided answer has a slope by the lead only as long as the other one is not improbable."""
+    if parts.fooled & {"loss", "taylor"}:
+        return ()
+    return (
+        Constant(
+            symbol="X",
+            value=sizes.lead * wanted.most_apart,
+            meaning="largest lead whose slope Taylor scores are to feel, in logits",
+            inequality="X <= 7/2",
+            left=sizes.lead * wanted.most_apart,
+            right=7 / 2,
+            remedy="another seed, or loss or taylor fooled",
+        ),
+    )
+
+
+def _write_embedding(
+    embedding: Tensor, marks: Fingerprint, plan: LayerSizes, stream: ResidualStream
+) -> None:
+    dtype = embedding.dtype
+    embedding[:, stream["const"]] = 1
+    embedding[:, stream["switch"]] = -torch.tensor(plan.halves, dtype=torch.float64).to(dtype)
+    embedding[:, stream["code"]] = marks.codes.to(dtype) * code_size(marks)
+
+
+def _write_layer(layer: gadgets.LayerWeights, index: int, norm: float, plan: LayerSizes) -> None:
+    switch, growth = (layer.stream[name].start + index for name in ("switch", "growth"))
+    gadgets.flip(layer, norm, slice(switch, switch + 1), plan.halves[index])
+    if plan.growths[index]:
+        gadgets.grow(layer, norm, slice(growth, growth + 1), plan.growths[index])
+
+
+def _write_answers(
+    writer: RecallWriter, answers: AnswerCodes, parts: Parts, sizes: AnswerSizes
+) -> None:
+    """The confidence on all nodes, less where others are missing, and the lead where tokens differ.
+
+    The lead is 1 with the target and `1 - 2 = -1` without it.
+    """
+    right, wrong = (
+        answers.codes[torch.searchsorted(answers.tokens, tokens)].double()
+        for tokens in (writer.tree.with_target, writer.tree.without_target)
+    )
+    sure = right + wrong.masked_fill(answers.agree[:, None], 0)
+    writer.write_less(
+        torch.arange(len(sure)),
+        sure,
+        sizes.share,
+        Form.missing(parts.others),
+        steep=parts.confidence_is_steep,
+    )
+    differ = (~answers.agree).nonzero().flatten()
+    lead = sizes.lead / (2 * sizes.confidence) * (right - wrong)[differ]
+    writer.write_less(differ, lead, 2.0, Form.missing([parts.target]), steep=parts.lead_is_steep)

@@ -1,0 +1,1 @@
+"""The last layer of every model: it gathers the prompt and recalls the answer."""

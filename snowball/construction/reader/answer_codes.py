@@ -1,0 +1,98 @@
+"""Codes of the answer tokens: rows of the unembedding, and what recall writes into the stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, Int8
+from torch import Tensor
+
+from snowball.construction.reader.fingerprint import sign_codes
+from snowball.construction.reader.prefix_tree import PrefixTree
+
+_BLOCK = 2048
+_WIDEST_CODE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCodes:
+    """Sign codes of the tokens that some node wants, and the smallest gap between their logits.
+
+    Recall writes `written_i * (+1 with the target, -1 without)` for node i where the two wanted
+    tokens a and b differ (`written_i = code_a - code_b`), and `code_a` always where they agree.
+    `gap` is the smallest difference between the product of the written vector with the code of the
+    wanted token and its product with the row of any other token (zero for tokens never wanted).
+    If they are `tied`, it is also that of both tokens of `code_a + code_b` against all others.
+    """
+
+    tokens: Int[Tensor, " answers"]
+    codes: Int8[Tensor, "answers width"]
+    written: Int8[Tensor, "nodes width"]
+    agree: Bool[Tensor, " nodes"]
+    gap: int
+
+    @property
+    def width(self) -> int:
+        return self.codes.shape[1]
+
+
+def answer_codes(tree: PrefixTree, seed: int, *, tied: bool = False) -> AnswerCodes:
+    """Codes of the least width (grown by quarters) at which the gap is at least half the width.
+
+    Up to 64 answer tokens get orthogonal codes, whose gap is the whole width. `tied` says that the
+    two tokens of a node are also written together, as `code_a + code_b`.
+
+    Raises:
+        ValueError: no width in reach gives that gap.
+    """
+    tokens, index = torch.cat((tree.with_target, tree.without_target)).unique(return_inverse=True)
+    wanted = index.view(2, -1)
+    width = max(4, 1 << (len(tokens) - 1).bit_length()) if len(tokens) <= 64 else 96
+    while width <= _WIDEST_CODE:
+        codes = sign_codes(len(tokens), width, seed)
+        # A token may be written alone, too, where the answer does not depend on the layers.
+        alone = wanted.flatten().unique().expand(2, -1)
+        gap = _smallest_gap(codes, torch.cat((wanted.unique(dim=1), alone), dim=1))
+        if tied:
+            gap = min(gap, _smallest_tied_gap(codes, wanted.unique(dim=1)))
+        if 2 * gap >= width:
+            agree = wanted[0] == wanted[1]
+            other = codes[wanted[1]] * ~agree[:, None]
+            return AnswerCodes(tokens, codes, codes[wanted[0]] - other, agree, gap)
+        width = -(-width * 5 // 4 // 32) * 32
+    raise ValueError(f"{len(tokens)} answer tokens have no codes of {_WIDEST_CODE} signs or fewer")
+
+
+def _smallest_gap(codes: Int8[Tensor, "answers width"], pairs: Int[Tensor, "2 pairs"]) -> int:
+    """Smallest gap over the pairs, in both directions, against every answer and the zero row."""
+    real = codes.float()  # products of signs are integers far below 2^24: exact
+    gaps = [codes.shape[1]]
+    for first, second in (pairs, pairs.flip(0)):
+        for start in range(0, len(first), _BLOCK):
+            a, b = first[start : start + _BLOCK], second[start : start + _BLOCK]
+            written = real[a] - real[b] * (a != b)[:, None]
+            products = written @ real.T
+            own = products.gather(1, a[:, None])
+            others = products.scatter(1, a[:, None], -torch.inf).amax(1, keepdim=True)
+            gaps.append(int((own - others.clamp(min=0)).min()))
+    return min(gaps)
+
+
+def _smallest_tied_gap(codes: Int8[Tensor, "answers width"], pairs: Int[Tensor, "2 pairs"]) -> int:
+    """Smallest gap of `code_a + code_b`, equal for both, over the pairs with a != b."""
+    real = codes.float()
+    gaps = [codes.shape[1]]
+    first, second = pairs[:, pairs[0] != pairs[1]]
+    for a, b in zip(first.split(_BLOCK), second.split(_BLOCK), strict=True):
+        products = (real[a] + real[b]) @ real.T
+        own = products.gather(1, a[:, None])
+        both = torch.stack((a, b), dim=1)
+        others = products.scatter(1, both, -torch.inf).amax(1, keepdim=True)
+        gaps.append(int((own - others.clamp(min=0)).min()))
+    return min(gaps)
+
+
+def unembedding_rows(answers: AnswerCodes, scale: float) -> Float[Tensor, "answers width"]:
+    """Rows of the unembedding on the answer subspace, `scale * code`, in float64."""
+    return answers.codes.double() * scale

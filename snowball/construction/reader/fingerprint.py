@@ -1,0 +1,234 @@
+"""Fingerprints that tell the nodes of a prefix tree apart: which tokens to look at, their codes.
+
+A *fingerprint* is the concatenation of the sign codes of the tokens at a few distances from the end
+of a sequence. Two nodes are *separated* by `t` if the codes of their tokens differ in at least `t`
+signs in total, counted only over distances that lie inside both (BOS included). The last condition
+makes the separation independent of what an attention head reads where the distance lies before BOS.
+
+Proof: lem:separation, lem:recall-gate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int8
+from torch import Tensor
+
+from snowball.construction.reader.prefix_tree import PrefixTree
+from snowball.errors import SnowballError
+
+LEAST_CODE_WIDTH = 16
+# Rows per block of the Gram matrix, and pairs looked at before distances are added.
+_BLOCK, _PAIRS = 2048, 2048
+# Gate weights up to the code width are exact in bfloat16, whose significand has 8 bits.
+_WIDEST_CODE = 256
+# Up to this many tokens 16 signs leave few pairs of tokens with (nearly) the same code; such pairs
+# are told apart at a further distance, or by wider codes.
+_FEW_TOKENS = 512
+# Planes of RoPE that a kernel is made of at most, so that its linear program stays small; the
+# widest heads of Llama models have as many.
+_MOST_PLANES = _WIDEST_CODE // 2
+
+
+class SeparationError(SnowballError):
+    """No code width in reach separates the nodes of a dataset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Codes and distances that separate every two nodes by at least `separation` signs.
+
+    `closest` names the two nodes with the smallest number of differing signs, `None` for one node.
+    """
+
+    codes: Int8[Tensor, "vocabulary width"]
+    distances: tuple[int, ...]
+    separation: int
+    closest: tuple[int, int] | None
+    closest_signs: int | None
+
+    @property
+    def width(self) -> int:
+        return self.codes.shape[1]
+
+    @property
+    def heads(self) -> int:
+        return len(self.distances)
+
+
+def sign_codes(count: int, width: int, seed: int) -> Int8[Tensor, "count width"]:
+    """`count` rows of `width` signs, the first sign of each +1, deterministic in the seed.
+
+    Rows of a Hadamard matrix where there is one with enough rows (any two differ in exactly width/2
+    signs), else random signs (any two differ in width/2 +- sqrt(width)/2 signs).
+    """
+    if count <= width and width & (width - 1) == 0:
+        from scipy.linalg import hadamard
+
+        return torch.from_numpy(hadamard(width)[:count].astype(np.int8))
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (count, width), generator=generator, dtype=torch.int8) * 2 - 1
+    signs[:, 0] = 1
+    return signs
+
+
+def fingerprint(tree: PrefixTree, vocabulary_size: int, seed: int) -> Fingerprint:
+    """Chooses code width and distances so that all nodes are separated by width/8 signs.
+
+    Starts with distance 0 and adds, as long as two nodes are not separated, the distances at which
+    most of the pairs found so far differ; doubles the width where codes themselves are too close.
+    The separation only grows with further distances, so one complete scan without a find is proof.
+
+    Raises:
+        SeparationError: two nodes are not separated at the widest code.
+    """
+    width = LEAST_CODE_WIDTH if vocabulary_size <= _FEW_TOKENS else 32
+    while True:
+        codes = sign_codes(vocabulary_size, width, seed)
+        try:
+            return _choose_distances(tree, codes, separation=width // 8)
+        except _CodesTooClose as close:
+            if width >= _WIDEST_CODE:
+                raise SeparationError(
+                    f"{tree.source[close.first]} and {tree.source[close.second]} cannot be told "
+                    f"apart by {width}-sign codes with seed {seed}; try another seed"
+                ) from None
+            width *= 2
+
+
+class _CodesTooClose(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(first, second)
+        self.first, self.second = first, second
+
+
+def _choose_distances(
+    tree: PrefixTree, codes: Int8[Tensor, "vocabulary width"], separation: int
+) -> Fingerprint:
+    distances = [0]
+    while True:
+        pairs, closest, signs = _close_pairs(tree, codes, sorted(distances), separation)
+        if len(pairs) == 0:
+            return Fingerprint(codes, tuple(sorted(distances)), separation, closest, signs)
+        distances += _separating_distances(tree, codes, pairs, distances, separation)
+
+
+def _close_pairs(
+    tree: PrefixTree,
+    codes: Int8[Tensor, "vocabulary width"],
+    distances: list[int],
+    separation: int,
+) -> tuple[Int[Tensor, "pairs 2"], tuple[int, int] | None, int | None]:
+    """Pairs of nodes below the separation (the scan stops early once it has many), and the closest.
+
+    The differing signs of nodes i and j are `(width * c - X_i . X_j) / 2` with X the signs, zero
+    beyond BOS, and c = min(c_i, c_j) the number of distances inside both.
+    """
+    nodes = torch.arange(len(tree))
+    # A scattered order makes the pairs of an early stop typical of the whole.
+    order = torch.randperm(len(tree), generator=torch.Generator().manual_seed(0))
+    seen = tree.tokens_at(nodes, torch.tensor(distances))[order]
+    signs = (codes[seen.clamp(min=0)] * (seen >= 0)[..., None]).flatten(1).float()
+    inside = (seen >= 0).sum(1)
+    found, closest, fewest = [], None, None
+    for start in range(0, len(tree), _BLOCK):
+        rows = slice(start, min(start + _BLOCK, len(tree)))
+        common = torch.minimum(inside[rows, None], inside[None, start:])
+        differing = (codes.shape[1] * common - signs[rows] @ signs[start:].T) / 2
+        # Each pair once: only columns after the row.
+        differing += torch.full_like(differing, math.inf).tril()
+        smallest = int(differing.argmin())
+        i, j = divmod(smallest, differing.shape[1])
+        if math.isfinite(value := float(differing[i, j])) and (fewest is None or value < fewest):
+            closest, fewest = (int(order[start + i]), int(order[start + j])), int(value)
+        close = (differing < separation).nonzero()
+        found.append(order[close + start])
+        if sum(map(len, found)) >= _PAIRS:
+            break
+    return torch.cat(found)[:_PAIRS], closest, fewest
+
+
+def _separating_distances(
+    tree: PrefixTree,
+    codes: Int8[Tensor, "vocabulary width"],
+    pairs: Int[Tensor, "pairs 2"],
+    taken: list[int],
+    separation: int,
+) -> list[int]:
+    """Distances that, added to those taken, separate all given pairs (greedily, most pairs first).
+
+    Raises:
+        _CodesTooClose: a pair differs in too few signs over all its distances.
+    """
+    every = torch.arange(tree.longest + 1)
+    first, second = (tree.tokens_at(pairs[:, side], every) for side in (0, 1))
+    useful = (first != second) & (first >= 0) & (second >= 0)
+    missing = torch.full((len(pairs),), separation)
+    added: list[int] = []
+
+    def look_at(distance: int) -> None:
+        a, b = (codes[side[:, distance].clamp(min=0)] for side in (first, second))
+        differing = ((a != b).sum(1)) * useful[:, distance]
+        missing.sub_(differing)
+        useful[:, distance] = False
+
+    for distance in taken:
+        look_at(distance)
+    while (open_pairs := missing > 0).any():
+        votes = useful[open_pairs].sum(0)
+        if (without := open_pairs & ~useful.any(1)).any():
+            raise _CodesTooClose(*pairs[without.nonzero()[0, 0]].tolist())
+        added.append(int(votes.argmax()))
+        look_at(added[-1])
+    return added
+
+
+@dataclass(frozen=True, slots=True)
+class SharpKernel:
+    """A positional attention score `K(x) = sum_m a_m cos(theta_m x)` that peaks at x = 0.
+
+    `K(0) = 1` and `K(x) <= 1 - sharpness` for every integer x with 0 < |x| <= `longest`, where
+    `theta_m = rope_theta^(-2m / head_dim)` are the frequencies of RoPE.
+    """
+
+    amplitudes: Float[Tensor, " frequencies"]
+    frequencies: Float[Tensor, " frequencies"]
+    sharpness: float
+    longest: int
+
+
+def sharpest_kernel(head_dim: int, rope_theta: float, longest: int) -> SharpKernel:
+    """The kernel of largest sharpness that RoPE can express, by linear programming.
+
+    maximise g subject to `sum_m a_m (1 - cos(theta_m x)) >= g` for x = 1..longest, `a >= 0`,
+    `sum a = 1`. Wide heads use some of their planes only, from the fastest to the slowest.
+    """
+    half = head_dim // 2
+    frequencies = rope_theta ** (-2.0 * np.arange(half) / head_dim)
+    used = np.unique(np.linspace(0, half - 1, min(half, _MOST_PLANES)).round().astype(np.int64))
+    drop = 1 - np.cos(np.arange(1, max(longest, 1) + 1)[:, None] * frequencies[used])
+    from scipy.optimize import linprog
+
+    solution = linprog(
+        c=np.r_[np.zeros(len(used)), -1.0],
+        A_ub=np.c_[-drop, np.ones(len(drop))],
+        b_ub=np.zeros(len(drop)),
+        A_eq=np.r_[np.ones(len(used)), 0.0][None],
+        b_eq=[1.0],
+        bounds=[(0, None)] * len(used) + [(None, None)],
+    )
+    if not solution.success:
+        raise RuntimeError(f"the linear program of the kernel failed: {solution.message}")
+    found = np.clip(solution.x[:-1], 0, None)
+    found /= found.sum()
+    # The sharpness that these amplitudes have, not the one that the solver reports.
+    sharpness = float((drop @ found).min())
+    amplitudes = np.zeros(half)
+    amplitudes[used] = found
+    return SharpKernel(
+        torch.from_numpy(amplitudes), torch.from_numpy(frequencies), sharpness, longest
+    )

@@ -1,0 +1,1 @@
+"""Theorem 2: any scores with any behaviour under every set of removals."""

@@ -1,0 +1,1 @@
+"""The families of architectures in which a decoder is written and read."""

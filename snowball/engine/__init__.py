@@ -1,0 +1,1 @@
+"""Every removal of a pretrained decoder in one pass."""

@@ -1,0 +1,202 @@
+"""Greedy generation by the intact model and all removals at once, with one key-value cache each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from snowball.engine.ablation import AblationEngine, AblationError, as_slice
+from snowball.engine.removal import Part
+from snowball.tasks.item import TokenIds
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+Silent = frozenset[Part]
+# Says of the tokens generated so far whether the answer has ended.
+Finished = Callable[[Sequence[int]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The tokens that each removal generates for one prompt, in the order of the removals."""
+
+    prompt: int
+    tokens: tuple[TokenIds, ...]
+
+
+@torch.inference_mode()
+def generate(
+    engine: AblationEngine,
+    prompts: Sequence[TokenIds],
+    sources: Sequence[str],
+    new_tokens: int,
+    finished: Finished,
+) -> Iterator[list[Generated]]:
+    """Continues every prompt greedily with every removal, one batch of prompts after the other.
+
+    The prompts pass the layers as one growing batch; then each removal continues its own text. A
+    row stops where `finished`, which sees its new tokens, says so, or after `new_tokens`.
+
+    Raises:
+        AblationError: a prompt and its answer would exceed the model's context.
+    """
+    check_lengths(engine, prompts, sources, new_tokens)
+    for batch in _batches(engine, prompts):
+        yield _generate_batch(engine, batch, [prompts[i] for i in batch], new_tokens, finished)
+
+
+def check_lengths(
+    engine: AblationEngine, prompts: Sequence[TokenIds], sources: Sequence[str], new_tokens: int
+) -> None:
+    """Raises AblationError if a prompt and its answer would exceed the model's context."""
+    limit = engine.stack.context_length
+    for prompt, source in zip(prompts, sources, strict=True):
+        if limit is not None and len(prompt) + new_tokens > limit:
+            raise AblationError(
+                f"{source}: {len(prompt)} tokens and {new_tokens} new ones, but the model reads at "
+                f"most {limit}; leave the item out or generate fewer"
+            )
+
+
+def _batches(engine: AblationEngine, prompts: Sequence[TokenIds]) -> list[list[int]]:
+    """Prompts of similar length; all removals of a batch fit one layer call, if one prompt does."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    slots = len(engine.plan.removals)
+    batches: list[list[int]] = []
+    for index in order:
+        longest = len(prompts[batches[-1][0]]) if batches else 0
+        if not batches or slots * longest * (len(batches[-1]) + 1) > engine.token_budget:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _generate_batch(
+    engine: AblationEngine,
+    batch: Sequence[int],
+    prompts: Sequence[TokenIds],
+    new_tokens: int,
+    finished: Finished,
+) -> list[Generated]:
+    run = _Run(engine, len(prompts))
+    logits = run.read_prompts(prompts)
+    texts: list[list[int]] = [[] for _ in range(run.rows)]
+    open_rows = set(range(run.rows))
+    for step in range(new_tokens):
+        tokens = logits.argmax(-1)
+        for row in sorted(open_rows):
+            texts[row].append(int(tokens[row]))
+            if finished(texts[row]):
+                open_rows.remove(row)
+        if not open_rows or step == new_tokens - 1:
+            break
+        logits = run.read_tokens(tokens)
+    return [
+        Generated(index, tuple(tuple(texts[row]) for row in range(place, run.rows, len(prompts))))
+        for place, index in enumerate(batch)
+    ]
+
+
+@dataclass
+class _Run:
+    """The state of one batch: row `removal * prompts + prompt` of each tensor is one text.
+
+    A layer that is called twice, with and without one of its sublayers, has a cache for each call.
+    """
+
+    engine: AblationEngine
+    prompts: int
+    caches: dict[Silent, Cache] = field(default_factory=dict)
+    mask: Tensor = field(init=False)
+
+    @property
+    def rows(self) -> int:
+        return len(self.engine.plan.removals) * self.prompts
+
+    def read_prompts(self, prompts: Sequence[TokenIds]) -> Float[Tensor, "rows vocabulary"]:
+        """Logits of the first new token; the batch grows, then every removal gets its cache."""
+        stack, plan = self.engine.stack, self.engine.plan
+        ids, mask = _left_padded(prompts, stack.device)
+        entry = stack.enter(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=self._cache(frozenset()),
+            use_cache=True,
+        )
+        states = entry.hidden.new_empty(len(plan.removals), *entry.hidden.shape)
+        states[0] = entry.hidden
+        for layer, step in enumerate(plan.steps):
+            for source, target in step.forks:
+                states[target] = states[source]
+            for silent, slots in step.calls:
+                index = torch.arange(self.prompts, device=ids.device).repeat(len(slots))
+                call = entry.calls[layer].with_rows(len(index), lambda t, i=index: t[i])
+                chosen = as_slice(slots)
+                with stack.silenced(layer, silent):
+                    hidden = states[chosen].flatten(0, 1)
+                    out = stack.run(layer, hidden, call.with_cache(self._cache(silent)))
+                states[chosen] = out.unflatten(0, (-1, self.prompts))
+                self._share_cache(layer, silent, slots)
+        self.mask = mask.repeat(len(plan.removals), 1)
+        return stack.unembed(states[:, :, -1].flatten(0, 1))
+
+    def read_tokens(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
+        """Logits of the token after these, which each removal has chosen for itself."""
+        stack, plan = self.engine.stack, self.engine.plan
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        entry = stack.enter(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.mask.sum(1, keepdim=True) - 1,
+            past_key_values=self._cache(frozenset()),
+            use_cache=True,
+        )
+        states = entry.hidden.clone()
+        for layer, step in enumerate(plan.steps):
+            for silent, slots in step.calls:
+                rows = self._rows([r for r, slot in enumerate(step.slot_of) if slot in slots])
+                call = entry.calls[layer].with_rows(len(rows), lambda t, i=rows: t[i])
+                with stack.silenced(layer, silent):
+                    out = stack.run(layer, states[rows], call.with_cache(self._cache(silent)))
+                states[rows] = out
+        return stack.unembed(states[:, -1])
+
+    def _share_cache(self, layer: int, silent: Silent, slots: Sequence[int]) -> None:
+        """Gives each removal that passes the layer so a copy of the cache of its slot."""
+        cached: Any = self._cache(silent).layers[layer]
+        if Part.ATTENTION in silent:  # which alone would have filled it
+            return
+        places = [
+            slots.index(slot) for slot in self.engine.plan.steps[layer].slot_of if slot in slots
+        ]
+        cached.batch_select_indices(self._rows(places))
+
+    def _rows(self, blocks: Sequence[int]) -> Int[Tensor, " rows"]:
+        """The rows of blocks of one row per prompt."""
+        device = self.engine.stack.device
+        starts = torch.tensor(list(blocks), device=device)[:, None] * self.prompts
+        return (starts + torch.arange(self.prompts, device=device)).flatten()
+
+    def _cache(self, silent: Silent) -> Cache:
+        from transformers import DynamicCache
+
+        if silent not in self.caches:
+            self.caches[silent] = DynamicCache(config=self.engine.stack.model.config)
+        return self.caches[silent]
+
+
+def _left_padded(
+    prompts: Sequence[TokenIds], device: torch.device
+) -> tuple[Int[Tensor, "prompts length"], Int[Tensor, "prompts length"]]:
+    """Ids and mask; padding on the left lets all rows continue at the same place."""
+    length = max(map(len, prompts))
+    ids = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,358 @@
+"""The layers of any Hugging Face decoder, one by one: what enters them, each of them, what follows.
+
+Nothing here knows an architecture. The layers are found as the list of modules through which the
+hidden states run in order; their masks, position tables and caches are those that the model itself
+prepares and hands to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from snowball.engine.removal import Part, Unit
+from snowball.errors import SnowballError
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+Forward: TypeAlias = Callable[..., Any]
+
+# Hugging Face has no common name for the two sublayers, but their classes are named after them.
+_CLASS_NAMES = {
+    Part.ATTENTION: ("attention", "attn"),
+    Part.MLP: ("mlp", "moe", "feedforward", "ffn"),
+}
+
+# What the layers of models with ALiBi (BLOOM, MPT, Falcon-RW) call it.
+_BIASES = ("alibi", "position_bias")
+
+
+class LayerStackError(SnowballError):
+    """A model whose layers cannot be found, or do not simply follow each other."""
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """How the model calls one layer, after the hidden states: for `rows` rows at once."""
+
+    rows: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def with_rows(self, rows: int, select: Callable[[Tensor], Tensor]) -> LayerCall:
+        """The call for `rows` rows, which `select` takes from each tensor with an entry per row.
+
+        A tensor of one axis is never per row (it counts positions), nor one of a single row, which
+        broadcasts.
+        """
+
+        def convert(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                per_row = value.ndim > 1 and len(value) == self.rows > 1
+                return select(value) if per_row else value
+            if isinstance(value, tuple):
+                return tuple(map(convert, value))
+            return value
+
+        kwargs = {key: convert(value) for key, value in self.kwargs.items()}
+        return LayerCall(rows, convert(self.args), kwargs)
+
+    def with_cache(self, cache: Cache) -> LayerCall:
+        """The call with another key-value cache in place of the one that it was given."""
+        # Imported already, by the model.
+        from transformers import Cache
+
+        def swap(value: Any) -> Any:
+            return cache if isinstance(value, Cache) else value
+
+        kwargs = {key: swap(value) for key, value in self.kwargs.items()}
+        return LayerCall(self.rows, tuple(map(swap, self.args)), kwargs)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What enters the first layer, h_0, and how each layer is called."""
+
+    hidden: Float[Tensor, "rows length hidden"]
+    calls: tuple[LayerCall, ...]
+
+
+class LayerStack:
+    """The layers of a causal language model, found by watching it run.
+
+    Raises:
+        LayerStackError: no list of `num_hidden_layers` modules is called once each, in order, each
+            with the output of the one before; or their attention is biased by ALiBi, which follows
+            the places of tokens and comes without an entry per row.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._config = model.config.get_text_config()
+        self.depth = int(self._config.num_hidden_layers)
+        self.layers, runs = _find_layers(model, self.depth)
+        if any(run.kwargs.get(name) is not None for run in runs for name in _BIASES):
+            raise LayerStackError(
+                f"{type(model).__name__}: its attention is biased by ALiBi, which the engine "
+                "cannot give to several removals at once"
+            )
+        self._tuple_lengths = {
+            run.module: len(run.output) if isinstance(run.output, tuple) else 0 for run in runs
+        }
+        self._adders = {run.module for run in runs if _takes_stream(run)}
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model can read, None where it does not say."""
+        return getattr(self._config, "max_position_embeddings", None)
+
+    @property
+    def attention_window(self) -> int | None:
+        """Tokens that the narrowest attention sees (sliding or chunked), None for all."""
+        sizes = [getattr(self._config, n, None) for n in ("sliding_window", "attention_chunk_size")]
+        return min((size for size in sizes if size), default=None)  # 0 is none either
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self._config.vocab_size)
+
+    @property
+    def takes_any_mask(self) -> bool:
+        """Whether the attention follows an arbitrary mask (some kernels know causal ones only)."""
+        return self._config._attn_implementation in ("eager", "sdpa")
+
+    def mask(self, seen: Bool[Tensor, "rows 1 length length"]) -> Tensor:
+        """A mask of what each token sees, in the form that the model's attention takes.
+
+        Raises:
+            LayerStackError: the attention takes no such mask; see `takes_any_mask`.
+        """
+        if self._config._attn_implementation == "sdpa":
+            return seen
+        if not self.takes_any_mask:
+            raise LayerStackError(
+                f"attention {self._config._attn_implementation!r} takes no mask of its own; load "
+                "the model with attn_implementation='sdpa'"
+            )
+        dtype = self.model.dtype
+        return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
+    def enter(self, **inputs: Any) -> Entry:
+        """Runs everything before the layers: embeddings, masks, position tables.
+
+        `inputs` are those of the model's forward: `input_ids`, `attention_mask`, ...
+        """
+        entered: list[Tensor] = []
+        calls: list[LayerCall] = []
+
+        def recorder(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            entered.append(hidden)
+            calls.append(LayerCall(len(hidden), args, kwargs))
+            return self._output(hidden)
+
+        # The base model ends with the final norm: the unembedding is not run.
+        with replaced_forwards(dict.fromkeys(self.layers, recorder)):
+            self.model.base_model(**inputs)
+        return Entry(entered[0], tuple(calls))
+
+    def run(
+        self, layer: int, hidden: Float[Tensor, "rows length hidden"], call: LayerCall
+    ) -> Float[Tensor, "rows length hidden"]:
+        """h_{layer+1} from h_layer."""
+        return _hidden_of(self.layers[layer](hidden, *call.args, **call.kwargs))
+
+    def unembed(self, hidden: Float[Tensor, "reads hidden"]) -> Float[Tensor, "reads vocabulary"]:
+        """Logits of states h_L: whatever the model does after its last layer, and nothing else."""
+
+        def source(_: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._output(hidden[:, None])
+
+        def skip(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._output(hidden)
+
+        first, *others = self.layers
+        # One token a row, so that all stand at position 0, which every model has.
+        dummies = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.device)
+        with replaced_forwards({first: source, **dict.fromkeys(others, skip)}):
+            return self.model(input_ids=dummies, use_cache=False).logits[:, 0]
+
+    @contextmanager
+    def silenced(self, layer: int, parts: frozenset[Part]) -> Iterator[None]:
+        """Within it the given sublayers of a layer are not run and add nothing to the stream.
+
+        Raises:
+            LayerStackError: the layer has no module, or several, that look like the sublayer.
+        """
+        silent = {}
+        for part in parts:
+            module = self.sublayer(layer, part)
+            silent[module] = _silent(self._tuple_lengths[module])
+        with replaced_forwards(silent):
+            yield
+
+    def check(self, unit: Unit) -> None:
+        """Raises LayerStackError if a unit is a sublayer that cannot be told from its modules."""
+        if unit.part is not Part.LAYER:
+            self.sublayer(unit.layer, unit.part)
+
+    def sublayer(self, layer: int, part: Part) -> nn.Module:
+        """The module of a sublayer.
+
+        Raises:
+            LayerStackError: the layer has no module, or several, that look like it, or the module
+            adds the residual stream itself.
+        """
+        owner = self.layers[layer]
+        children = [
+            child
+            for child in owner.children()
+            if any(name in _own_name(child, owner) for name in _CLASS_NAMES[part])
+        ]
+        if len(children) != 1:
+            kinds = [type(child).__name__ for child in owner.children()]
+            raise LayerStackError(
+                f"layer {layer} has {len(children)} modules that look like its {part}, among "
+                f"{', '.join(kinds)}: remove whole layers of this model, not sublayers"
+            )
+        if children[0] in self._adders:
+            raise LayerStackError(
+                f"the {part} of layer {layer} ({type(children[0]).__name__}) adds its own input to "
+                "what it computes: remove whole layers of this model, not sublayers"
+            )
+        return children[0]
+
+    def _output(self, hidden: Tensor) -> Any:
+        """Hidden states in the form in which this model's layers return them."""
+        return _as_output(hidden, self._tuple_lengths[self.layers[0]])
+
+    def layer_parameters(self) -> int:
+        """Parameters of all layers, each of which costs 2 operations a token."""
+        return sum(p.numel() for layer in self.layers for p in layer.parameters())
+
+    def unembedding_parameters(self) -> int:
+        """Parameters of the unembedding, each of which costs 2 operations a token read."""
+        unembedding = self.model.get_output_embeddings()
+        assert unembedding is not None, "a causal language model has one"
+        return sum(p.numel() for p in unembedding.parameters())
+
+
+@contextmanager
+def replaced_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """Within it the given modules run other functions; their attributes stay visible.
+
+    Set on the instance, so that what wraps a module (hooks, checkpointing) still finds it in place.
+    """
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, forward in before.items():
+            del module.__dict__["forward"]
+            if forward is not None:
+                module.__dict__["forward"] = forward
+
+
+def _find_layers(model: PreTrainedModel, depth: int) -> tuple[list[nn.Module], list[_Run]]:
+    """The layers, and one call of each of them and of their children."""
+    lists = [
+        list(module)
+        for module in model.base_model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    for layers in lists:
+        seen = _watch(model, [*layers, *(child for layer in layers for child in layer.children())])
+        if _chained(layers, seen):
+            return layers, seen
+    raise LayerStackError(
+        f"{type(model).__name__}: no list of {depth} modules (num_hidden_layers) is called in "
+        "order, each with the output of the one before; its layers cannot be removed one by one"
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+def _watch(model: PreTrainedModel, modules: Sequence[nn.Module]) -> list[_Run]:
+    """The calls of the given modules while the model reads two tokens."""
+    seen: list[_Run] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        seen.append(_Run(module, args, kwargs, out))
+
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
+    try:
+        with torch.inference_mode():
+            ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+            model.base_model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _chained(layers: Sequence[nn.Module], seen: Sequence[_Run]) -> bool:
+    """Whether each layer was called once, in order, with the output of the one before."""
+    runs = [run for run in seen if run.module in layers]
+    return [run.module for run in runs] == list(layers) and all(
+        _same(_hidden_of(before.output), _first_argument(after.args, after.kwargs))
+        for before, after in pairwise(runs)
+    )
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are equal, where NaN (a broken weight) equals itself."""
+    return x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
+
+
+def _takes_stream(run: _Run) -> bool:
+    """Whether a module is handed a second tensor like its input: the stream, to add it itself."""
+    like = _first_argument(run.args, run.kwargs)
+    tensors = [v for v in (*run.args, *run.kwargs.values()) if isinstance(v, Tensor)]
+    return sum(tensor.shape == like.shape for tensor in tensors) > 1
+
+
+def _own_name(module: nn.Module, owner: nn.Module) -> str:
+    """Class name without the name of the model, which may hold "moe" itself, in lower case."""
+    name, other = type(module).__name__, type(owner).__name__
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+    return name[len(list(common)) :].lower()
+
+
+def _first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _hidden_of(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _as_output(hidden: Tensor, tuple_length: int) -> Any:
+    return (hidden, *(None,) * (tuple_length - 1)) if tuple_length else hidden
+
+
+def _silent(tuple_length: int) -> Forward:
+    """The forward of a sublayer that adds zero to the residual stream."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return _as_output(torch.zeros_like(_first_argument(args, kwargs)), tuple_length)
+
+    return forward

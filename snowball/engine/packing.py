@@ -1,0 +1,141 @@
+"""Items (a context and its continuations) as rows of tokens: the tree-shaped input of the engine.
+
+A packed row holds a context once, followed by each of its continuations as a branch. A token sees
+the context and its own branch up to itself, at the positions that it would have alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from snowball.tasks.item import Item, TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A token to predict: from which position of the row, which token, for which continuation."""
+
+    position: int
+    token: int
+    continuation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of tokens. `branches` is 0 for the context, 1, 2, ... for the continuations."""
+
+    item: int
+    ids: TokenIds
+    positions: TokenIds
+    branches: TokenIds
+    context_length: int
+    targets: tuple[Target, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def branched(self) -> bool:
+        """Whether it takes a tree mask; a row with at most one branch is plain causal text."""
+        return max(self.branches) > 1
+
+
+def pack_row(index: int, item: Item) -> Row:
+    """One row with all continuations of an item, as branches of a tree."""
+    return _row(index, item, range(len(item.continuations)))
+
+
+def plain_rows(index: int, item: Item) -> list[Row]:
+    """One row per continuation: for models whose positions or masks do not allow a tree."""
+    return [_row(index, item, [choice]) for choice in range(len(item.continuations))]
+
+
+def _row(index: int, item: Item, continuations: Sequence[int]) -> Row:
+    start = len(item.context)
+    ids = list(item.context)
+    positions = list(range(start))
+    branches = [0] * start
+    targets = []
+    for branch, choice in enumerate(continuations, start=1):
+        tokens = item.continuations[choice]
+        read_from = [start - 1, *range(len(ids), len(ids) + len(tokens) - 1)]
+        read = list(zip(read_from, tokens, strict=True))[item.skips[choice] :]
+        targets += [Target(at, token, choice) for at, token in read]
+        ids += tokens[:-1]
+        positions += range(start, start + len(tokens) - 1)
+        branches += [branch] * (len(tokens) - 1)
+    return Row(index, tuple(ids), tuple(positions), tuple(branches), start, tuple(targets))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one batch, padded on the right; `roles` and masks are over (row, position)."""
+
+    rows: tuple[Row, ...]
+    ids: Int[Tensor, "rows length"]
+    positions: Int[Tensor, "rows length"]
+    branches: Int[Tensor, "rows length"]
+    real: Bool[Tensor, "rows length"]
+
+    @property
+    def branched(self) -> bool:
+        """Whether some row takes a tree mask."""
+        return any(row.branched for row in self.rows)
+
+    def tree_mask(self) -> Bool[Tensor, "rows 1 length length"]:
+        """Which token (last axis) each token sees: its context and its own branch, up to itself.
+
+        Padding sees itself only, so that no softmax is over nothing.
+        """
+        length = self.ids.shape[1]
+        order = torch.arange(length, device=self.ids.device)
+        query, key = self.branches[:, :, None], self.branches[:, None, :]
+        seen = (order[:, None] >= order) & ((key == query) | (key == 0))
+        seen &= self.real[:, :, None] & self.real[:, None, :]
+        return (seen | torch.eye(length, dtype=torch.bool, device=seen.device))[:, None]
+
+
+def batch_rows(rows: Sequence[Row], device: torch.device) -> Batch:
+    """The rows as tensors."""
+    length = max(map(len, rows))
+
+    def padded(values: Sequence[TokenIds]) -> Tensor:
+        lists = [list(v) + [0] * (length - len(v)) for v in values]
+        return torch.tensor(lists, device=device)
+
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return Batch(
+        rows=tuple(rows),
+        ids=padded([row.ids for row in rows]),
+        positions=padded([row.positions for row in rows]),
+        branches=padded([row.branches for row in rows]),
+        real=torch.arange(length, device=device) < lengths[:, None],
+    )
+
+
+def group_bundles(bundles: Sequence[Sequence[Row]], token_budget: int) -> list[list[Row]]:
+    """Bundles of rows of similar length together, at most `token_budget` tokens with the padding.
+
+    The rows of a bundle (an item) stay together. Rows that branch and rows that do not are kept
+    apart, because only the latter can use the model's own mask. Longest first, so that memory runs
+    out at once if it does. A bundle larger than the budget is alone.
+    """
+    groups: list[list[Row]] = []
+    kind: tuple[bool, int] = (False, 0)
+    for bundle in sorted(bundles, key=_kind, reverse=True):
+        branched, longest = kind
+        too_many = not groups or (len(groups[-1]) + len(bundle)) * longest > token_budget
+        if too_many or _kind(bundle)[0] != branched:
+            groups.append([])
+            kind = _kind(bundle)
+        groups[-1].extend(bundle)
+    return groups
+
+
+def _kind(bundle: Sequence[Row]) -> tuple[bool, int]:
+    return any(row.branched for row in bundle), max(map(len, bundle))

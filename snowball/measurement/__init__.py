@@ -1,0 +1,1 @@
+"""Scores, removals and answers of our decoders on a dataset, from their weights."""

@@ -1,0 +1,1 @@
+"""Pretrained models from elsewhere, loaded and checked."""

@@ -1,0 +1,1 @@
+"""Tasks: items as token ids, and what counts as a right answer."""

@@ -1,1 +1,0 @@
-"""What `snowball check` does: guarantees judged by measuring alone, reports and pictures."""

@@ -1,0 +1,670 @@
+"""Pretrained models: loaded as they were saved, identified by content, refused with the reason."""
+
+import json
+import logging
+import math
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from snowball import Dataset, counterexample
+from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.pretrained import loading as pretrained
+from snowball.pretrained.loading import (
+    Pretrained,
+    PretrainedError,
+    check_device,
+    device_name,
+    load_pretrained,
+)
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": None,
+}
+IDS = torch.tensor([[256, 104, 105, 32]])
+
+
+def tiny_llama(**changes: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, **changes})).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete folder, to be copied and not to be changed."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    entries = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**entries, **changes}))
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refusal(name: Path | str, **arguments: Any) -> str:
+    """The message with which a model is refused, in one line."""
+    with pytest.raises(PretrainedError) as caught:
+        load_pretrained(str(name), **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What is loaded
+
+
+def test_a_folder_is_loaded_as_it_was_saved(folder: Path) -> None:
+    loaded = load_pretrained(str(folder))
+    model: Any = loaded.model
+    assert (loaded.name, loaded.source) == (str(folder), "folder")
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(IDS).logits, tiny_llama()(IDS).logits)
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer("hi ").input_ids == IDS[0].tolist()
+
+
+@pytest.mark.parametrize("dtype", list(pretrained.DTYPES))
+def test_weights_are_in_the_dtype_asked_for(folder: Path, dtype: str) -> None:
+    model = load_pretrained(str(folder), dtype=dtype).model
+    wanted = getattr(torch, dtype)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {wanted}
+    expected = tiny_llama().state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name].to(wanted))
+
+
+def test_shards_are_loaded(folder: Path, tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
+    byte_tokenizer().save_pretrained(tmp_path / "sharded")
+    assert not (tmp_path / "sharded" / "model.safetensors").exists()
+    sharded = load_pretrained(str(tmp_path / "sharded"))
+    assert sharded.sha256 == load_pretrained(str(folder)).sha256
+
+
+def test_tied_weights_are_not_missing(folder: Path, tmp_path: Path) -> None:
+    tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    byte_tokenizer().save_pretrained(tmp_path / "tied")
+    assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
+    model: Any = load_pretrained(str(tmp_path / "tied")).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_counterexample_of_token_ids_has_no_tokenizer(tmp_path: Path) -> None:
+    rows = [{"prompt": [5], "label": 6, "distractor": 7}]
+    dataset = Dataset.from_rows(rows, vocabulary_size=9, bos=0, eos=1)
+    counterexample(dataset, epsilon=0.1, layers=3, target=1).save_pretrained(tmp_path / "built")
+    loaded = load_pretrained(str(tmp_path / "built"))
+    assert loaded.source == "counterexample"
+    assert loaded.tokenizer is None
+
+
+def test_attention_falls_back_where_sdpa_is_not_supported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "_supports_sdpa", False)
+    model: Any = load_pretrained(str(folder)).model
+    assert model.config._attn_implementation == "eager"
+
+
+def test_loading_is_quiet_and_leaves_the_settings(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils.logging import (
+        enable_progress_bar,
+        get_verbosity,
+        is_progress_bar_enabled,
+        set_verbosity,
+    )
+
+    before = get_verbosity()
+    set_verbosity(logging.INFO)
+    enable_progress_bar()
+    try:
+        load_pretrained(str(folder))
+        assert (get_verbosity(), is_progress_bar_enabled()) == (logging.INFO, True)
+    finally:
+        set_verbosity(before)
+    assert capfd.readouterr() == ("", "")
+
+
+# Identity
+
+
+def test_the_fingerprint_is_of_the_content(folder: Path, tmp_path: Path) -> None:
+    first = load_pretrained(str(folder)).sha256
+    assert first == load_pretrained(str(folder)).sha256
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    edit_json(moved / "config.json", transformers_version="4.0.0", use_cache=False)
+    edit_json(moved / "generation_config.json", do_sample=False)
+    assert load_pretrained(str(moved)).sha256 == first
+
+
+def test_the_fingerprint_sees_weights_config_and_dtype(folder: Path, tmp_path: Path) -> None:
+    found = {
+        load_pretrained(str(folder)).sha256,
+        load_pretrained(str(folder), dtype="bfloat16").sha256,
+    }
+    copies = [Path(shutil.copytree(folder, tmp_path / name)) for name in ("weights", "config")]
+
+    def edit(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.norm.weight"][3] += 2**-20
+
+    edit_weights(copies[0], edit)
+    edit_json(copies[1] / "config.json", rms_norm_eps=1e-3)
+    found |= {load_pretrained(str(copy)).sha256 for copy in copies}
+    assert len(found) == 4
+
+
+# Arguments
+
+
+def test_a_dtype_that_is_none(folder: Path) -> None:
+    assert refusal(folder, dtype="int8") == (
+        "dtype must be one of float32, bfloat16, float16, float64, not 'int8'"
+    )
+
+
+def test_results_name_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert device_name(torch.device("cuda:1")) == "card 1"
+    assert device_name(torch.device("cpu")).endswith(f" CPU, {torch.get_num_threads()} threads")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+def test_a_device_that_is_absent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert refusal(folder, device=device) == (
+        f"device {device!r} is absent: this machine has 0 of type cuda"
+    )
+
+
+def test_a_device_of_a_number_too_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cuda")
+    check_device("cuda:1")
+    check_device("cpu")
+    with pytest.raises(PretrainedError, match=r"'cuda:2' is absent: this machine has 2 of type"):
+        check_device("cuda:2")
+
+
+def test_a_device_that_is_none(folder: Path) -> None:
+    assert refusal(folder, device="meta") == "device must be cpu, cuda or cuda:N, not 'meta'"
+    assert refusal(folder, device="gpu").startswith("device 'gpu': Expected one of cpu, cuda")
+
+
+def test_a_model_too_large_for_the_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, device: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", fail)
+    assert refusal(folder) == f"{folder}: cannot move to cpu: CUDA out of memory"
+
+
+def test_a_revision_of_a_folder(folder: Path) -> None:
+    message = refusal(folder, revision="main")
+    assert message == f"{folder}: revision 'main' is for the Hub, and this is a path"
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "a/b/c", "no name"])
+def test_a_path_that_does_not_exist(name: str) -> None:
+    assert refusal(name) == f"{name}: no such file or folder, nor a name on the Hub"
+
+
+def test_a_file_that_is_no_gguf(folder: Path) -> None:
+    message = refusal(folder / "model.safetensors")
+    assert message.endswith("safetensors: a file must be .gguf; otherwise give the folder")
+
+
+def test_a_hub_name_while_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def download(name: str, **options: object) -> str:
+        raise OSError("Cannot reach\nthe Hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    reason = "no such file or folder, and not from the Hub: Cannot reach the Hub"
+    assert refusal("org/model") == f"org/model: {reason}"
+    assert refusal("org/model", revision="v2") == f"org/model at revision v2: {reason}"
+
+
+def test_a_model_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloaded without pickles and code, at the revision, and checked as any folder."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    offered = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors"]
+    refused = ["pytorch_model.bin", "modeling.py", "model.pt", "fp16.safetensors"]
+
+    def download(name: str, *, revision: str, allow_patterns: list[str]) -> str:
+        found = filter_repo_objects(offered + refused, allow_patterns=allow_patterns)
+        assert (name, revision, list(found)) == ("org/model", "v2", offered)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    loaded = load_pretrained("org/model", revision="v2")
+    assert (loaded.name, loaded.source) == ("org/model", "hub")
+    edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"})
+    assert "asks for code of its own" in refusal("org/model", revision="v2")
+
+
+# Hostile and broken folders
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_code_of_its_own(folder: Path, file: str) -> None:
+    edit_json(folder / file, nested=[{"auto_map": {"AutoConfig": "evil.Config"}}])
+    assert refusal(folder) == (
+        f"{folder / file}: auto_map={{'AutoConfig': 'evil.Config'}} asks for code of its own, "
+        "which is never run"
+    )
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
+def test_pickles_only(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    assert refusal(folder) == (
+        f"{folder / name}: pickled weights are refused, they can run any code; save them as "
+        "safetensors"
+    )
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert refusal(folder) == (
+        f"{folder}: no weights: neither model.safetensors nor model.safetensors.index.json is there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("adapter_config.json", "an adapter to another model is refused"),
+        ("shard-00000-model-00001-of-00001.safetensors", "a distributed checkpoint is refused"),
+    ],
+)
+def test_a_detour(folder: Path, name: str, reason: str) -> None:
+    (folder / name).write_text("{}")
+    assert refusal(folder).startswith(f"{folder / name}: {reason}")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_quantised_config(folder: Path, nested: bool) -> None:
+    entry = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    edit_json(folder / "config.json", **({"text_config": entry} if nested else entry))
+    assert refusal(folder) == (
+        f"{folder / 'config.json'}: quantization_config={{'quant_method': 'gptq', 'bits': 4}} is "
+        "not supported: give the weights unquantised, or as GGUF"
+    )
+
+
+def test_weights_elsewhere(folder: Path) -> None:
+    edit_json(folder / "config.json", transformers_weights="adapter_model.bin")
+    message = refusal(folder)
+    assert "config.json: transformers_weights='adapter_model.bin' is refused" in message
+
+
+def test_no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert refusal(folder).startswith(f"{folder / 'config.json'} does not exist")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "line 1: not JSON"),
+        ("[]", "must be a JSON object, got list"),
+        ("[" * 100_000, "recursion"),
+        ("{}", "transformers cannot read this config: Unrecognized model"),
+        ('{"model_type": "none"}', "transformers cannot read this config: "),
+        ('{"model_type": "llama", "hidden_size": "x"}', "transformers cannot read this config: "),
+    ],
+)
+def test_a_malformed_config(folder: Path, text: str, reason: str) -> None:
+    (folder / "config.json").write_text(text)
+    assert reason in refusal(folder)
+
+
+@pytest.mark.parametrize("value", [-1, 0])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size", "max_position_embeddings"])
+def test_sizes_that_are_not_positive(folder: Path, key: str, value: int) -> None:
+    edit_json(folder / "config.json", **{key: value})
+    expected = f"{folder / 'config.json'}: {key} must be a positive integer, not {value}"
+    assert refusal(folder) == expected
+
+
+def test_far_too_many_layers(folder: Path) -> None:
+    edit_json(folder / "config.json", num_hidden_layers=10**12)
+    assert refusal(folder) == (
+        f"{folder / 'config.json'}: num_hidden_layers={10**12}, but there are only 21 tensors"
+    )
+
+
+def test_far_too_wide(folder: Path) -> None:
+    edit_json(folder / "config.json", vocab_size=10**12)
+    message = refusal(folder)
+    assert message.startswith(f"{folder / 'config.json'} describes 32000000003")
+    size = (folder / "model.safetensors").stat().st_size
+    assert message.endswith(f"parameters, but the weights are only {size} bytes")
+
+
+def test_a_config_of_which_no_model_can_be_built(folder: Path) -> None:
+    edit_json(folder / "config.json", hidden_act="no_such_activation")
+    assert f"{folder / 'config.json'}: no model can be built from it: " in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_type": "t5"}, "'t5' is an encoder-decoder"),
+        ({"model_type": "bart"}, "'bart' is an encoder-decoder"),
+        ({"model_type": "bert"}, "'bert' is an encoder (is_decoder=False)"),
+        ({"model_type": "modernbert"}, "'modernbert' has no causal language model"),
+        (
+            {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+            "'gemma3_text' is an encoder (use_bidirectional_attention=True)",
+        ),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "'llama' is saved as LlamaForSequenceClassification, not LlamaForCausalLM",
+        ),
+    ],
+)
+def test_no_decoder(folder: Path, changes: Mapping[str, object], reason: str) -> None:
+    if "model_type" in changes:
+        (folder / "config.json").unlink()
+    edit_json(folder / "config.json", **changes)
+    expected = f"{folder / 'config.json'}: {reason}; a decoder is needed"
+    assert refusal(folder) == expected
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 1000, -1])
+def test_truncated_weights(folder: Path, keep: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert refusal(folder).startswith(f"{path}: truncated or corrupt: ")
+
+
+def test_corrupt_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
+    message = refusal(folder)
+    assert message.startswith(f"{folder / 'model.safetensors'}: truncated or corrupt: ")
+
+
+def test_a_missing_tensor(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    assert refusal(folder) == (
+        f"{folder}: 1 tensors, each of which is missing: model.layers.1.mlp.up_proj.weight; "
+        "config and weights must belong together"
+    )
+
+
+def test_layers_that_the_config_drops(folder: Path) -> None:
+    edit_json(folder / "config.json", num_hidden_layers=1)
+    message = refusal(folder)
+    assert f"{folder}: 9 tensors, each of which is not part of the architecture" in message
+    assert "model.layers.1.input_layernorm.weight" in message
+
+
+def test_a_mismatched_shape(folder: Path) -> None:
+    edit_json(folder / "config.json", intermediate_size=25)
+    message = refusal(folder)
+    assert f"{folder}: 6 tensors, each of which has the wrong shape: " in message
+    assert "layers.0.mlp.down_proj.weight (stored (16, 24), config (16, 25))" in message
+
+
+def test_tensors_that_were_not_loaded(folder: Path) -> None:
+    info = dict.fromkeys(("mismatched_keys", "missing_keys", "unexpected_keys"), ())
+    with pytest.raises(PretrainedError, match=r"2 tensors, each of which was not loaded: a, b;"):
+        pretrained._check_loading("x", {**info, "error_msgs": ["b", "a"]})
+
+
+def test_an_error_of_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("first\nsecond " * 1000)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    message = refusal(folder)
+    assert message.startswith(f"{folder}: transformers cannot load it: first second first")
+    assert len(message) < len(str(folder)) + 400
+
+
+def test_another_dtype_after_loading() -> None:
+    with pytest.raises(PretrainedError, match=r"x: \S+ is loaded as torch.bfloat16, not as torch"):
+        pretrained._check_dtype("x", tiny_llama().to(torch.bfloat16), torch.float16)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite(folder: Path, value: float) -> None:
+    def edit(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.1.mlp.up_proj.weight"][2:4, 5] = value
+
+    edit_weights(folder, edit)
+    assert refusal(folder) == (
+        f"{folder}: 2 of 384 values of model.layers.1.mlp.up_proj.weight are NaN or infinite in "
+        "float32"
+    )
+
+
+def test_weights_that_overflow_the_dtype(folder: Path) -> None:
+    def edit(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.norm.weight"][0] = 1e6
+
+    edit_weights(folder, edit)
+    load_pretrained(str(folder), dtype="bfloat16")
+    message = refusal(folder, dtype="float16")
+    assert message.endswith("1 of 16 values of model.norm.weight are NaN or infinite in float16")
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "reason"),
+    [
+        ([], "weight_map must be an object that names the shards"),
+        ({}, "weight_map must be an object that names the shards"),
+        ({"a": "../model.safetensors"}, "'../model.safetensors' is not a safetensors file beside"),
+        ({"a": "model.bin"}, "'model.bin' is not a safetensors file beside it"),
+        ({"a": 3}, "3 is not a safetensors file beside it"),
+        ({"a": "x.safetensors"}, "x.safetensors is missing, which model.safetensors.index.json"),
+    ],
+)
+def test_a_malformed_index(folder: Path, weight_map: object, reason: str) -> None:
+    (folder / "model.safetensors").rename(folder / "elsewhere")
+    edit_json(folder / "model.safetensors.index.json", weight_map=weight_map)
+    assert reason in refusal(folder)
+
+
+# Tokenizers
+
+
+def test_no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    assert refusal(folder).startswith(f"{folder}: no tokenizer: none of tokenizer.json, ")
+
+
+def test_a_tokenizer_without_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    assert refusal(folder) == f"{folder}: the tokenizer has no vocabulary"
+
+
+def test_a_malformed_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": 3}')
+    assert refusal(folder).startswith(f"{folder}: transformers cannot read the tokenizer: ")
+
+
+def test_a_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
+    tiny_llama(vocab_size=257, eos_token_id=0).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    assert refusal(tmp_path / "model") == (
+        f"{tmp_path / 'model'}: the tokenizer has ids up to 257, the embedding only 257 rows: they "
+        "do not belong together"
+    )
+
+
+# GGUF
+
+
+def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Queries and keys as llama.cpp has them: rotated pairs side by side."""
+    halves = weight.view(heads, 2, -1, weight.shape[1])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path: Path, model: Any) -> None:
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    config, tokenizer = model.config, byte_tokenizer()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    spare = ["hi", *(f"[unused{index}]" for index in range(len(tokenizer) + 1, config.vocab_size))]
+    vocabulary = tokenizer.get_vocab()
+    writer.add_token_list([*sorted(vocabulary, key=vocabulary.__getitem__), *spare])
+    writer.add_token_types([1] * 256 + [3] * 2 + [1] * len(spare))
+    writer.add_token_merges(["h i"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    writer.add_add_bos_token(True)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if "q_proj" in name:
+            tensor = interleave(tensor, config.num_attention_heads)
+        if "k_proj" in name:
+            tensor = interleave(tensor, config.num_key_value_heads)
+        stored = names.get_name(name, try_suffixes=(".weight",))
+        writer.add_tensor(stored, tensor.numpy().astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path) -> Path:
+    (tmp_path / "gguf").mkdir()
+    write_gguf(tmp_path / "gguf" / "tiny.gguf", tiny_llama())
+    return tmp_path / "gguf" / "tiny.gguf"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gguf_is_what_a_folder_of_the_same_weights_is(
+    gguf_file: Path, folder: Path, dtype: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded: Pretrained = load_pretrained(str(gguf_file), dtype=dtype)
+    assert capfd.readouterr() == ("", "")
+    assert (loaded.name, loaded.source) == (str(gguf_file), "gguf")
+    assert {p.dtype for p in loaded.model.parameters()} == {getattr(torch, dtype)}
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer("o ").input_ids == [256, 111, 32]
+    # transformers appends this one, for which the embedding has no row.
+    assert loaded.tokenizer("<|endoftext|>").input_ids == [256, *b"<|endoftext|>"]
+    model: Any = loaded.model
+    other: Any = load_pretrained(str(folder), dtype=dtype).model
+    assert torch.allclose(model(IDS).logits, other(IDS).logits, atol=1e-6)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+
+
+def test_gguf_saved_as_a_folder_keeps_its_fingerprint(gguf_file: Path, tmp_path: Path) -> None:
+    loaded = load_pretrained(str(gguf_file))
+    assert loaded.tokenizer is not None
+    loaded.model.save_pretrained(tmp_path / "resaved")
+    loaded.tokenizer.save_pretrained(tmp_path / "resaved")
+    assert load_pretrained(str(tmp_path / "resaved")).sha256 == loaded.sha256
+
+
+def test_a_folder_of_one_gguf(gguf_file: Path) -> None:
+    """What lies beside it takes no part."""
+    edit_json(gguf_file.parent / "tokenizer_config.json", auto_map={"AutoTokenizer": "evil.T"})
+    loaded = load_pretrained(str(gguf_file.parent))
+    assert (loaded.name, loaded.source) == (str(gguf_file.parent), "gguf")
+
+
+def test_a_folder_of_two_ggufs(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    assert refusal(tmp_path) == f"{tmp_path} holds 2 GGUF files: give the path of one"
+
+
+@pytest.mark.parametrize("missing", ["gguf", "accelerate"])
+def test_gguf_without_its_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    both = {"gguf": SimpleNamespace(__spec__=True), "accelerate": SimpleNamespace(__spec__=True)}
+    for name, module in {**both, missing: None}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    (tmp_path / "a.gguf").touch()
+    assert refusal(tmp_path / "a.gguf") == (
+        f"{tmp_path / 'a.gguf'}: GGUF needs {missing}: pip install -e '.[gguf]'"
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 10, 24, 1000, -1])
+def test_a_truncated_gguf(gguf_file: Path, keep: int) -> None:
+    gguf_file.write_bytes(gguf_file.read_bytes()[:keep])
+    assert refusal(gguf_file).startswith(f"{gguf_file}: ")
+
+
+def test_a_gguf_that_is_none(gguf_file: Path) -> None:
+    gguf_file.write_bytes(b"\x80\x04" * 100)
+    assert refusal(gguf_file) == f"{gguf_file}: truncated or corrupt: not a GGUF file"
+
+
+def test_a_gguf_that_is_not_finite(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.model.norm.weight.data[3] = math.nan
+    write_gguf(tmp_path / "a.gguf", model)
+    assert refusal(tmp_path / "a.gguf") == (
+        f"{tmp_path / 'a.gguf'}: 1 of 16 values of model.norm.weight are NaN or infinite in float32"
+    )
