@@ -2,37 +2,47 @@
 
 The public names. The builders are `counterexample` (Theorem 1), `universal` (Theorem 2) and
 `proxy_blind` (Theorem 3), in `snowball.construction`.
+
+A name is imported when it is first asked for: `import snowball` and the help of the command line
+do not wait for torch. A public name stands in three lists, which a test compares: `_NAMES`, by
+which it is found, `__all__`, and the imports that only type checkers read.
 """
 
-from snowball.checks.guarantees import Guarantee, guarantees
-from snowball.construction.building import ConstructionError
-from snowball.construction.card import load_counterexample
-from snowball.construction.counterexample.builder import Counterexample, counterexample
-from snowball.construction.proxy_blindness.builder import ProxyBlindModel, proxy_blind
-from snowball.construction.universality.behaviour import Behaviour, Clause
-from snowball.construction.universality.builder import UniversalModel, universal
-from snowball.construction.universality.corollaries import (
-    GreedyTrap,
-    correlated,
-    coverage_model,
-    greedy_trap,
-    inverse_ranking,
-    observationally_blind_pair,
-)
-from snowball.data.dataset import Dataset, DatasetError, Example
-from snowball.decoders.decoder import Decoder, DecoderConfig
-from snowball.lipschitz.irrelevance import LayerIrrelevance, irrelevance
-from snowball.measurement.measurements import Measurements, measure, right_answers
-from snowball.measurement.proxies import Proxies, proxies
-from snowball.metrics import (
-    accuracy,
-    accuracy_based_relevance,
-    angular_distance,
-    angular_distances,
-    cosine_score,
-    divergence,
-    norm_ratio,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snowball.checks.guarantees import Guarantee, guarantees
+    from snowball.construction.building import ConstructionError
+    from snowball.construction.card import load_counterexample
+    from snowball.construction.counterexample.builder import Counterexample, counterexample
+    from snowball.construction.proxy_blindness.builder import ProxyBlindModel, proxy_blind
+    from snowball.construction.universality.behaviour import Behaviour, Clause
+    from snowball.construction.universality.builder import UniversalModel, universal
+    from snowball.construction.universality.corollaries import (
+        GreedyTrap,
+        correlated,
+        coverage_model,
+        greedy_trap,
+        inverse_ranking,
+        observationally_blind_pair,
+    )
+    from snowball.data.dataset import Dataset, DatasetError, Example
+    from snowball.decoders.decoder import Decoder, DecoderConfig
+    from snowball.lipschitz.irrelevance import LayerIrrelevance, irrelevance
+    from snowball.measurement.measurements import Measurements, measure, right_answers
+    from snowball.measurement.proxies import Proxies, proxies
+    from snowball.metrics import (
+        accuracy,
+        accuracy_based_relevance,
+        angular_distance,
+        angular_distances,
+        cosine_score,
+        divergence,
+        norm_ratio,
+    )
 
 __all__ = [
     "Behaviour",
@@ -73,3 +83,41 @@ __all__ = [
     "right_answers",
     "universal",
 ]
+
+_NAMES = {
+    "checks.guarantees": "Guarantee guarantees",
+    "construction.building": "ConstructionError",
+    "construction.card": "load_counterexample",
+    "construction.counterexample.builder": "Counterexample counterexample",
+    "construction.proxy_blindness.builder": "ProxyBlindModel proxy_blind",
+    "construction.universality.behaviour": "Behaviour Clause",
+    "construction.universality.builder": "UniversalModel universal",
+    "construction.universality.corollaries": (
+        "GreedyTrap correlated coverage_model greedy_trap inverse_ranking "
+        "observationally_blind_pair"
+    ),
+    "data.dataset": "Dataset DatasetError Example",
+    "decoders.decoder": "Decoder DecoderConfig",
+    "lipschitz.irrelevance": "LayerIrrelevance irrelevance",
+    "measurement.measurements": "Measurements measure right_answers",
+    "measurement.proxies": "Proxies proxies",
+    "metrics": (
+        "accuracy accuracy_based_relevance angular_distance angular_distances cosine_score "
+        "divergence norm_ratio"
+    ),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported from its module and kept (PEP 562)."""
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -105,6 +105,15 @@ def test_importing_loads_nothing_heavy() -> None:
     assert loaded.isdisjoint(LAZY)
 
 
+def test_the_command_line_starts_without_what_computes() -> None:
+    names = sorted(f"snowball.{name}" for name in MODULES if name.startswith(TERMINAL))
+    code = f"import sys, {', '.join(names)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert {"typer", *names} <= loaded
+    assert loaded.isdisjoint({*LAZY, "torch", "numpy", "jaxtyping"} - {"rich", "typer"})
+
+
 def test_the_modules_whose_shapes_are_checked_exist(checked_modules: Sequence[str]) -> None:
     assert {name.removeprefix("snowball.") for name in checked_modules} <= MODULES.keys()
 
