@@ -2,8 +2,9 @@
 
 Collection fails on a label that is not stated, a method that is not known, a statement without
 proof, one for infinitely many cases that has instances only, a circular proof, and a statement that
-is missing in the prose, or whose proof is. A proof that is skipped, or expected to fail, fails the
-run. The table of all proofs stands at its end.
+is missing in the prose, is not quoted there word for word under its heading, or whose proof is
+missing. A proof that is skipped, or expected to fail, fails the run. The table of all proofs stands
+at its end.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from prose import PROSE, section
+from prose import PROSE, quotes, section
 from statements import STATEMENTS, Statement
 
 HERE = Path(__file__).parent
@@ -50,10 +51,7 @@ def problems(
         for label in statement.uses:
             if label not in known:
                 yield f"{statement.label} uses {label}, which is not stated"
-        if f"`{statement.label}`" not in prose:
-            yield f"{statement.label} is missing in the prose"
-        elif statement.needs_proof and "*Proof.*" not in (section(prose, statement.label) or ""):
-            yield f"the prose has no *Proof.* of {statement.label}"
+        yield from _unwritten(statement, prose)
     for proof in proofs:
         if proof.label not in known:
             yield f"{proof.where} proves {proof.label}, which is not stated"
@@ -65,6 +63,17 @@ def problems(
         yield f"circular proof: {' uses '.join(error.args[1])}"
     if complete:
         yield from _unproved(statements, proofs)
+
+
+def _unwritten(statement: Statement, prose: str) -> Iterator[str]:
+    if f"`{statement.label}`" not in prose:
+        yield f"{statement.label} is missing in the prose"
+        return
+    part = section(prose, statement.label) or ""
+    if not quotes(part, statement):
+        yield f"the prose does not quote {statement.label} under its heading as it is stated"
+    if statement.needs_proof and "*Proof.*" not in part:
+        yield f"the prose has no *Proof.* of {statement.label}"
 
 
 def _unproved(statements: Sequence[Statement], proofs: Sequence[Proof]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Every definition, lemma and theorem, once: what is stated, over what, from what, by whom.
 
-The prose with all proofs is `snowball.md`, `universality.md` and `proxies.md`; the files
+The pages beside it quote each statement and prove it; the files
 `test_*.py` prove what a tool can prove.
 """
 

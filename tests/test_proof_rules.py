@@ -40,7 +40,8 @@ def proof(rules: ModuleType, label: str, method: str) -> Any:
 
 
 def wrong(rules: ModuleType, statements: list[Any], proofs: list[Any], **options: Any) -> list[str]:
-    prose = options.get("prose", "".join(f"### `{s.label}`\n*Proof.* x\n" for s in statements))
+    sections = (f"### `{s.label}`\n\n> text\n> *For:* x in R.\n\n*Proof.* x\n" for s in statements)
+    prose = options.get("prose", "".join(sections))
     complete = options.get("complete", True)
     return list(rules.problems(statements, proofs, prose, complete=complete))
 
@@ -85,10 +86,41 @@ def test_what_the_prose_lacks_is_wrong(rules: ModuleType) -> None:
     proofs = [proof(rules, "lem:x", "hand")]
     found = wrong(rules, [statement(rules, "lem:x")], proofs, prose="lem:x without quotes")
     assert found == ["lem:x is missing in the prose"]
-    unproved = "### `lem:x`\nIt is clear.\n### `lem:y`\n*Proof.* By `lem:x`."
+    unproved = (
+        "### `lem:x`\n\n> text For: x in R.\n\nIt is clear.\n### `lem:y`\n*Proof.* By `lem:x`."
+    )
     assert wrong(rules, [statement(rules, "lem:x")], proofs, prose=unproved) == [
         "the prose has no *Proof.* of lem:x"
     ]
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        "",
+        "text For: x in R.\n",
+        "> text\n",
+        "> another text\n> *For:* x in R.\n",
+        "> text\n> *For:* x in Z.\n",
+        "Clearly:\n\n> text\n> *For:* x in R.\n",
+    ],
+)
+def test_a_statement_not_quoted_under_its_heading_is_wrong(rules: ModuleType, quote: str) -> None:
+    prose = f"### `lem:x`\n\n{quote}\n*Proof.* x\n"
+    found = wrong(rules, [statement(rules, "lem:x")], [proof(rules, "lem:x", "hand")], prose=prose)
+    assert found == ["the prose does not quote lem:x under its heading as it is stated"]
+
+
+def test_quotes_may_be_wrapped_and_marked_but_name_all_hypotheses(rules: ModuleType) -> None:
+    one = replace(statement(rules, "lem:x"), text="a * b is\nlarge", hypotheses=("a > 1", "b > 1"))
+    prose = (
+        "### The `lem:x`\n\n> `a * b`\n> is *large*\n>\n> For: x in R. Given: a > 1;\n> b > 1.\n"
+    )
+    prose += "\n*Proof.* x\n"
+    hand = [proof(rules, "lem:x", "hand")]
+    assert wrong(rules, [one], hand, prose=prose) == []
+    weaker = replace(one, hypotheses=("a > 1", "b > 0"))
+    assert len(wrong(rules, [weaker], hand, prose=prose)) == 1
 
 
 def test_circular_and_double_statements_are_wrong(rules: ModuleType) -> None:
