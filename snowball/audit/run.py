@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from snowball.engine.ablation import AblationEngine, ItemAblation
 from snowball.engine.cost import Cost, engine_cost
-from snowball.engine.deletion import SelfCheckError, check_against_deletion
 from snowball.engine.generation import check_lengths, generate
 from snowball.engine.gradients import TaylorScores, taylor_scores
 from snowball.engine.removal import INTACT, Removal, plan_removals, removal_name
+from snowball.engine.self_check import SelfCheck, check_engine
 from snowball.errors import SnowballError
 from snowball.results.store import ItemResult, Key, Store
 from snowball.tasks.item import Item
@@ -22,10 +21,6 @@ from snowball.tasks.task import GenerationTask, ScoredTask, Task
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
 
-# What is compared with true deletion before anything is measured: the first items of each task,
-# of running text only the beginning.
-_CHECKED_ITEMS = 2
-_CHECKED_TOKENS = 32
 # Items of a task from which Taylor scores are taken: calibration sets of 10 are the custom.
 TAYLOR_ITEMS = 16
 # A forward and a backward pass cost three forward passes.
@@ -47,22 +42,11 @@ class AuditError(SnowballError):
     """A model or a task too small for the statistics of an audit."""
 
 
-@dataclass(frozen=True, slots=True)
-class SelfCheck:
-    """The comparison of the engine with true deletion; `worst` is in nats per token.
-
-    `packed`: whether answer choices share the row of their question; `reason` why not.
-    """
-
-    packed: bool
-    worst: float
-    items: int
-    removals: tuple[str, ...]
-    reason: str | None
-
-
 class Audit:
     """One model, the removals to measure, and the store to which results go.
+
+    The engine is compared with true deletion first, unless a `self_check` of this model on these
+    tasks is given.
 
     Raises:
         AuditError: fewer than three layers, or a task of one item.
@@ -78,12 +62,15 @@ class Audit:
         tasks: Sequence[Task],
         removals: Sequence[Removal],
         token_budget: int | None = None,
+        self_check: SelfCheck | None = None,
     ) -> None:
         self.pretrained = pretrained
         self.tasks = tuple(tasks)
         self._check_sizes()
         self.removals = (INTACT, *(removal for removal in removals if removal != INTACT))
-        self.self_check = self._check(token_budget)
+        self.self_check = self_check or check_engine(
+            pretrained.model, self.tasks, self.removals, token_budget
+        )
         self.engine = self._engine(self.removals, token_budget, packed=self.self_check.packed)
         for task in self.tasks:
             self._check_lengths(task)
@@ -104,7 +91,7 @@ class Audit:
     def gradient_operations(self, store: Store) -> float:
         """Operations of the Taylor scores that are not yet in the store."""
         tasks = [task for task in self.tasks if self._lacks_taylor(task, store)]
-        items = [item for task in tasks for item in _items(task)[:TAYLOR_ITEMS]]
+        items = [item for task in tasks for item in task.items[:TAYLOR_ITEMS]]
         intact = plan_removals([INTACT], self.engine.stack.depth)
         return _PASSES_OF_A_GRADIENT * engine_cost(self.engine, intact, items).operations
 
@@ -176,14 +163,14 @@ class Audit:
                 )
 
     def _waiting(self, task: Task, store: Store) -> tuple[list[int], list[Item]]:
-        items = _items(task)
+        items = task.items
         indices = store.missing(self.key(task), self.names(), len(items))
         return indices, [items[index] for index in indices]
 
     def _run_generation(
         self, task: GenerationTask, indices: list[int], store: Store, run: int, progress: Progress
     ) -> None:
-        prompts = _items(task)
+        prompts = task.items
         # The scores need the prompts to pass the intact model only.
         intact = self._engine([INTACT], self.engine.token_budget, packed=True)
         scores = {
@@ -218,56 +205,10 @@ class Audit:
 
     def _check_lengths(self, task: Task) -> None:
         """Refuses now what would end the audit only after hours on the tasks before."""
-        for item in _items(task):
+        for item in task.items:
             self.engine.check_length(item)
         if isinstance(task, GenerationTask):
             check_lengths(self.engine, task.prompts, task.sources, task.new_tokens)
-
-    def _check(self, token_budget: int | None) -> SelfCheck:
-        """Compares a few items and removals with true deletion; without sharing if that fails."""
-        first = [item for task in self.tasks for item in _items(task)[:_CHECKED_ITEMS]]
-        items = [_beginning(item) for item in first]
-        removals = _some(self.removals)
-        names = tuple(map(removal_name, removals))
-        reason = None
-        for packed in (True, False):
-            engine = self._engine(removals, token_budget, packed=packed)
-            try:
-                found = sorted((one for b in engine.run(items) for one in b), key=lambda o: o.item)
-                loglikelihoods = [one.loglikelihoods for one in found]
-                worst = check_against_deletion(
-                    self.pretrained.model, removals, items, loglikelihoods
-                )
-            except SelfCheckError as error:
-                if not packed:
-                    raise
-                reason = str(error)
-            else:
-                return SelfCheck(engine.packed, worst, len(items), names, reason)
-        raise AssertionError("the second attempt returns or raises")
-
-
-def _some(removals: Sequence[Removal]) -> list[Removal]:
-    """The intact model, and the first, middle and last of the removals."""
-    chosen = [0, 1, len(removals) // 2, len(removals) - 1]
-    return [removals[index] for index in sorted(set(chosen)) if index < len(removals)]
-
-
-def _items(task: Task) -> tuple[Item, ...]:
-    """The items; of generation the prompts, with a token to predict that stands for the answer."""
-    if isinstance(task, ScoredTask):
-        return task.items
-    return tuple(
-        Item(source, prompt, (prompt[-1:],))
-        for prompt, source in zip(task.prompts, task.sources, strict=True)
-    )
-
-
-def _beginning(item: Item) -> Item:
-    """The item, of running text only the beginning."""
-    if not item.running_text:
-        return item
-    return replace(item, continuations=(item.continuations[0][:_CHECKED_TOKENS],))
 
 
 def _tokens(item: Item) -> int:

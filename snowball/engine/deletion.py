@@ -11,16 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from snowball.engine.layer_stack import LayerStack
-from snowball.engine.removal import Part, Removal, removal_name
-from snowball.errors import SnowballError
+from snowball.engine.removal import Part, Removal
 from snowball.tasks.item import Item
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class SelfCheckError(SnowballError):
-    """The engine disagrees with true deletion on the user's own model."""
 
 
 @contextmanager
@@ -55,48 +50,6 @@ def loglikelihoods_one_by_one(
         tokens = ids[0, len(item.context) :, None]
         found.append(steps.gather(1, tokens)[skipped:].sum())
     return torch.stack(found).cpu()
-
-
-def check_against_deletion(
-    model: PreTrainedModel,
-    removals: Sequence[Removal],
-    items: Sequence[Item],
-    found: Sequence[Float[Tensor, "removals continuations"]],
-) -> float:
-    """Largest difference per token between `found` and true deletion, in nats.
-
-    A half-precision model rounds both differently, so the difference is judged against what the
-    dtype can resolve: at most `_ROUNDINGS` roundings of the largest log-likelihood of a token.
-
-    Raises:
-        SelfCheckError: they differ by more; item, removal and both values are named.
-    """
-    worst = 0.0
-    for row, removal in enumerate(removals):
-        with deleted(model, removal):
-            wanted = [loglikelihoods_one_by_one(model, item) for item in items]
-        for item, expected, results in zip(items, wanted, found, strict=True):
-            for index, tokens in enumerate(map(len, item.continuations)):
-                ours, true = float(results[row, index]), float(expected[index])
-                difference = abs(ours - true) / tokens
-                worst = max(worst, difference)
-                if not difference <= tolerance(model.dtype, abs(true) / tokens):
-                    raise SelfCheckError(
-                        f"{item.source}, removal {removal_name(removal)}, continuation {index}: "
-                        f"log-likelihood {ours:.6g}, but {true:.6g} after true deletion; this "
-                        f"model ({type(model).__name__}) cannot be audited in one pass"
-                    )
-    return worst
-
-
-# Measured disagreement of two correct ways to compute a log-likelihood stays below 40 roundings
-# (depth 30, float32 and bfloat16); an error of masks or positions shows as thousands in float32.
-_ROUNDINGS = 400
-
-
-def tolerance(dtype: torch.dtype, loglikelihood: float) -> float:
-    """Difference per token that rounding explains, for a log-likelihood per token of this size."""
-    return _ROUNDINGS * torch.finfo(dtype).eps * max(1.0, loglikelihood)
 
 
 def _zero_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

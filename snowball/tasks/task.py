@@ -94,6 +94,14 @@ class GenerationTask:
     def __post_init__(self) -> None:
         object.__setattr__(self, "chance", (0.0,) * len(self.prompts))
 
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The prompts, with a token to predict that stands for the answer."""
+        return tuple(
+            Item(source, prompt, (prompt[-1:],))
+            for prompt, source in zip(self.prompts, self.sources, strict=True)
+        )
+
 
 Task = ScoredTask | GenerationTask
 

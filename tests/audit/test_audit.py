@@ -31,8 +31,8 @@ from snowball import load_counterexample, measure
 from snowball.audit.run import Audit
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.ablation import AblationEngine, ItemAblation
-from snowball.engine.deletion import SelfCheckError
 from snowball.engine.removal import parse_removal
+from snowball.engine.self_check import SelfCheckError
 from snowball.pretrained.loading import load_pretrained
 from snowball.results.store import Store
 from snowball.tasks.item import Item
@@ -533,6 +533,20 @@ def test_an_engine_that_is_wrong_in_shared_rows_measures_without_them(
         audit.run(task, store, store.begin_run({}), lambda _: None)
         found = values_of(audit, task, store)
     assert found["acc"].mean(1).tolist() == [accuracy(name) for name in ["intact", *SINGLES]]
+
+
+def test_a_self_check_serves_other_removals_of_the_same_model_and_tasks(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit, task = prepare(inputs, "choice")
+
+    def never(*_: object) -> None:
+        raise AssertionError("compared once more")
+
+    monkeypatch.setattr("snowball.audit.run.check_engine", never)
+    other = Audit(audit.pretrained, [task], [parse_removal("0+2")], self_check=audit.self_check)
+    assert other.self_check is audit.self_check
+    assert other.engine.packed
 
 
 # --- the page ---------------------------------------------------------------------------------

@@ -29,12 +29,7 @@ from snowball.engine.ablation import (
     default_token_budget,
 )
 from snowball.engine.activations import ActivationError
-from snowball.engine.deletion import (
-    SelfCheckError,
-    check_against_deletion,
-    deleted,
-    loglikelihoods_one_by_one,
-)
+from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
 from snowball.engine.layer_stack import LayerStack, LayerStackError
 from snowball.engine.removal import (
     INTACT,
@@ -48,6 +43,7 @@ from snowball.engine.removal import (
     removal_name,
     sublayer_removals,
 )
+from snowball.engine.self_check import SelfCheckError, check_against_deletion
 from snowball.tasks.item import Item
 
 # Models whose whole layers and sublayers can all be removed.
