@@ -47,6 +47,7 @@ ROWS = (
     {"suite"},
     {"__init__", "pytest_plugin"},
     {"cli"},
+    {"__main__"},
 )
 # `save_pretrained` belongs on what it saves, and imports when it is called.
 UPWARD_WHEN_CALLED = {

@@ -1,7 +1,4 @@
-"""The command line: builds, checks and certifies models, audits others, and grades tools.
-
-Exit status: 0 all is well, 1 a guarantee fails, 2 the input is refused, 3 out of resources.
-"""
+"""The command line: builds, checks and certifies models, audits others, and grades tools."""
 
 from __future__ import annotations
 
@@ -31,8 +28,35 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Layer importance by cosine similarity: its counterexamples, and its measurement.",
+    epilog="Exit status: 0 all is well; 1 a guarantee fails, or something is not right; 2 the "
+    "input is refused; 3 out of resources; 70 an error of snowball itself, with its traceback; 130 "
+    "interrupted.",
 )
+
+
+def _versions(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        for package in ("snowball", "torch", "transformers"):
+            say(f"{package} {version(package)}")
+        raise typer.Exit
+
+
+@app.callback()
+def snowball(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of snowball, torch and transformers.",
+            callback=_versions,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Layer importance by cosine similarity: its counterexamples, and its measurement."""
+
 
 app.command()(cli_audit.audit)
 app.command()(cli_audit.report)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snowball.cli.terminal import out as console
-from snowball.cli.terminal import progress_bar, refusals, say
+from snowball.cli.terminal import progress_bar, refusals, resumable, say
 from snowball.errors import SnowballError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def audit(
     Writes results.sqlite (one value per removal, item and metric), audit.json, layers.csv,
     removals.csv, figures and report.html.
     """
-    with refusals():
+    with refusals(), resumable("the same command goes on with what is not yet measured"):
         from snowball.audit.run import Audit
         from snowball.pretrained.loading import load_pretrained
         from snowball.results.store import Store

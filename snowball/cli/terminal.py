@@ -39,6 +39,16 @@ def refusals() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+@contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Adds to a KeyboardInterrupt how to go on, for the line that ends the program."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(how)
+        raise
+
+
 def refuse_existing(folder: Path) -> None:
     """Raises SnowballError if a path is there already."""
     if folder.exists():
@@ -51,6 +61,13 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
-    with Progress(*columns, console=errors) as bar:
-        task = bar.add_task(title, total=total)
+    bar = Progress(*columns, console=errors)
+    task = bar.add_task(title, total=total)
+    bar.start()
+    try:
         yield lambda amount: bar.advance(task, amount)
+    except BaseException:
+        bar.live.transient = True  # takes itself away: the last line says why it ended
+        bar.live.stop()
+        raise
+    bar.stop()
