@@ -15,7 +15,11 @@ CHECKED = (
     "snowball.construction.reader.prefix_tree",
     "snowball.construction.reader.answer_codes",
     "snowball.decoders.decoder",
-    "snowball.results.statistics",
+    "snowball.results.correlation",
+    "snowball.results.intervals",
+    "snowball.results.paired",
+    "snowball.results.ranks",
+    "snowball.results.relevance",
 )
 
 # Every call into these modules checks the shapes and dtypes that its annotations promise.

@@ -12,7 +12,13 @@ from jaxtyping import Float, Int
 from snowball.engine.activations import ROLES
 from snowball.engine.gradients import TaylorScores
 from snowball.errors import SnowballError
-from snowball.results import statistics
+from snowball.results import correlation, intervals, paired, ranks
+from snowball.results.relevance import (
+    above_chance,
+    layer_relevance,
+    relevance_intervals,
+    resample_relevance,
+)
 from snowball.results.store import Key, Store
 from snowball.tasks.task import Task
 
@@ -100,7 +106,7 @@ def summarise(
     for one in judged:
         one.add_proxies(proxies)
     return {
-        "confidence": statistics.CONFIDENCE,
+        "confidence": intervals.INTERVAL_COVERAGE,
         "resamples": resamples,
         "significance": SIGNIFICANCE,
         "datasets": [_dataset(one, perplexity.get(one.numbers.name)) for one in judged],
@@ -124,18 +130,16 @@ class _Judged:
 
     @classmethod
     def of(cls, numbers: DatasetNumbers, seed: int, resamples: int) -> _Judged:
-        counts = statistics.resamples(numbers.items, resamples, seed)
+        counts = intervals.resamples(numbers.items, resamples, seed)
         scores, resampled = _scores(numbers, counts)
         relevance = resampled_relevance = p_value = None
         if numbers.correctness is not None:
             right = numbers.values[numbers.correctness] > 0
-            p_value = statistics.above_chance(right[0], numbers.chance)
+            p_value = above_chance(right[0], numbers.chance)
             if numbers.layers:
                 without = right[list(numbers.layers)]
-                relevance = statistics.layer_relevance(right[0], without, numbers.chance)
-                resampled_relevance = statistics.resample_relevance(
-                    right[0], without, numbers.chance, counts
-                )
+                relevance = layer_relevance(right[0], without, numbers.chance)
+                resampled_relevance = resample_relevance(right[0], without, numbers.chance, counts)
         return cls(
             numbers, counts, scores, resampled, relevance, resampled_relevance, p_value, seed
         )
@@ -173,8 +177,8 @@ def _scores(
         if kl is not None:
             sums["KL to intact"] = (kl, np.ones(len(kl), dtype=np.int64))
     once = np.ones((1, counts.shape[1]), dtype=np.int64)
-    scores = {n: statistics.resample_scores(s.T, t, once)[0] for n, (s, t) in sums.items()}
-    resampled = {n: statistics.resample_scores(s.T, t, counts) for n, (s, t) in sums.items()}
+    scores = {n: intervals.resample_scores(s.T, t, once)[0] for n, (s, t) in sums.items()}
+    resampled = {n: intervals.resample_scores(s.T, t, counts) for n, (s, t) in sums.items()}
     if numbers.taylor is not None:
         for name, values in (
             ("Taylor, |W G|", numbers.taylor.parameters),
@@ -221,9 +225,9 @@ def _accuracy(one: _Judged) -> dict[str, Any]:
     numbers = one.numbers
     assert numbers.correctness is not None
     right = numbers.values[numbers.correctness] > 0
-    intervals = [asdict(statistics.accuracy_interval(row, one.counts)) for row in right]
+    accuracies = [asdict(intervals.accuracy_interval(row, one.counts)) for row in right]
     found: dict[str, Any] = {
-        "accuracy": dict(zip(numbers.removals, intervals, strict=True)),
+        "accuracy": dict(zip(numbers.removals, accuracies, strict=True)),
         "chance": float(numbers.chance.mean()),
         "above_chance_p": one.p_value,
         "above_chance": one.above_chance,
@@ -233,32 +237,30 @@ def _accuracy(one: _Judged) -> dict[str, Any]:
         return found
     without = right[list(numbers.layers)]
     found["mcnemar"] = {
-        "against_intact": [statistics.mcnemar(right[0], row) for row in without],
-        "between_layers": asdict(statistics.mcnemar_matrix(without)),
+        "against_intact": [paired.mcnemar(right[0], row) for row in without],
+        "between_layers": asdict(paired.mcnemar_matrix(without)),
     }
     if one.relevance is None or one.resampled_relevance is None:
         return found
     relevance, resampled = one.relevance, one.resampled_relevance
-    found["relevance"] = asdict(
-        statistics.relevance_intervals(right[0], without, numbers.chance, one.counts)
-    )
+    found["relevance"] = asdict(relevance_intervals(right[0], without, numbers.chance, one.counts))
     found["noise_ceiling"] = asdict(
-        statistics.noise_ceiling(right[0], without, numbers.chance, SPLITS, one.seed)
+        ranks.noise_ceiling(right[0], without, numbers.chance, SPLITS, one.seed)
     )
-    found["major_distance"] = statistics.major_distance(len(relevance))
+    found["major_distance"] = ranks.major_distance(len(relevance))
     found["proxies"] = {
         name: {
             "correlations": asdict(
-                statistics.correlations(score, relevance, one.resampled_scores[name], resampled)
+                correlation.correlations(score, relevance, one.resampled_scores[name], resampled)
             ),
-            "misjudgement": statistics.misjudgement(score, relevance).tolist(),
-            "chance_misjudgement": statistics.chance_misjudgement(score, relevance).tolist(),
+            "misjudgement": ranks.misjudgement(score, relevance).tolist(),
+            "chance_misjudgement": ranks.chance_misjudgement(score, relevance).tolist(),
             "misjudgement_intervals": asdict(
-                statistics.misjudgement_intervals(
+                ranks.misjudgement_intervals(
                     score, relevance, one.resampled_scores[name], resampled
                 )
             ),
-            "confusion": statistics.rank_confusion(score, relevance).tolist(),
+            "confusion": ranks.rank_confusion(score, relevance).tolist(),
         }
         for name, score in one.scores.items()
     }
@@ -292,7 +294,7 @@ def _perplexity(one: _Judged) -> dict[str, Any]:
         resampled = np.exp(-(one.counts @ loglikelihoods.T) / totals[:, None]).T
         value = np.exp(-loglikelihoods.sum(1) / tokens.sum())
     _check_perplexity(numbers, np.maximum(value, resampled.max(1)))
-    tail = 100 * (1 - statistics.CONFIDENCE) / 2
+    tail = 100 * (1 - intervals.INTERVAL_COVERAGE) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail], axis=1)
     return {
         "by_removal": {
@@ -320,7 +322,7 @@ def _pooled(judged: Sequence[_Judged]) -> dict[str, Any]:
     shared = [n for n in kept[0].scores if all(n in one.scores for one in kept)]
     return {
         name: asdict(
-            statistics.pooled_correlations(
+            correlation.pooled_correlations(
                 [one.numbers.name for one in kept],
                 [one.scores[name] for one in kept],
                 [_present(one.relevance) for one in kept],
@@ -337,7 +339,7 @@ def _task_dependence(judged: Sequence[_Judged]) -> dict[str, Any] | None:
     kept = [o for o in judged if o.above_chance and np.ptp(_present(o.relevance)) > 0]
     if len(kept) < 2:
         return None
-    found = statistics.task_dependence(
+    found = paired.task_dependence(
         np.stack([_present(one.relevance) for one in kept]),
         np.stack([one.scores["cosine"] for one in kept]),
     )

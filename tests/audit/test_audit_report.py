@@ -30,7 +30,8 @@ from snowball.decoders.checkpoint import CheckpointError, write_json
 from snowball.engine.activations import ROLES
 from snowball.engine.gradients import TaylorScores
 from snowball.errors import SnowballError
-from snowball.results import statistics
+from snowball.results import correlation
+from snowball.results.intervals import Interval
 from snowball.results.store import Key
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -204,11 +205,11 @@ def only_text() -> dict[str, Any]:
 @pytest.fixture
 def two_layers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """With two layers no correlation is defined."""
-    none = statistics.Correlation(statistics.Interval(None, None, None), None)
-    nothing = statistics.Correlations(none, none, none, 1.0)
-    monkeypatch.setattr(statistics, "correlations", lambda *_: nothing)
-    pooled = statistics.PooledCorrelations(nothing, ("task",))
-    monkeypatch.setattr(statistics, "pooled_correlations", lambda *_: pooled)
+    none = correlation.Correlation(Interval(None, None, None), None)
+    nothing = correlation.Correlations(none, none, none, 1.0)
+    monkeypatch.setattr(correlation, "correlations", lambda *_: nothing)
+    pooled = correlation.PooledCorrelations(nothing, ("task",))
+    monkeypatch.setattr(correlation, "pooled_correlations", lambda *_: pooled)
     return document(numbers("task", 2))
 
 
