@@ -6,7 +6,6 @@ Exit status of both: 0 all claims hold, 1 one does not, 2 a file is malformed, 3
 from __future__ import annotations
 
 import json as json_format
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -155,10 +154,10 @@ def _check_with_flint(claims: Certificate, folder: Path, data: Path) -> Verdict:
 
 def _check_with_standard_library(certificate: Path, folder: Path, data: Path) -> Verdict:
     """Runs the checker as a program of its own, isolated from everything that is installed."""
-    program = Path(__file__).parents[1] / "certificates" / "checker.py"
-    command = [sys.executable, "-I", str(program), str(certificate), str(folder), str(data)]
+    from snowball.certificates.checker_process import run_checker
+
     with console.status("checking with the standard library"):
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run_checker(certificate, folder, data)
     words = {status: word for word, status in _STATUS.items()}
     last = [*(done.stdout + done.stderr).strip().splitlines(), ""][0]
     if done.returncode not in words:  # killed, most likely for memory
