@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 
 CHECKED = (
     "snowball.metrics",
-    "snowball.construction.gadgets.layer_gadgets",
+    "snowball.construction.gadgets",
     "snowball.construction.reader.fingerprint",
     "snowball.construction.reader.prefix_tree",
     "snowball.construction.reader.answer_codes",

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from snowball.construction import gadgets
 from snowball.construction.counterexample.builder import Counterexample
-from snowball.construction.counterexample.schedule import angle_of_versine
-from snowball.construction.gadgets import layer_gadgets as gadgets
 from snowball.construction.gadgets.residual_stream import ResidualStream
+from snowball.construction.gadgets.versine import angle_of_versine
 from snowball.construction.proxy_blindness.builder import FAMILIES, ProxyBlindModel
 from snowball.construction.universality.behaviour import Behaviour
 from snowball.construction.universality.builder import UniversalModel

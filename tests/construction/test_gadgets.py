@@ -10,15 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snowball.construction.gadgets import layer_gadgets as gadgets
-from snowball.construction.gadgets.layer_gadgets import (
-    STATIONARY_GATE,
-    LayerWeights,
-    norm_factor,
-    silu_in,
-)
+from snowball.construction import gadgets
+from snowball.construction.gadgets.layer_weights import LayerWeights, norm_factor
+from snowball.construction.gadgets.linear_map import STATIONARY_GATE, silu_in
+from snowball.construction.gadgets.positional_kernel import SharpKernel, sharpest_kernel
 from snowball.construction.gadgets.residual_stream import ResidualStream
-from snowball.construction.reader.fingerprint import SharpKernel, sharpest_kernel, sign_codes
+from snowball.construction.reader.fingerprint import sign_codes
 from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.metrics import cosine_score
 

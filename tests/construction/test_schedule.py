@@ -12,13 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import depths_and_targets, dtypes, epsilons
 
-from snowball.construction.counterexample.schedule import (
-    Schedule,
-    angle_of_versine,
-    rounded,
-    schedule,
-    versine,
-)
+from snowball.construction.counterexample.schedule import Schedule, schedule
 
 # mpmath gives its numbers no type that a checker could see.
 Number = Any
@@ -180,17 +174,3 @@ def test_largest_gain_bounds_the_amplifiers() -> None:
     plan = schedule(1e-30, 8, 2, 1.0, 2.0, torch.float64)
     assert plan.gain == 2.0
     assert plan.reader_gain > 1e10
-
-
-@pytest.mark.parametrize("angle", [0.0, 1e-20, 1e-8, 0.5, math.pi])
-def test_versine_has_full_precision_and_an_inverse(angle: float) -> None:
-    with mpmath.workdps(100):
-        exact = float(1 - mpmath.cos(mpmath.mpf(angle)))
-    assert versine(angle) == pytest.approx(exact, rel=1e-15, abs=0)
-    assert angle_of_versine(versine(angle)) == pytest.approx(angle, rel=1e-7, abs=0)
-
-
-def test_rounded_is_the_nearest_number_of_the_dtype() -> None:
-    assert rounded(1 + 2**-9, torch.bfloat16) == 1
-    assert rounded(0.1, torch.float64) == 0.1
-    assert rounded(0.1, torch.float32) == pytest.approx(0.1, rel=2**-24)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snowball.construction import gadgets
 from snowball.construction.building import (
     ConstructionError,
     LayerRole,
@@ -22,7 +23,7 @@ from snowball.construction.building import (
     refuse_violations,
 )
 from snowball.construction.counterexample.constants import Design, design
-from snowball.construction.gadgets import layer_gadgets as gadgets
+from snowball.construction.gadgets.positional_kernel import position_table
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes, unembedding_rows
 from snowball.construction.reader.fingerprint import Fingerprint, fingerprint
@@ -205,7 +206,7 @@ def _write_embedding(embedding: Tensor, marks: Fingerprint, chosen: Design) -> N
 
 
 def _write_positions(table: Tensor, chosen: Design) -> None:
-    positions = gadgets.position_table(chosen.reader.gather.kernel, len(table))
+    positions = position_table(chosen.reader.gather.kernel, len(table))
     table[:, chosen.stream["position"]] = positions.to(table.dtype)
 
 

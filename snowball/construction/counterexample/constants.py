@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from snowball.construction.counterexample.schedule import Schedule, schedule
-from snowball.construction.gadgets import layer_gadgets as gadgets
+from snowball.construction.gadgets.positional_kernel import position_square
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes
 from snowball.construction.reader.fingerprint import Fingerprint
@@ -64,7 +64,7 @@ def design(
     """Derives every constant; the caller has to see that each `holds`."""
     largest_gain = _MULTIPLE_CHOICE_GAIN if dataset.multiple_choice else math.inf
     positions = head_dim(marks) if architecture.learned_positions else 0
-    carried = code_square(marks) + gadgets.position_square(positions // 2)
+    carried = code_square(marks) + position_square(positions // 2)
     readers = architecture.reading_layers
     plan = schedule(epsilon, layers, target, carried, largest_gain, dtype, readers)
     stream = residual_stream(marks, answers, switches=1, positions=positions)

@@ -25,6 +25,9 @@ from dataclasses import dataclass
 
 import torch
 
+from snowball.construction.gadgets.rounding import rounded
+from snowball.construction.gadgets.versine import angle_of_versine, versine
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -147,21 +150,6 @@ class Schedule:
         shrunk = after / math.hypot(after, math.sqrt(self.context_square))
         score = self.score[self.gatherer]
         return min(score, 1 - (1 - score) * shrunk)
-
-
-def versine(angle: float) -> float:
-    """`1 - cos(angle)` without cancellation."""
-    return 2 * math.sin(angle / 2) ** 2
-
-
-def angle_of_versine(value: float) -> float:
-    """The angle in [0, pi] whose versine is the value; the value must lie in [0, 2]."""
-    return 2 * math.asin(math.sqrt(value / 2))
-
-
-def rounded(value: float, dtype: torch.dtype) -> float:
-    """The value as a number of the dtype."""
-    return float(torch.tensor(value, dtype=dtype))
 
 
 def schedule(

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from snowball.construction import gadgets
 from snowball.construction.building import (
     ConstructionError,
     allocate,
@@ -25,7 +26,6 @@ from snowball.construction.building import (
     closest_pair,
     refuse_violations,
 )
-from snowball.construction.gadgets import layer_gadgets as gadgets
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.proxy_blindness.answer_sizes import AnswerSizes, Wanted
 from snowball.construction.proxy_blindness.families import FAMILIES, Family, Parts

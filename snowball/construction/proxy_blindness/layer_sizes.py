@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from snowball.construction.counterexample.schedule import rounded
+from snowball.construction.gadgets.rounding import rounded
 
 
 @dataclass(frozen=True, slots=True)

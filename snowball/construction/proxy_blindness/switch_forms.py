@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from snowball.construction.gadgets import layer_gadgets as gadgets
+from snowball.construction import gadgets
 from snowball.construction.reader.fingerprint import Fingerprint
 from snowball.construction.reader.prefix_tree import PrefixTree
 from snowball.construction.reader.reader_design import ReaderDesign

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from snowball.construction.gadgets import layer_gadgets as gadgets
+from snowball.construction import gadgets
+from snowball.construction.gadgets.positional_kernel import SharpKernel, sharpest_kernel
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes
-from snowball.construction.reader.fingerprint import Fingerprint, SharpKernel, sharpest_kernel
+from snowball.construction.reader.fingerprint import Fingerprint
 from snowball.construction.reader.prefix_tree import PrefixTree
 from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.architecture import ROPE_THETA, Architecture

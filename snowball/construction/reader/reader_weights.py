@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from snowball.construction.gadgets import layer_gadgets as gadgets
+from snowball.construction import gadgets
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, unembedding_rows
 from snowball.construction.reader.fingerprint import Fingerprint

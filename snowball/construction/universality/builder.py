@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from snowball.construction import gadgets
 from snowball.construction.building import (
     ConstructionError,
     allocate,
@@ -21,7 +22,6 @@ from snowball.construction.building import (
     closest_pair,
     refuse_violations,
 )
-from snowball.construction.gadgets import layer_gadgets as gadgets
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes
 from snowball.construction.reader.fingerprint import Fingerprint, fingerprint

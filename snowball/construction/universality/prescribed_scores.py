@@ -21,16 +21,13 @@ from typing import Protocol
 
 import torch
 
-from snowball.construction.counterexample.schedule import angle_of_versine, rounded
+from snowball.construction.gadgets.linear_map import SATURATED_GATE, STATIONARY_GATE
+from snowball.construction.gadgets.rounding import rounded
+from snowball.construction.gadgets.versine import angle_of_versine
 
-# The stationary point of silu, where silu'(g) = 0 and silu(g) = g + 1: a hidden unit whose gate
-# stands there keeps its gain to second order when the norm of the stream is not quite R.
-STATIONARY_GATE = -1.2784645427610738
 # Relative deviation from a prescribed score that a token may show, by dtype: a handful of
 # roundings each of switch, angle and norm.
 SCORE_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
-# silu(64) = 64 in every float dtype, as exp(-64) is below the resolution of float64.
-SATURATED_GATE = 64.0
 
 
 @dataclass(frozen=True, slots=True)
