@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import snowball
+from command_line import snowball
 from test_cli_audit import (
     BOS,
     CHOICES,

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import Done, plain, snowball
 from safetensors.torch import load_file, save_file
-from test_cli import Done, plain, snowball
 
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.ablation import AblationEngine, ItemAblation

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import Done, snowball, write_rows
 from safetensors.torch import load_file, save_file
-from test_cli import Done, snowball, write_rows
 
 TOKENS = [{"prompt": [3, *[0] * n], "label": n % 2, "distractor": 2} for n in range(3)]
 

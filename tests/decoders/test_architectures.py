@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import refused, snowball, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from strategies import datasets, dtypes, epsilons, inputs
-from test_cli import refused, snowball, write_rows
 
 from snowball.checks.guarantees import SCORE_TOLERANCE, guarantees
 from snowball.construction.building import ConstructionError

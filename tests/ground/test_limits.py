@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import snowball
 from test_certificate import OPEN, check
-from test_cli import snowball
 
 from snowball import limits
 from snowball.certificates import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import refused, snowball
+from command_line import refused, snowball
 
 from snowball.suite.files import KnownAnswer
 from snowball.suite.grading import QUANTITIES, Finding, ReportError, check, judge, judge_model
