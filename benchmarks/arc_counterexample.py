@@ -19,8 +19,8 @@ from rich.progress import track
 
 from snowball import Dataset, Example, counterexample
 from snowball.construction.card import provenance
-from snowball.decoders.checkpoint import write_json
 from snowball.decoders.tokenizer import load_tokenizer
+from snowball.files import write_json
 
 
 @torch.inference_mode()

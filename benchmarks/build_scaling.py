@@ -45,7 +45,7 @@ def main() -> None:
     print_table(figures)
     if arguments.out is not None:
         from snowball.construction.card import provenance
-        from snowball.decoders.checkpoint import write_json
+        from snowball.files import write_json
 
         host = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
         origin = {**provenance(), "command": "python benchmarks/build_scaling.py"}

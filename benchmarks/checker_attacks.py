@@ -37,7 +37,7 @@ from snowball.certificates.certification import certify
 from snowball.construction.card import provenance
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
-from snowball.decoders.checkpoint import write_json
+from snowball.files import write_json
 
 FUZZ = Path(__file__).with_name("checker_fuzz.py")
 
@@ -81,7 +81,6 @@ def write(path: Path, figures: Document, arguments: argparse.Namespace) -> None:
     command = f"python benchmarks/{Path(__file__).name} {' '.join(options)} --seed {arguments.seed}"
     host = {"cores": os.cpu_count(), "machine": platform.machine(), "processor": processor()}
     origin = {**provenance(), "command": command}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"figures": figures, "host": host, "provenance": origin})
 
 

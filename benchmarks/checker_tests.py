@@ -22,7 +22,7 @@ from typing import Any
 from checker_attacks import processor
 
 from snowball.construction.card import provenance
-from snowball.decoders.checkpoint import write_json
+from snowball.files import write_json
 
 ROOT = Path(__file__).parents[1]
 TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_checker*.py"))
@@ -43,7 +43,6 @@ def main() -> None:
     for name in mutated["survivors"]:
         print(f"- {name}")
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         origin = {**provenance(), "command": f"python benchmarks/{Path(__file__).name}"}
         document = {"figures": found, "host": {"processor": processor()}, "provenance": origin}
         write_json(arguments.out / "tests.json", document)

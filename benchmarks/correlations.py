@@ -16,7 +16,7 @@ import numpy as np
 
 import snowball
 from snowball.construction.card import provenance
-from snowball.decoders.checkpoint import write_json
+from snowball.files import atomic_file, write_json
 
 LAYERS = 12
 CORRELATIONS = (-1.0, 0.0, 1.0)
@@ -28,7 +28,6 @@ def main() -> None:
     folder = parser.parse_args().out
     dataset = snowball.Dataset.capitals()
     found = [measured(dataset, rho) for rho in CORRELATIONS]
-    folder.mkdir(parents=True, exist_ok=True)
     origin = {**provenance(), "command": " ".join(["python", *sys.argv])}
     content = {"figures": found, "examples": len(dataset.examples), "provenance": origin}
     write_json(folder / "correlations.json", content)
@@ -59,7 +58,8 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.12)
     figure.axes[0].set_ylabel("accuracy-based relevance")
-    figure.savefig(path, dpi=150)
+    with atomic_file(path) as partial:
+        figure.savefig(partial, dpi=150)
 
 
 if __name__ == "__main__":

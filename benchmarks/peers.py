@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 from peers_table import findings, page
 
 from snowball.construction.card import provenance
-from snowball.decoders.checkpoint import write_json
+from snowball.files import read_json, write_json, write_text
 from snowball.suite.files import read_suite
 
 ADAPTERS = Path(__file__).parent / "peers"
@@ -89,15 +88,14 @@ def main() -> None:
             record = read_record(peer, folder)
         if record is not None:
             records.append({**record, "name": peer.name})
-    options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "peers.json", {"tools": records, **origin(suite)})
     judged = [{**record, "findings": findings(record, known)} for record in records]
-    (options.out / "peers.md").write_text(page(judged))
+    write_text(options.out / "peers.md", page(judged))
 
 
 def origin(suite: Path) -> dict[str, Any]:
     """The suite that was measured, by version and hashes of its weights, and this run."""
-    index = json.loads((suite / "suite.json").read_text())
+    index = read_json(suite / "suite.json")
     return {
         "suite": {key: index[key] for key in ("version", "weights_sha256")},
         "provenance": {**provenance(), "command": " ".join(["python", *sys.argv])},
@@ -128,7 +126,6 @@ def measured(peer: Peer, suite: Path, folder: Path, timeout: float) -> dict[str,
     except RunError as error:
         record["failure"] = str(error)
     path = record_path(peer, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return record
 
@@ -139,7 +136,7 @@ def record_path(peer: Peer, folder: Path) -> Path:
 
 def read_record(peer: Peer, folder: Path) -> dict[str, Any] | None:
     path = record_path(peer, folder)
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def fingerprint_of(peer: Peer, suite: Path) -> str:
@@ -167,7 +164,7 @@ def environment(peer: Peer, folder: Path) -> Path:
     )
     if finished.returncode != 0:
         raise RunError(f"not installable: {last_lines(finished.stderr)}")
-    installed.write_text(wanted)
+    write_text(installed, wanted)
     return python
 
 
@@ -187,7 +184,7 @@ def run_adapter(
         raise RunError(f"no answer within {timeout:g} seconds") from error
     if finished.returncode != 0 or not output.is_file():
         raise RunError(f"exit status {finished.returncode}: {last_lines(finished.stderr)}")
-    return json.loads(output.read_text())
+    return read_json(output)
 
 
 def clean_environment(folder: Path) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 import snowball
 from snowball.construction.card import provenance
 from snowball.construction.proxy_blindness.builder import FAMILIES, Family
-from snowball.decoders.checkpoint import write_json
+from snowball.files import atomic_file, write_json
 
 LAYERS, TARGET, EPSILON = 8, 3, 1e-6
 TITLES = {
@@ -42,7 +42,6 @@ def main() -> None:
     dataset = snowball.Dataset.capitals()
     everything = measured(dataset, FAMILIES)
     alone = {family: measured(dataset, frozenset({family})) for family in sorted(FAMILIES)}
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "layers": LAYERS,
         "target": TARGET,
@@ -134,7 +133,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     ):
         left.scatter([], [], color=COLOURS[layer], s=SIZE[layer == TARGET], label=label)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    with atomic_file(path) as partial:
+        figure.savefig(partial, dpi=150)
 
 
 # Colours that colour-blind readers tell apart.

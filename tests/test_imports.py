@@ -31,6 +31,7 @@ BALLS = {"certificates.balls", "certificates.enclosure", "certificates.reader_en
 # know what was built, and no audit of a pretrained model what a construction is.
 ROWS = (
     {"errors", "limits"},
+    {"files"},
     {"metrics"},
     {"decoders"},
     {"data"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from snowball.audit.tables import (
     listed,
     pooled_by_spearman,
 )
-from snowball.errors import SnowballError
+from snowball.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +61,7 @@ def plot_all(document: AuditDocument, folder: Path) -> list[Drawn]:
     """Writes every figure as NAME.png; what has no data leaves no file, not even an older one.
 
     Raises:
-        SnowballError: a file cannot be written.
+        FileError: a file cannot be written.
     """
     return [_written(name, draw, document, folder) for name, draw in FIGURES.items()]
 
@@ -450,20 +449,13 @@ def _written(
     except _NoDataError as missing:
         path.unlink(missing_ok=True)
         return Drawn(name, None, str(missing))
-    except OSError as error:
-        raise SnowballError(f"cannot write {path}: {error}") from error
     return Drawn(name, path, None)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}.png")
-    try:
-        with warnings.catch_warnings():
-            # A dataset may be named in a script that the font lacks; boxes stand for it.
-            warnings.filterwarnings(
-                "ignore", message="Glyph .* missing from font", category=UserWarning
-            )
-            figure.savefig(partial, dpi=_DPI)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial, warnings.catch_warnings():
+        # A dataset may be named in a script that the font lacks; boxes stand for it.
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font", category=UserWarning
+        )
+        figure.savefig(partial, dpi=_DPI)

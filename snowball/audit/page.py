@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -33,7 +31,7 @@ from snowball.audit.tables import (
     relevance_texts,
     score_text,
 )
-from snowball.decoders.checkpoint import CheckpointError, read_json
+from snowball.files import FileError, bytes_of, read_json, write_text
 
 DOCUMENT = "audit.json"
 REPORT = "report.html"
@@ -110,7 +108,7 @@ def write_report(folder: Path) -> Path:
     """Writes `report.html` from the `audit.json` and the figures of a run folder, at once or not.
 
     Raises:
-        CheckpointError: the document is missing or not that of an audit, a figure cannot be read,
+        FileError: the document is missing or not that of an audit, a figure cannot be read,
             or the page cannot be written.
     """
     source, target = folder / DOCUMENT, folder / REPORT
@@ -119,11 +117,11 @@ def write_report(folder: Path) -> Path:
     try:
         page = report_html(document, figures)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
+        raise FileError(
             f"{source}: not the document of an audit ({type(error).__name__}: {error}); run "
             "snowball audit again"
         ) from error
-    _write_text(target, page)
+    write_text(target, page)
     return target
 
 
@@ -442,22 +440,4 @@ def _definitions(entries: Mapping[str, str]) -> str:
 def _read_figures(folder: Path) -> dict[str, bytes]:
     """The figures that exist; others had no data."""
     paths = {name: folder / f"{name}.png" for name in FIGURES}
-    return {name: _read_bytes(path) for name, path in paths.items() if path.exists()}
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    return {name: bytes_of(path, limit=None) for name, path in paths.items() if path.exists()}

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from snowball.certificates.exact_model import CONFIG, WEIGHTS
-from snowball.certificates.strict_files import MalformedError, bytes_of, strict_json
-from snowball.decoders.checkpoint import CheckpointError, write_json
+from snowball.files import FileError, bytes_of, strict_json, write_json
 
 FORMAT, THEOREM = 1, "thm:snowball"
 DTYPES = ("float64", "float32", "bfloat16")
@@ -125,13 +124,9 @@ class Certificate:
         """Writes the file at once, or not at all.
 
         Raises:
-            CheckpointError: the file cannot be written.
+            FileError: the file cannot be written.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, self.to_json())
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error}") from error
+        write_json(path, self.to_json())
 
 
 def _text(number: Decimal) -> str:
@@ -149,7 +144,7 @@ def read_certificate(path: Path) -> Certificate:
     """Reads a certificate, closed world.
 
     Raises:
-        MalformedError: a key is unknown, missing, twice there, or its value of another type.
+        FileError: a key is unknown, missing, twice there, or its value of another type.
     """
     return parse_certificate(strict_json(bytes_of(path), str(path)), str(path))
 
@@ -160,22 +155,22 @@ class _Object:
     def __init__(self, value: Any, where: str, keys: str) -> None:
         expected = set(keys.split())
         if not isinstance(value, dict):
-            raise MalformedError(f"{where}: must be an object")
+            raise FileError(f"{where}: must be an object")
         if set(value) != expected:
             odd = ", ".join(sorted(set(value) ^ expected))
-            raise MalformedError(f"{where}: missing or unknown: {odd:.200}")
+            raise FileError(f"{where}: missing or unknown: {odd:.200}")
         self.entries, self.where = value, where
 
     def _of(self, key: str, kind: type[_Result]) -> _Result:
         value = self.entries[key]
         if type(value) is not kind:
-            raise MalformedError(f"{self.where}: {key} must be of type {kind.__name__}")
+            raise FileError(f"{self.where}: {key} must be of type {kind.__name__}")
         return value
 
     def integer(self, key: str) -> int:
         value = self._of(key, int)
         if value < 0:
-            raise MalformedError(f"{self.where}: {key} must not be negative")
+            raise FileError(f"{self.where}: {key} must not be negative")
         return value
 
     def text(self, key: str) -> str:
@@ -190,23 +185,23 @@ class _Object:
     def sha256(self, key: str) -> str:
         value = self.text(key)
         if not _SHA256.fullmatch(value):
-            raise MalformedError(f"{self.where}: {key} must be a SHA-256 in hexadecimal")
+            raise FileError(f"{self.where}: {key} must be a SHA-256 in hexadecimal")
         return value
 
     def scores(self, layers: int) -> tuple[Bounds, ...]:
         items = self.items("scores")
         if len(items) != layers:
-            raise MalformedError(f"{self.where}: {len(items)} scores for {layers} layers")
+            raise FileError(f"{self.where}: {len(items)} scores for {layers} layers")
         found = [_Object(item, f"{self.where}: scores", "low high") for item in items]
         return tuple(Bounds(one.decimal("low"), one.decimal("high")) for one in found)
 
 
 def _decimal(text: str, where: str) -> Decimal:
     if len(text) > 100 or not _DECIMAL.fullmatch(text):
-        raise MalformedError(f"{where} must be a decimal such as 1.5e-7, got {text!r:.40}")
+        raise FileError(f"{where} must be a decimal such as 1.5e-7, got {text!r:.40}")
     exponent = text.partition("e")[2]
     if exponent and abs(int(exponent)) > 400:
-        raise MalformedError(f"{where} has an exponent beyond 400")
+        raise FileError(f"{where} has an exponent beyond 400")
     return Decimal(text)
 
 
@@ -219,14 +214,14 @@ def parse_certificate(value: Any, where: str = "certificate") -> Certificate:
         "margin_with margin_without probability_with probability_without runtime",
     )
     if (body.integer("format"), body.text("theorem")) != (FORMAT, THEOREM):
-        raise MalformedError(f"{where}: only format {FORMAT} of {THEOREM!r} is read")
+        raise FileError(f"{where}: only format {FORMAT} of {THEOREM!r} is read")
     files = _Object(body.entries["files"], f"{where}: files", f"{CONFIG} {WEIGHTS} dataset")
     place = _Object(body.entries["existence"], f"{where}: existence", "row column low high")
     layers = body.integer("layers")
     runtime = tuple(_runtime(item, layers, where) for item in body.items("runtime"))
     dtypes = [one.dtype for one in runtime]
     if not dtypes or len(set(dtypes)) < len(dtypes):
-        raise MalformedError(f"{where}: runtime must have one entry or more, of different dtypes")
+        raise FileError(f"{where}: runtime must have one entry or more, of different dtypes")
     return Certificate(
         config_sha256=files.sha256(CONFIG),
         weights_sha256=files.sha256(WEIGHTS),
@@ -258,9 +253,9 @@ def _runtime(value: Any, layers: int, where: str) -> Runtime:
         "dtype torch scores probability_with probability_without score_error probability_error",
     )
     if not _VERSION.fullmatch(entry.text("torch")):
-        raise MalformedError(f"{where}: runtime: torch must be a version, as 2.13.0+cpu")
+        raise FileError(f"{where}: runtime: torch must be a version, as 2.13.0+cpu")
     if entry.text("dtype") not in DTYPES:
-        raise MalformedError(f"{where}: runtime: dtype must be one of {', '.join(DTYPES)}")
+        raise FileError(f"{where}: runtime: dtype must be one of {', '.join(DTYPES)}")
     return Runtime(
         dtype=entry.text("dtype"),
         torch=entry.text("torch"),

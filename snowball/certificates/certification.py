@@ -25,11 +25,11 @@ from snowball.certificates.judgement import (
     place_of,
     read_subject,
 )
-from snowball.certificates.strict_files import MalformedError, sha256_of
 from snowball.certificates.token_data import DATASET
 from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import read_checkpoint
 from snowball.decoders.decoder import Decoder, DecoderConfig
+from snowball.files import FileError, sha256_of
 from snowball.limits import ACTIVATION_BYTES, WEIGHT_BYTES, OutOfResources, require
 from snowball.measurement.measurements import measure_layer
 
@@ -57,7 +57,7 @@ def _typed_errors() -> Iterator[None]:
     try:
         yield
     except RecursionError as error:
-        raise MalformedError(f"nested too deeply: {error}") from None
+        raise FileError(f"nested too deeply: {error}") from None
     except (MemoryError, OverflowError) as error:
         raise OutOfResources(f"out of memory: {error}") from None
     except RuntimeError as error:  # of torch, which has no type for it
@@ -90,7 +90,7 @@ def verify(
     """Recomputes every enclosure with ball arithmetic, measures again with torch, and compares.
 
     Raises:
-        MalformedError: a file is not what its format says.
+        FileError: a file is not what its format says.
         Rejection: a claim is certainly false.
         OutOfResources: the largest precision does not decide, or something is beyond a limit.
     """
@@ -163,14 +163,14 @@ def certify(
     """Proves the claims about a counterexample folder, and states them.
 
     Raises:
-        MalformedError, CheckpointError: a file is not what its format says.
+        FileError: a file is not what its format says.
         Rejection: something cannot be certified; the claim is named.
         OutOfResources: the largest precision does not decide, or something is beyond a limit.
     """
     claim = claim_of(folder)
     subject = read_subject(folder, data_path or folder / DATASET)
     if claim.layers != subject.model.config.layers:
-        raise MalformedError(f"{folder}: config.json and snowball.json disagree about the layers")
+        raise FileError(f"{folder}: config.json and snowball.json disagree about the layers")
     found, draft = _until_decided(
         claim.layers, lambda effort: _prove(subject, claim, effort, progress)
     )
@@ -334,7 +334,7 @@ def _decoder(config: DecoderConfig, weights: Mapping[str, Tensor]) -> Decoder:
     try:
         return Decoder(config, weights)
     except ValueError as error:
-        raise MalformedError(f"the decoder cannot be run: {error}") from None
+        raise FileError(f"the decoder cannot be run: {error}") from None
 
 
 def _widened(weight: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def claim_of(folder: Path) -> Claim:
     is needed by every example, and is neither the first nor the last.
 
     Raises:
-        CheckpointError: the card is missing or malformed.
+        FileError: the card is missing or malformed.
         Rejection: the card makes no such claim.
     """
     if theorem_of(folder) == universal_card.THEOREM:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snowball.certificates.certainty import Rejection
-from snowball.certificates.strict_files import MalformedError, bytes_of, open_file, strict_json
+from snowball.files import FileError, bytes_of, open_file, strict_json
 from snowball.limits import (
     ENTRIES,
     ROW_BYTES,
@@ -100,29 +100,27 @@ def read_config(folder: Path) -> Config:
     """Reads `config.json`, closed world.
 
     Raises:
-        MalformedError: a key is unknown, missing or of another type, or its value not understood.
+        FileError: a key is unknown, missing or of another type, or its value not understood.
         OutOfResources: a size is beyond the limits.
     """
     path = folder / CONFIG
     entries = strict_json(bytes_of(path), str(path), floats=True)
     if not isinstance(entries, dict):
-        raise MalformedError(f"{path}: must be a JSON object")
+        raise FileError(f"{path}: must be a JSON object")
     if isinstance(family := entries.get("model_type"), str) and family != "llama":
-        raise MalformedError(
+        raise FileError(
             f"{path}: model_type={family!r:.60} is not certified, only 'llama': the checkers know "
             "the forward pass of Llama alone (`snowball check` measures the other families)"
         )
     for key, value in entries.items():
         if key in _FIXED:
             if not any(type(value) is type(v) and value == v for v in _FIXED[key]):
-                raise MalformedError(f"{path}: {key}={value!r:.60} is not understood")
+                raise FileError(f"{path}: {key}={value!r:.60} is not understood")
         elif key not in _READ and key not in _IGNORED:
-            raise MalformedError(
-                f"{path}: unknown key {key!r:.60}, which might change the computation"
-            )
+            raise FileError(f"{path}: unknown key {key!r:.60}, which might change the computation")
     for key in ("model_type", "hidden_act", "tie_word_embeddings"):
         if key not in entries:
-            raise MalformedError(f"{path}: {key} is missing")
+            raise FileError(f"{path}: {key} is missing")
     integers = {name: _integer(path, entries, key) for key, name in _INTEGERS.items()}
     config = Config(
         **integers,
@@ -137,13 +135,13 @@ def read_config(folder: Path) -> Config:
 def _integer(path: Path, entries: Mapping[str, Any], key: str) -> int:
     value = entries.get(key)
     if type(value) is not int:
-        raise MalformedError(f"{path}: {key} must be an integer, got {value!r:.60}")
+        raise FileError(f"{path}: {key} must be an integer, got {value!r:.60}")
     return value
 
 
 def _number(path: Path, value: Any, key: str) -> float:
     if type(value) not in (int, float):
-        raise MalformedError(f"{path}: {key} must be a number, got {value!r:.60}")
+        raise FileError(f"{path}: {key} must be a number, got {value!r:.60}")
     return float(value)
 
 
@@ -152,11 +150,9 @@ def _rope_theta(path: Path, entries: Mapping[str, Any]) -> float:
     theta = top
     if rope is not None:
         if not isinstance(rope, dict) or set(rope) != {"rope_type", "rope_theta"}:
-            raise MalformedError(f"{path}: rope_parameters={rope!r:.90} is not understood")
+            raise FileError(f"{path}: rope_parameters={rope!r:.90} is not understood")
         if rope["rope_type"] != "default" or top not in (None, rope["rope_theta"]):
-            raise MalformedError(
-                f"{path}: rope_parameters={rope!r:.90} with rope_theta={top!r:.60}"
-            )
+            raise FileError(f"{path}: rope_parameters={rope!r:.90} with rope_theta={top!r:.60}")
         theta = rope["rope_theta"]
     return _number(path, theta, "rope_theta")
 
@@ -164,25 +160,25 @@ def _rope_theta(path: Path, entries: Mapping[str, Any]) -> float:
 def _dtype(path: Path, entries: Mapping[str, Any]) -> str | None:
     stated = {entries[key] for key in ("dtype", "torch_dtype") if isinstance(entries.get(key), str)}
     if len(stated) > 1 or not stated <= set(_DTYPES.values()):
-        raise MalformedError(f"{path}: dtype {sorted(stated)!s:.60} is not understood")
+        raise FileError(f"{path}: dtype {sorted(stated)!s:.60} is not understood")
     return stated.pop() if stated else None
 
 
 def _check_config(path: Path, config: Config) -> None:
     sizes = (config.vocabulary, config.width, config.units, config.layers, config.heads)
     if min(*sizes, config.key_heads, config.head_dim) < 1:
-        raise MalformedError(f"{path}: sizes must be positive")
+        raise FileError(f"{path}: sizes must be positive")
     for size in (*sizes, config.key_heads, config.heads * config.head_dim):
         require(f"{path}: a size", size, SIZE)
     require(f"{path}: hidden_size", config.width, WIDTH)
     if config.heads % config.key_heads or config.head_dim % 2:
-        raise MalformedError(f"{path}: heads must share keys evenly, and head_dim be even")
+        raise FileError(f"{path}: heads must share keys evenly, and head_dim be even")
     if not (0 <= config.bos < config.vocabulary and 0 <= config.eos < config.vocabulary):
-        raise MalformedError(f"{path}: BOS {config.bos} or EOS {config.eos} outside the vocabulary")
+        raise FileError(f"{path}: BOS {config.bos} or EOS {config.eos} outside the vocabulary")
     if config.bos == config.eos:
-        raise MalformedError(f"{path}: BOS and EOS are the same token {config.bos}")
+        raise FileError(f"{path}: BOS and EOS are the same token {config.bos}")
     if not (config.eps >= 0 and config.theta > 0):
-        raise MalformedError(f"{path}: rms_norm_eps={config.eps}, rope_theta={config.theta}")
+        raise FileError(f"{path}: rms_norm_eps={config.eps}, rope_theta={config.theta}")
 
 
 # Weights
@@ -311,7 +307,7 @@ def read_model(folder: Path) -> ExactModel:
     """Reads config and weights and checks the structure that certificates rely on.
 
     Raises:
-        MalformedError: a file is not what its format says.
+        FileError: a file is not what its format says.
         Rejection: the layers before the last do not do the same to every token.
     """
     config = read_config(folder)
@@ -404,11 +400,11 @@ class _Tensors:
         header, start = self._header()
         # Before the names are made: a config may speak of any number of layers.
         if len(header) != (count := len(_LAYER) * config.layers + 3):
-            raise MalformedError(f"{path}: tensors missing or unknown: {len(header)}, not {count}")
+            raise FileError(f"{path}: tensors missing or unknown: {len(header)}, not {count}")
         self.shapes = _shapes(config)
         self.dtype = self._check(header, start)
         if config.dtype not in (None, _DTYPES[self.dtype]):
-            raise MalformedError(f"{path}: {self.dtype}, but config.json says {config.dtype}")
+            raise FileError(f"{path}: {self.dtype}, but config.json says {config.dtype}")
         self.places = {name: start + header[name]["data_offsets"][0] for name in self.shapes}
 
     def _header(self) -> tuple[dict[str, Any], int]:
@@ -416,47 +412,43 @@ class _Tensors:
             size, prefix = os.fstat(file.fileno()).st_size, file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
             if length >= size:
-                raise MalformedError(f"{self.path}: header: truncated")
+                raise FileError(f"{self.path}: header: truncated")
             require(f"{self.path}: bytes of the header", length, TEXT_BYTES)
             text = file.read(length)
         header = strict_json(text, f"{self.path}: header")
         if not isinstance(header, dict):
-            raise MalformedError(f"{self.path}: header: must be a JSON object")
+            raise FileError(f"{self.path}: header: must be a JSON object")
         header.pop("__metadata__", None)
         return header, 8 + length
 
     def _check(self, header: Mapping[str, Any], start: int) -> str:
         if set(header) != set(self.shapes):
             odd = sorted(set(header) ^ set(self.shapes))
-            raise MalformedError(
-                f"{self.path}: tensors missing or unknown: {', '.join(odd[:3]):.200}"
-            )
+            raise FileError(f"{self.path}: tensors missing or unknown: {', '.join(odd[:3]):.200}")
         dtypes, spans = set(), []
         for name, entry in header.items():
             if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-                raise MalformedError(f"{self.path}: the entry of {name} is malformed")
+                raise FileError(f"{self.path}: the entry of {name} is malformed")
             shape, offsets = list(self.shapes[name]), entry["data_offsets"]
             if not _are_integers(entry["shape"]) or entry["shape"] != shape:
-                raise MalformedError(
+                raise FileError(
                     f"{self.path}: {name} has the shape {entry['shape']!r:.60}, not {shape}"
                 )
             if not _are_integers(offsets) or len(offsets) != 2:
-                raise MalformedError(f"{self.path}: data_offsets are malformed")
+                raise FileError(f"{self.path}: data_offsets are malformed")
             require(f"{self.path}: entries of {name}", math.prod(shape), TENSOR)
             dtypes.add(str(entry["dtype"]))
             spans.append((*offsets, math.prod(shape)))
         if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
-            raise MalformedError(
-                f"{self.path}: dtypes {sorted(dtypes)!s:.60}: one of BF16, F32, F64"
-            )
+            raise FileError(f"{self.path}: dtypes {sorted(dtypes)!s:.60}: one of BF16, F32, F64")
         dtype = dtypes.pop()
         end = 0
         for low, high, count in sorted(spans):
             if (low, high) != (end, end + count * _itemsize(dtype)):
-                raise MalformedError(f"{self.path}: tensors overlap, or leave a gap at {end}")
+                raise FileError(f"{self.path}: tensors overlap, or leave a gap at {end}")
             end = high
         if self.path.stat().st_size != start + end:
-            raise MalformedError(f"{self.path}: truncated, or longer than its header says")
+            raise FileError(f"{self.path}: truncated, or longer than its header says")
         return dtype
 
     def take(self, name: str) -> Any:
@@ -486,7 +478,7 @@ class _Tensors:
 
     def _finite(self, name: str, values: Doubles) -> Doubles:
         if not np.isfinite(values).all():
-            raise MalformedError(f"{self.path}: {name} holds NaN or infinity")
+            raise FileError(f"{self.path}: {name} holds NaN or infinity")
         return values
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from snowball.certificates.certainty import Enclosure, Rejection, Undecided
 from snowball.certificates.certificate import Certificate, Runtime
 from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
-from snowball.certificates.strict_files import sha256_of
 from snowball.certificates.token_data import TokenData, read_data
 from snowball.checks.guarantees import SCORE_TOLERANCE
 from snowball.construction.reader.reader_design import CONFIDENCE
+from snowball.files import sha256_of
 from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def read_subject(folder: Path, data_path: Path) -> Subject:
     """Reads a folder and a dataset.
 
     Raises:
-        MalformedError, Rejection: as `read_model` and `read_data`.
+        FileError, Rejection: as `read_model` and `read_data`.
     """
     model = read_model(folder)
     return Subject(folder, data_path, model, read_data(data_path, folder, model.config))

@@ -9,7 +9,7 @@ from typing import Any
 
 from snowball.certificates.certainty import Rejection
 from snowball.certificates.exact_model import Config
-from snowball.certificates.strict_files import MalformedError, bytes_of, strict_json
+from snowball.files import FileError, bytes_of, strict_json
 from snowball.limits import POSITIONS, TOKENS, require
 
 DATASET = "dataset.jsonl"
@@ -55,7 +55,7 @@ def read_data(path: Path, folder: Path, config: Config) -> TokenData:
     """Reads a dataset as token ids.
 
     Raises:
-        MalformedError: a line is no row of token ids.
+        FileError: a line is no row of token ids.
         Rejection: ids out of range, BOS or EOS inside, equal or empty answers.
         OutOfResources: there are too many tokens.
     """
@@ -72,26 +72,24 @@ def read_data(path: Path, folder: Path, config: Config) -> TokenData:
             require(f"{where}: tokens of prompts and answers", tokens, TOKENS)
             rows.append(row)
     if not rows:
-        raise MalformedError(f"{path}: no rows")
+        raise FileError(f"{path}: no rows")
     if len({bool(row.choices) for row in rows}) > 1:
-        raise MalformedError(f"{path}: some rows have choices, some have none")
+        raise FileError(f"{path}: some rows have choices, some have none")
     return TokenData(tuple(rows), config.eos)
 
 
 def _row(entry: Any, where: str, folder: Path) -> Row:
     if not isinstance(entry, dict):
-        raise MalformedError(f"{where}: a row must be an object")
+        raise FileError(f"{where}: a row must be an object")
     if any(isinstance(entry.get(key), str) for key in ("prompt", "context", "label")):
-        raise MalformedError(
+        raise FileError(
             f"{where}: text, but a certificate is about token ids; they stand in {folder / DATASET}"
         )
     if set(entry) - {"choices"} != {"prompt", "label", "distractor"}:
-        raise MalformedError(
-            f"{where}: keys {sorted(entry)!s:.60}, not prompt, label and distractor"
-        )
+        raise FileError(f"{where}: keys {sorted(entry)!s:.60}, not prompt, label and distractor")
     choices = entry.get("choices", [])
     if not isinstance(choices, list) or ("choices" in entry and not choices):
-        raise MalformedError(f"{where}: choices must be a non-empty list")
+        raise FileError(f"{where}: choices must be a non-empty list")
     return Row(
         _ids(entry["prompt"], where),
         _ids(entry["label"], where),
@@ -102,7 +100,7 @@ def _row(entry: Any, where: str, folder: Path) -> Row:
 
 def _ids(value: Any, where: str) -> TokenIds:
     if not isinstance(value, list) or any(type(token) is not int for token in value):
-        raise MalformedError(f"{where}: token ids must be a list of integers, not {value!r:.60}")
+        raise FileError(f"{where}: token ids must be a list of integers, not {value!r:.60}")
     return tuple(value)
 
 

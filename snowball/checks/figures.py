@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.checks.report import LayerRow
+from snowball.files import atomic_file
 from snowball.measurement.measurements import SnowballCurve
 
 if TYPE_CHECKING:
@@ -100,9 +101,5 @@ def _legend(figure: Figure, target: int, layers: int) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial.png")
-    try:
+    with atomic_file(path) as partial:
         figure.savefig(partial, dpi=160)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

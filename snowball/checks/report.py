@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snowball.checks.guarantees import Guarantee
-from snowball.decoders.checkpoint import CheckpointError, write_json
+from snowball.files import write_json, write_text
 from snowball.measurement.measurements import Measurements
 
 if TYPE_CHECKING:
@@ -112,11 +112,7 @@ def write_run(run: Path, report: Mapping[str, Any], table: str) -> None:
     """Writes report.json and layers.csv of a run.
 
     Raises:
-        CheckpointError: they cannot be written.
+        FileError: they cannot be written.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "report.json", report)
-        (run / "layers.csv").write_text(table, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {run}: {error}") from error
+    write_json(run / "report.json", report)
+    write_text(run / "layers.csv", table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,8 @@ from snowball.cli import certificate as cli_certificate
 from snowball.cli import suite as cli_suite
 from snowball.cli import universal as cli_universal
 from snowball.cli.terminal import out as console
-from snowball.cli.terminal import progress_bar, refusals, refuse_existing, say
+from snowball.cli.terminal import progress_bar, refusals, say
+from snowball.files import new_folder, refuse_existing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -114,13 +116,13 @@ def demo(
         from snowball.construction.card import load_counterexample
         from snowball.data.dataset import Dataset
 
-        refuse_existing(out)
         started = time.monotonic()
-        built = _construct(Dataset.capitals(), epsilon, layers, target, dtype, seed)
-        built.save_pretrained(out / "checkpoint")
-        decoder, dataset, card = load_counterexample(out / "checkpoint")
-        holds = _judge(decoder, dataset, card, out, plots=True)
-        certified = _certify(out)
+        with new_folder(out) as run:
+            built = _construct(Dataset.capitals(), epsilon, layers, target, dtype, seed)
+            built.save_pretrained(run / "checkpoint")
+            decoder, dataset, card = load_counterexample(run / "checkpoint")
+            holds = _judge(decoder, dataset, card, run)
+            certified = _certify(run)
         say(f"Written to {out} in {time.monotonic() - started:.0f} s.")
     raise typer.Exit(certified if holds else 1)
 
@@ -197,15 +199,14 @@ def check(
         from snowball.construction.card import load_counterexample, load_dataset_for, theorem_of
         from snowball.construction.universality.card import THEOREM
 
-        if report is not None:
-            refuse_existing(report)
-        if theorem_of(folder) == THEOREM:
-            holds = cli_universal.judge(folder, data, report)
-            raise typer.Exit(0 if holds else 1)
-        decoder, dataset, card = load_counterexample(folder)
-        if data is not None:
-            dataset = load_dataset_for(folder, data, split, limit)
-        holds = _judge(decoder, dataset, card, report, plots=report is not None)
+        with new_folder(report) if report is not None else nullcontext() as run:
+            if theorem_of(folder) == THEOREM:
+                holds = cli_universal.judge(folder, data, run)
+            else:
+                decoder, dataset, card = load_counterexample(folder)
+                if data is not None:
+                    dataset = load_dataset_for(folder, data, split, limit)
+                holds = _judge(decoder, dataset, card, run)
     raise typer.Exit(0 if holds else 1)
 
 
@@ -286,10 +287,8 @@ def _construct(
         )
 
 
-def _judge(
-    decoder: ResidualDecoder, dataset: Dataset, card: Card, run: Path | None, *, plots: bool
-) -> bool:
-    """Measures, prints table and guarantees, writes the run folder if there is one."""
+def _judge(decoder: ResidualDecoder, dataset: Dataset, card: Card, run: Path | None) -> bool:
+    """Measures, prints table and guarantees, fills the run folder if there is one."""
     from snowball.checks import report
     from snowball.checks.guarantees import guarantees
     from snowball.measurement.measurements import measure
@@ -303,13 +302,12 @@ def _judge(
     for line in report.guarantee_lines(judged):
         console.print(line, highlight=False, soft_wrap=True)
     if run is not None:
+        from snowball.checks.figures import plot_scores, plot_snowball
+
         context = _context(card, dataset)
         report.write_run(
             run, report.report_json(found, rows, judged, context), report.layer_csv(rows)
         )
-    if run is not None and plots:
-        from snowball.checks.figures import plot_scores, plot_snowball
-
         plot_scores(rows, card.target, run / "scores.png")
         plot_snowball(found.curves, card.target, run / "snowball.png")
     return all(one.holds for one in judged)

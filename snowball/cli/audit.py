@@ -13,6 +13,7 @@ import typer
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, resumable, say
 from snowball.errors import SnowballError
+from snowball.files import make_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from snowball.audit.run import Audit
@@ -101,7 +102,7 @@ def audit(
         with console.status("checking the engine against true deletion"):
             prepared = Audit(loaded, tasks, _removals(loaded, remove or []), token_budget)
         _describe(prepared)
-        _make_folder(out)
+        make_folder(out)
         with Store(out / STORE) as store:
             _measure(prepared, store)
             document = _document(prepared, store, seed, device, dtype)
@@ -288,25 +289,14 @@ def _document(
     }
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SnowballError(f"cannot make the folder {out}: {error}") from error
-
-
 def _write(out: Path, document: dict[str, Any]) -> None:
     from snowball.audit import tables as audit_report
     from snowball.audit.figures import plot_all
     from snowball.audit.page import write_report
-    from snowball.decoders.checkpoint import write_json
 
-    try:
-        write_json(out / DOCUMENT, document)
-        (out / "layers.csv").write_text(audit_report.layer_csv(document), encoding="utf-8")
-        (out / "removals.csv").write_text(audit_report.removal_csv(document), encoding="utf-8")
-    except OSError as error:
-        raise SnowballError(f"cannot write {out}: {error}") from error
+    write_json(out / DOCUMENT, document)
+    write_text(out / "layers.csv", audit_report.layer_csv(document))
+    write_text(out / "removals.csv", audit_report.removal_csv(document))
     for table in audit_report.tables(document):
         console.print(table)
     for figure in plot_all(document, out):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snowball.cli.terminal import errors, progress_bar, refusals, refuse_existing, say
+from snowball.cli.terminal import errors, progress_bar, refusals, say
 from snowball.cli.terminal import out as console
 from snowball.errors import SnowballError
+from snowball.files import refuse_existing
 
 if TYPE_CHECKING:
     from snowball.certificates.certificate import Certificate

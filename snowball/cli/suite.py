@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 
 from snowball.cli.terminal import out as console
-from snowball.cli.terminal import printable, progress_bar, refusals, refuse_existing, say
+from snowball.cli.terminal import printable, progress_bar, refusals, say
+from snowball.files import refuse_existing, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,7 +58,6 @@ def grade(
 ) -> None:
     """Judge what a tool reports of the models of the suite; status 1 if something is not right."""
     with refusals():
-        from snowball.decoders.checkpoint import write_json
         from snowball.suite.files import read_suite
         from snowball.suite.grading import NOT_RIGHT, read_report
         from snowball.suite.grading import grade as judge

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -47,12 +46,6 @@ def resumable(how: str) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(how)
         raise
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raises SnowballError if a path is there already."""
-    if folder.exists():
-        raise SnowballError(f"{folder} exists: choose another name, or delete it first")
 
 
 @contextmanager

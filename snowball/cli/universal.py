@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
-    """Measures a folder, prints table and guarantees, and writes the run folder if there is one.
+    """Measures a folder, prints table and guarantees, and fills the run folder if there is one.
 
     Raises:
         SnowballError: the folder is malformed, or other data are given.

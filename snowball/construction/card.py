@@ -24,12 +24,9 @@ from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.architecture import Architecture
 from snowball.decoders.architectures.llama import LLAMA
 from snowball.decoders.architectures.registry import architecture_of
-from snowball.decoders.checkpoint import (
-    CheckpointError,
-    read_json,
-    write_json,
-)
+from snowball.decoders.checkpoint import CheckpointError
 from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
+from snowball.files import read_json, write_json
 
 CARD = "snowball.json"
 DATASET = "dataset.jsonl"
@@ -62,7 +59,7 @@ def write_counterexample(built: Counterexample, folder: Path) -> Path:
     """Writes the folder of a counterexample, all of it or nothing.
 
     Raises:
-        CheckpointError: the folder exists or cannot be written.
+        FileError: the folder exists or cannot be written.
     """
     return write_folder(built, card_of(built), folder, built.architecture)
 
@@ -101,7 +98,7 @@ def write_folder(
     """Writes checkpoint, card, dataset and tokenizer, all of it or nothing.
 
     Raises:
-        CheckpointError: the folder exists or cannot be written.
+        FileError: the folder exists or cannot be written.
     """
 
     def write_extras(partial: Path) -> None:
@@ -175,7 +172,7 @@ def read_card(folder: Path) -> Card:
     """Reads `snowball.json`.
 
     Raises:
-        CheckpointError: the file is missing or malformed, of another format, or its claim is not
+        FileError: the file is missing or malformed, of another format, or its claim is not
             one that Theorem 1 makes.
     """
     path = folder / CARD
@@ -208,7 +205,7 @@ def theorem_of(folder: Path) -> str:
     """The label of the theorem that a folder is a model of.
 
     Raises:
-        CheckpointError: the card is missing, malformed or names no theorem.
+        FileError: the card is missing, malformed or names no theorem.
     """
     path = folder / CARD
     theorem = read_json(path).get("theorem")
@@ -280,7 +277,7 @@ def load_counterexample(folder: str | Path) -> tuple[ResidualDecoder, Dataset, C
     """Reads decoder, dataset and card of a counterexample folder from its files alone.
 
     Raises:
-        CheckpointError: a file is missing or malformed, or the card disagrees with the config.
+        FileError: a file is missing or malformed, or the card disagrees with the config.
         DatasetError: the dataset is malformed.
     """
     folder = Path(folder)
@@ -293,7 +290,7 @@ def load_model(folder: Path, layers: int) -> tuple[ResidualDecoder, Dataset]:
     """Reads decoder and dataset of a folder whose card says how many layers there are.
 
     Raises:
-        CheckpointError: a file is missing or malformed, or the config has another depth.
+        FileError: a file is missing or malformed, or the config has another depth.
         DatasetError: the dataset is malformed.
     """
     decoder = architecture_of(folder).read(folder)

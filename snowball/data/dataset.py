@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from snowball.data.example import (
 )
 from snowball.data.files import Row, keep_split, number_rows, read_huggingface, read_jsonl
 from snowball.data.rows import LARGEST_ID, TokenRow
+from snowball.files import atomic_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -196,14 +196,8 @@ class Dataset:
 
         `from_jsonl` with this `vocabulary_size`, `bos` and `eos` reads back an equal dataset.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                file.writelines(_json_line(_token_fields(e)) for e in self.examples)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(Path(path)) as partial, partial.open("wb") as file:
+            file.writelines(_json_line(_token_fields(e)) for e in self.examples)
 
 
 def _first_rows(rows: Iterator[Row], limit: int | None) -> list[Row]:

@@ -1,9 +1,6 @@
 """Real Hugging Face Llama checkpoints: sparse, all-or-nothing writing and closed-world reading."""
 
 import json
-import os
-import secrets
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -15,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from snowball.decoders.decoder import DecoderConfig, check_weights, parameter_shapes
-from snowball.errors import SnowballError
+from snowball.files import FileError, new_folder, read_json, write_json
 
 _WEIGHTS = "model.safetensors"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -27,7 +24,7 @@ _LARGEST_HEADER = 100_000_000  # of the safetensors library
 _PAGE_BYTES = 1 << 12  # what file systems allocate at a time
 
 
-class CheckpointError(SnowballError):
+class CheckpointError(FileError):
     """A checkpoint that cannot be written, or read without changing what it means."""
 
 
@@ -39,12 +36,10 @@ def write_checkpoint(
 ) -> None:
     """Write a Llama checkpoint that `transformers` loads; either all of it or nothing.
 
-    Everything goes to a hidden sibling folder, which takes the final name by one rename and is
-    deleted on any failure or interruption. `write_extras` adds further files to the folder it is
-    given. Missing parents of `folder` are created.
+    `write_extras` adds further files to the folder it is given, the one that `new_folder` makes.
 
-    Raises `CheckpointError` if `folder` exists or cannot be written, and `ValueError` for weights
-    that do not fit `config` or are not finite.
+    Raises `FileError` if `folder` exists or cannot be written, and `ValueError` for weights that do
+    not fit `config` or are not finite.
     """
     dtype = check_weights(config, weights)
     ordered = {name: weights[name] for name in parameter_shapes(config)}
@@ -61,39 +56,15 @@ def write_files(
 ) -> None:
     """Write the files of a checkpoint of any family, as `write_checkpoint` does.
 
-    Raises `CheckpointError` if `folder` exists or cannot be written, and `ValueError` for weights
-    that are not finite.
+    Raises `FileError` if `folder` exists or cannot be written, and `ValueError` for weights that
+    are not finite.
     """
-    if os.path.lexists(folder):
-        raise CheckpointError(f"{folder} exists: choose another --out, or delete it first")
-    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(folder) as partial:
         write_json(partial / "config.json", config)
         write_json(partial / "generation_config.json", generation)
         write_safetensors(partial / _WEIGHTS, weights)
         if write_extras is not None:
             write_extras(partial)
-        os.rename(partial, folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error}") from error
-    finally:
-        # After the rename there is nothing left to delete.
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON under its final name at once, or not at all.
-
-    Raises `ValueError` for NaN and infinity, which JSON does not have.
-    """
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _config_json(config: DecoderConfig, dtype: torch.dtype) -> dict[str, object]:
@@ -188,7 +159,7 @@ def read_checkpoint(folder: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
     Every key of `config.json` is implemented, known not to matter, or refused by name, so that
     what `Decoder` computes from the result is what `transformers` computes from the folder.
 
-    Raises `CheckpointError` naming the file, and the key and its value where there is one.
+    Raises `FileError` naming the file, and the key and its value where there is one.
     """
     path = folder / "config.json"
     entries = read_json(path)
@@ -212,20 +183,6 @@ def check_dtype(path: Path, entries: Mapping[str, object], dtype: torch.dtype) -
                 f"{path}: {key}={stated!r}, but the weights are {dtype}: transformers would "
                 "convert them; save the checkpoint in the dtype it is to run in"
             )
-
-
-def read_json(path: Path) -> dict[str, object]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist: not a checkpoint folder") from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
-    except (OSError, ValueError, RecursionError) as error:  # of encoding, digits, depth
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{path}: must be a JSON object, got {type(entries).__name__}")
-    return entries
 
 
 # The only values we implement of the keys that change the computation.

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from snowball.decoders.checkpoint import CheckpointError, read_json
 from snowball.decoders.tokenizer import TOKENIZER_FILES
 from snowball.errors import SnowballError
+from snowball.files import FileError, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -276,7 +276,7 @@ def _check_folder(folder: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
-    except (CheckpointError, RecursionError) as error:
+    except FileError as error:
         raise PretrainedError(_reason(error)) from error
 
 

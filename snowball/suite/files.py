@@ -7,17 +7,14 @@ checkpoint, `dataset.jsonl` (token ids), `questions.jsonl` (the same as text) an
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snowball.certificates.strict_files import sha256_of
 from snowball.construction.card import DATASET, provenance
-from snowball.decoders.checkpoint import CheckpointError, read_json, write_checkpoint, write_json
+from snowball.decoders.checkpoint import CheckpointError, write_checkpoint
+from snowball.files import new_folder, read_json, sha256_of, write_json, write_text
 from snowball.limits import WEIGHT_BYTES
 from snowball.suite import models as suite_models
 from snowball.suite.known_answer import Entry, answer_of
@@ -58,14 +55,10 @@ def write_suite(folder: Path, progress: Callable[[int], None] = lambda _: None) 
     `progress` is called with 1 after each of the `len(suite_models.NAMES)` models.
 
     Raises:
-        CheckpointError: the folder exists or cannot be written.
+        FileError: the folder exists or cannot be written.
         AnswerError: a model does not do what its theorem says.
     """
-    if os.path.lexists(folder):
-        raise CheckpointError(f"{folder} exists: choose another name, or delete it first")
-    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(folder) as partial:
         weights: dict[str, str] = {}
         for entry in suite_models.entries():
             _write_model(entry, partial / entry.name)
@@ -81,11 +74,6 @@ def write_suite(folder: Path, progress: Callable[[int], None] = lambda _: None) 
             "provenance": provenance(),
         }
         write_json(partial / INDEX, index)
-        os.rename(partial, folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_model(entry: Entry, folder: Path) -> None:
@@ -96,7 +84,7 @@ def _write_model(entry: Entry, folder: Path) -> None:
         assert model.dataset.tokenizer is not None, "the sums are text"
         model.dataset.tokenizer.save_pretrained(partial)
         lines = [json.dumps(row) + "\n" for row in suite_models.question_rows()]
-        (partial / QUESTIONS).write_text("".join(lines), encoding="utf-8")
+        write_text(partial / QUESTIONS, "".join(lines))
         write_json(partial / ANSWER, answer)
 
     write_checkpoint(folder, model.config, model.weights, write_extras)
@@ -106,7 +94,7 @@ def read_suite(folder: str | Path) -> Iterator[KnownAnswer]:
     """The models of a suite folder, in the order of its index.
 
     Raises:
-        CheckpointError: a file is missing or malformed, or of another version.
+        FileError: a file is missing or malformed, or of another version.
     """
     folder = Path(folder)
     index = read_json(folder / INDEX)

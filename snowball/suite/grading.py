@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from snowball.certificates.strict_files import MalformedError, bytes_of, strict_json
 from snowball.errors import SnowballError
+from snowball.files import FileError, bytes_of, strict_json
 from snowball.limits import OutOfResources
 from snowball.suite.files import KnownAnswer
 
@@ -72,7 +72,7 @@ def read_report(path: Path) -> ToolReport:
     try:
         text = bytes_of(path).removeprefix(codecs.BOM_UTF8)
         body = strict_json(text, str(path), floats=True, not_finite=True)
-    except (MalformedError, OutOfResources) as error:
+    except (FileError, OutOfResources) as error:
         raise ReportError(str(error)) from None
     if not isinstance(body, dict):
         raise ReportError(f"{path}: must be a JSON object with 'tool' and 'models'")

@@ -26,10 +26,10 @@ from snowball.audit.figures import FIGURES, plot_all
 from snowball.audit.page import report_html, write_report
 from snowball.audit.summary import DatasetNumbers, summarise
 from snowball.audit.tables import AuditDocument, layer_csv, removal_csv, tables
-from snowball.decoders.checkpoint import CheckpointError, write_json
 from snowball.engine.activations import ROLES
 from snowball.engine.gradients import TaylorScores
 from snowball.errors import SnowballError
+from snowball.files import FileError, write_json
 from snowball.results import correlation
 from snowball.results.intervals import Interval
 from snowball.results.store import Key
@@ -485,7 +485,7 @@ def test_report_is_written_from_the_folder(mixed: AuditDocument, tmp_path: Path)
 def test_report_refuses_another_document(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "audit.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"audit\.json"):
+    with pytest.raises(FileError, match=r"audit\.json"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
@@ -496,7 +496,7 @@ def test_report_names_the_file_that_is_in_the_way(
 ) -> None:
     write_json(tmp_path / "audit.json", only_text)
     (tmp_path / blocked).mkdir()
-    with pytest.raises(CheckpointError, match=re.escape(blocked)):
+    with pytest.raises(FileError, match=re.escape(blocked)):
         write_report(tmp_path)
     assert {one.name for one in tmp_path.iterdir()} == {"audit.json", blocked}
 

@@ -18,10 +18,9 @@ from torch import Tensor
 from snowball.certificates.certainty import Rejection
 from snowball.certificates.certificate import Certificate, parse_certificate, read_certificate
 from snowball.certificates.certification import OutOfResources, certify, verify
-from snowball.certificates.strict_files import MalformedError, sha256_of
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
-from snowball.decoders.checkpoint import CheckpointError
+from snowball.files import FileError, sha256_of
 
 OPEN = Dataset.from_rows(
     [
@@ -371,7 +370,7 @@ def test_a_certificate_that_cannot_be_written_says_so(
     certificate: Certificate, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         certificate.write(tmp_path / "file" / "cert.json")
 
 
@@ -413,7 +412,7 @@ def test_a_malformed_certificate_is_refused(
 ) -> None:
     document = json.loads(json.dumps(certificate.to_json()))
     change(document)
-    with pytest.raises(MalformedError, match=message):
+    with pytest.raises(FileError, match=message):
         parse_certificate(document)
 
 

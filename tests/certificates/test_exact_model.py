@@ -17,10 +17,10 @@ from torch import Tensor
 
 from snowball.certificates.certainty import Rejection
 from snowball.certificates.exact_model import Config, read_config, read_model
-from snowball.certificates.strict_files import MalformedError, bytes_of, sha256_of, strict_json
 from snowball.certificates.token_data import read_data
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
+from snowball.files import FileError, bytes_of, sha256_of, strict_json
 
 ROWS = [
     {"prompt": [0, 1], "label": [1], "distractor": [2]},
@@ -116,7 +116,7 @@ def test_a_config_that_is_not_understood_is_refused(
     folder: Path, entries: Mapping[str, Any], message: str
 ) -> None:
     change_config(folder, **entries)
-    with pytest.raises(MalformedError) as refused:
+    with pytest.raises(FileError) as refused:
         read_config(folder)
     assert message in str(refused.value)
 
@@ -144,7 +144,7 @@ def test_rope_theta_may_stand_in_either_place(folder: Path) -> None:
 )
 def test_a_config_that_is_no_object_is_refused(folder: Path, text: bytes, message: str) -> None:
     (folder / "config.json").write_bytes(text)
-    with pytest.raises(MalformedError, match=message):
+    with pytest.raises(FileError, match=message):
         read_config(folder)
 
 
@@ -271,7 +271,7 @@ def test_a_malformed_header_is_refused(
     folder: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     rewrite(folder, change)
-    with pytest.raises(MalformedError) as refused:
+    with pytest.raises(FileError) as refused:
         read_model(folder)
     assert message in str(refused.value)
 
@@ -291,14 +291,14 @@ def test_a_malformed_file_is_refused(
 ) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(MalformedError, match=message):
+    with pytest.raises(FileError, match=message):
         read_model(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused(folder: Path, value: float) -> None:
     change_weights(folder, lambda weights: weights["lm_head.weight"][0].fill_(value))
-    with pytest.raises(MalformedError, match=r"lm_head\.weight holds NaN or infinity"):
+    with pytest.raises(FileError, match=r"lm_head\.weight holds NaN or infinity"):
         read_model(folder)
 
 
@@ -306,23 +306,23 @@ def test_a_signalling_nan_is_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     raw = path.read_bytes()
     path.write_bytes(raw[:-4] + struct.pack("<I", 0x7FA00000))
-    with pytest.raises(MalformedError, match="holds NaN or infinity"):
+    with pytest.raises(FileError, match="holds NaN or infinity"):
         read_model(folder)
 
 
 def test_another_dtype_than_the_config_says_is_refused(folder: Path) -> None:
     change_config(folder, dtype="float64", torch_dtype="float64")
-    with pytest.raises(MalformedError, match=r"F32, but config.json says float64"):
+    with pytest.raises(FileError, match=r"F32, but config.json says float64"):
         read_model(folder)
 
 
 def test_missing_files_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(MalformedError, match=r"cannot read .*model\.safetensors"):
+    with pytest.raises(FileError, match=r"cannot read .*model\.safetensors"):
         read_model(folder)
-    with pytest.raises(MalformedError, match="cannot read"):
+    with pytest.raises(FileError, match="cannot read"):
         sha256_of(folder / "nothing")
-    with pytest.raises(MalformedError, match="cannot read"):
+    with pytest.raises(FileError, match="cannot read"):
         bytes_of(folder)
 
 
@@ -330,7 +330,7 @@ def test_missing_files_are_refused(folder: Path) -> None:
 def test_any_bytes_are_parsed_or_refused(text: bytes) -> None:
     try:
         found = strict_json(text, "here")
-    except MalformedError as error:
+    except FileError as error:
         refusal = str(error)
     else:
         assert json.loads(text) == found
@@ -361,7 +361,7 @@ def test_malformed_rows_are_refused(tmp_path: Path, line: str, message: str) -> 
     good = '{"prompt": [], "label": [0], "distractor": [1]}'
     path = tmp_path / "data.jsonl"
     path.write_text(f"{good}\n\n{line}\n")
-    with pytest.raises(MalformedError, match=message) as refused:
+    with pytest.raises(FileError, match=message) as refused:
         read_data(path, tmp_path, CONFIG)
     assert f"{path}:3" in str(refused.value)
 
@@ -396,7 +396,7 @@ def test_rows_that_mean_nothing_are_rejected(
 def test_data_without_rows_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(text)
-    with pytest.raises(MalformedError, match="no rows"):
+    with pytest.raises(FileError, match="no rows"):
         read_data(path, tmp_path, CONFIG)
 
 
@@ -404,5 +404,5 @@ def test_choices_in_some_rows_only_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     row = {"prompt": [], "label": [0], "distractor": [1]}
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "choices": [[0], [1]]}))
-    with pytest.raises(MalformedError, match="some rows have choices"):
+    with pytest.raises(FileError, match="some rows have choices"):
         read_data(path, tmp_path, CONFIG)

@@ -24,8 +24,8 @@ from snowball.construction.proxy_blindness.builder import (
     proxy_blind,
 )
 from snowball.data.dataset import Dataset, DatasetError
-from snowball.decoders.checkpoint import read_json
 from snowball.decoders.decoder import Decoder
+from snowball.files import read_json
 from snowball.measurement.measurements import right_answers
 from snowball.measurement.proxies import proxies
 from snowball.metrics import kl_divergence, layer_scores, relative_update

@@ -19,8 +19,9 @@ from snowball.construction.universality.behaviour import Behaviour, Clause
 from snowball.construction.universality.builder import UniversalModel, universal
 from snowball.construction.universality.card import write_universal
 from snowball.data.dataset import Dataset, DatasetError
-from snowball.decoders.checkpoint import read_checkpoint, read_json
+from snowball.decoders.checkpoint import read_checkpoint
 from snowball.decoders.decoder import Decoder
+from snowball.files import read_json
 from snowball.measurement.measurements import right_answers
 from snowball.metrics import cosine_score
 

@@ -237,7 +237,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> N
     data = Dataset.from_rows([CHOICE])
     path = tmp_path / "data.jsonl"
     path.write_text("old")
-    monkeypatch.setattr(Path, "replace", lambda *_: 1 / 0)
+    monkeypatch.setattr("os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         data.to_jsonl(path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("data.jsonl", "old")]

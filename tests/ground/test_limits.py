@@ -19,7 +19,6 @@ from snowball.certificates import (
     enclosure,
     exact_model,
     reader_enclosure,
-    strict_files,
     token_data,
 )
 from snowball.certificates.balls import Effort
@@ -29,8 +28,8 @@ from snowball.certificates.certification import certify, verify
 from snowball.certificates.enclosure import Enclosures, enclose
 from snowball.certificates.exact_model import read_model
 from snowball.certificates.judgement import place_of, read_subject
-from snowball.certificates.strict_files import MalformedError, bytes_of, sha256_of, strict_json
 from snowball.construction.counterexample.builder import counterexample
+from snowball.files import FileError
 from snowball.limits import OutOfResources
 
 
@@ -75,48 +74,6 @@ def test_weights_have_a_limit_of_their_own(folder: Path) -> None:
         read_model(folder)
 
 
-def test_a_text_up_to_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strict_files, "TEXT_BYTES", 5)
-    (tmp_path / "text").write_bytes(b"12345")
-    assert bytes_of(tmp_path / "text") == b"12345"
-    (tmp_path / "text").write_bytes(b"123456")
-    with pytest.raises(OutOfResources, match="6, more than 5"):
-        bytes_of(tmp_path / "text")
-
-
-@pytest.mark.parametrize("read", [bytes_of, sha256_of])
-def test_pipes_are_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(MalformedError, match="not a file"):
-        read(tmp_path / "pipe")
-    with pytest.raises(MalformedError, match="not a file"):
-        read(tmp_path)
-    with pytest.raises(MalformedError, match="No such file"):
-        read(tmp_path / "none")
-
-
-def test_a_file_that_grows_while_it_is_read_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(strict_files, "open_file", lambda path, _: path.open("rb"))
-    monkeypatch.setattr(strict_files, "TEXT_BYTES", 5)
-    (tmp_path / "text").write_bytes(b"1234567")
-    with pytest.raises(OutOfResources, match="6, more than 5"):
-        bytes_of(tmp_path / "text")
-
-
-def test_long_integers_are_refused() -> None:
-    assert strict_json("9" * 20, "x") == 10**20 - 1
-    with pytest.raises(MalformedError, match=r"9{20}\.\. is too large"):
-        strict_json("9" * 21, "x")
-
-
-def test_a_key_twice_among_many_is_found_at_once() -> None:
-    keys = ", ".join(f'"{i}": 0' for i in range(200_000))
-    with pytest.raises(MalformedError, match="the key '7' stands twice"):
-        strict_json(f'{{{keys}, "7": 1}}', "x")
-
-
 # The model
 
 
@@ -142,7 +99,7 @@ def test_names_are_not_made_for_layers_that_the_header_lacks(
 ) -> None:
     change_config(folder, num_hidden_layers=2**20)
     monkeypatch.setattr(exact_model, "_shapes", lambda _: pytest.fail("names are made"))
-    with pytest.raises(MalformedError, match="tensors missing or unknown: 39, not 9437187"):
+    with pytest.raises(FileError, match="tensors missing or unknown: 39, not 9437187"):
         read_model(folder)
 
 
@@ -290,7 +247,7 @@ def test_positions_are_read_in_blocks_that_fit(
         (MemoryError("x"), OutOfResources),
         (OverflowError("x"), OutOfResources),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfResources),
-        (RecursionError("x"), MalformedError),
+        (RecursionError("x"), FileError),
         (RuntimeError("another"), RuntimeError),
     ],
 )

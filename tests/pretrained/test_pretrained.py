@@ -352,7 +352,7 @@ def test_no_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "line 1: not JSON"),
+        ("{", "config.json: malformed: Expecting property name enclosed in double quotes: line 1"),
         ("[]", "must be a JSON object, got list"),
         ("[" * 100_000, "recursion"),
         ("{}", "transformers cannot read this config: Unrecognized model"),

@@ -17,6 +17,7 @@ from snowball.construction.universality.builder import universal
 from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import CheckpointError
 from snowball.decoders.decoder import Decoder
+from snowball.files import FileError
 from snowball.suite.files import VERSION, KnownAnswer, read_suite, write_suite
 from snowball.suite.known_answer import AnswerError, Entry, answer_of, ranking
 from snowball.suite.known_model import (
@@ -114,7 +115,7 @@ def test_the_folder_is_small_complete_and_written_once(
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 50e6
     assert tuple(suite) == NAMES
-    with pytest.raises(CheckpointError, match="exists"):
+    with pytest.raises(FileError, match="exists"):
         write_suite(folder)
     index = json.loads((folder / "suite.json").read_text())
     assert index["version"] == VERSION
@@ -135,7 +136,7 @@ def test_the_blind_pair_differs_in_its_answers_only(suite: dict[str, KnownAnswer
 
 
 def test_an_unreadable_suite_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"suite.json does not exist"):
+    with pytest.raises(FileError, match=r"suite.json does not exist"):
         list(read_suite(tmp_path))
     index = tmp_path / "suite.json"
     index.write_text(json.dumps({"format": 1, "version": "0", "models": []}))

@@ -70,7 +70,7 @@ class Counterexample:
         """Writes a Hugging Face checkpoint with tokenizer, dataset and construction card.
 
         Raises:
-            CheckpointError: the folder exists.
+            FileError: the folder exists.
         """
         from snowball.construction.card import write_counterexample
 

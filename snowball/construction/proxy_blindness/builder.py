@@ -85,7 +85,7 @@ class ProxyBlindModel:
         """Writes a Hugging Face Llama checkpoint with tokenizer, dataset and `snowball.json`.
 
         Raises:
-            CheckpointError: the folder exists.
+            FileError: the folder exists.
         """
         from snowball.construction.proxy_blindness.card import write_proxy_blind
 

@@ -13,7 +13,7 @@ def write_proxy_blind(built: ProxyBlindModel, folder: Path) -> Path:
     """Writes the folder of a model to which proxies are blind, all of it or nothing.
 
     Raises:
-        CheckpointError: the folder exists or cannot be written.
+        FileError: the folder exists or cannot be written.
     """
     return write_folder(built, proxy_blind_card_of(built), folder)
 

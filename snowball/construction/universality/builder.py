@@ -107,7 +107,7 @@ class UniversalModel:
         """Writes a Hugging Face Llama checkpoint with tokenizer, dataset and `snowball.json`.
 
         Raises:
-            CheckpointError: the folder exists.
+            FileError: the folder exists.
         """
         from snowball.construction.universality.card import write_universal
 

@@ -20,8 +20,9 @@ from snowball.construction.card import (
 from snowball.construction.universality.behaviour import Behaviour, Clause
 from snowball.construction.universality.builder import UniversalModel
 from snowball.data.dataset import Dataset
-from snowball.decoders.checkpoint import CheckpointError, read_json
+from snowball.decoders.checkpoint import CheckpointError
 from snowball.decoders.residual_decoder import ResidualDecoder
+from snowball.files import read_json
 
 THEOREM = "thm:universality"
 
@@ -50,7 +51,7 @@ def write_universal(built: UniversalModel, folder: Path) -> Path:
     """Writes the folder of a model with prescribed scores and behaviours, all of it or nothing.
 
     Raises:
-        CheckpointError: the folder exists or cannot be written.
+        FileError: the folder exists or cannot be written.
     """
     return write_folder(built, universal_card_of(built), folder)
 
@@ -79,7 +80,7 @@ def read_universal_card(folder: Path) -> UniversalCard:
     """Reads `snowball.json`.
 
     Raises:
-        CheckpointError: the file is missing or malformed, of another format, or its claim is not
+        FileError: the file is missing or malformed, of another format, or its claim is not
             one that Theorem 2 makes.
     """
     path = folder / CARD
@@ -139,7 +140,7 @@ def load_universal(folder: str | Path) -> tuple[ResidualDecoder, Dataset, Univer
     """Reads decoder, dataset and card of the folder of a universal model from its files alone.
 
     Raises:
-        CheckpointError: a file is missing or malformed, or the card disagrees with the others.
+        FileError: a file is missing or malformed, or the card disagrees with the others.
         DatasetError: the dataset is malformed.
     """
     folder = Path(folder)

@@ -23,12 +23,12 @@ from snowball.decoders.checkpoint import (
     generation_json,
     integer,
     number,
-    read_json,
     read_weights,
     write_files,
 )
 from snowball.decoders.decoder import DecoderConfig
 from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
+from snowball.files import read_json
 
 # Bookkeeping that no logit depends on.
 _IRRELEVANT = {
@@ -169,7 +169,7 @@ class Architecture(ABC, Generic[_Config]):
         """Writes a checkpoint that `transformers` loads; either all of it or nothing.
 
         Raises:
-            CheckpointError: the folder exists or cannot be written.
+            FileError: the folder exists or cannot be written.
         """
         dtype = next(iter(weights.values())).dtype
         generation = generation_json(config.bos_token_id, config.eos_token_id)
@@ -180,7 +180,7 @@ class Architecture(ABC, Generic[_Config]):
         """The config of a checkpoint of this family, closed world.
 
         Raises:
-            CheckpointError: the file, and the key and its value where there is one, are named.
+            FileError: the file, and the key and its value where there is one, are named.
         """
         path = folder / "config.json"
         sizes, norm_eps = self.format.values(path, read_json(path))
@@ -193,7 +193,7 @@ class Architecture(ABC, Generic[_Config]):
         """The decoder of a checkpoint of this family, closed world.
 
         Raises:
-            CheckpointError: the file, and what is wrong with it, are named.
+            FileError: the file, and what is wrong with it, are named.
         """
         config, weights = self.read_config(folder), read_weights(folder)
         try:

@@ -10,7 +10,8 @@ from snowball.decoders.architectures.gpt2 import Gpt2
 from snowball.decoders.architectures.gpt_neox import GptNeoX
 from snowball.decoders.architectures.llama import LLAMA, Mistral
 from snowball.decoders.architectures.olmo import Olmo
-from snowball.decoders.checkpoint import CheckpointError, read_json
+from snowball.decoders.checkpoint import CheckpointError
+from snowball.files import read_json
 
 ARCHITECTURES: dict[str, Architecture[Any]] = {
     family.name: family for family in (LLAMA, Mistral(), Olmo(), Gpt2(), GptNeoX())
@@ -24,7 +25,7 @@ def architecture_of(folder: Path) -> Architecture[Any]:
     """The family of a checkpoint folder.
 
     Raises:
-        CheckpointError: `config.json` is missing or malformed, or names no family of these.
+        FileError: `config.json` is missing or malformed, or names no family of these.
     """
     path = folder / "config.json"
     entries = read_json(path)

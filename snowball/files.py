@@ -1,0 +1,214 @@
+"""Files, whole or not at all: atomic writing, and reading of which nothing is guessed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from snowball.errors import SnowballError
+from snowball.limits import TEXT_BYTES, require
+
+
+class FileError(SnowballError):
+    """A file that cannot be read or written, or that is not what its format says."""
+
+
+# Writing
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a hidden sibling to write, which takes the name `path` once the block has ended.
+
+    If the block fails or is interrupted, the sibling is deleted and what was at `path` stays as it
+    was. A symbolic link at `path` is replaced, and what it points to is left alone. Missing parents
+    are created.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    partial = _hidden_sibling(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)  # after the rename there is nothing left to delete
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error}") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a hidden sibling folder to fill, which takes the name `path` once the block has ended.
+
+    If the block fails or is interrupted, the folder is deleted. Missing parents are created.
+
+    Raises:
+        FileError: something is at `path` already, or the folder cannot be written.
+    """
+    refuse_existing(path)
+    partial = _hidden_sibling(path)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.rename(partial, path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises FileError if anything is at `path`, be it a link that leads nowhere."""
+    if os.path.lexists(path):
+        raise FileError(f"{path} exists: choose another name, or delete it first")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and its parents where there are none; raises FileError if it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder {path}: {error}") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file as `atomic_file` does."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file as `atomic_file` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a value as indented JSON, as `atomic_file` does.
+
+    Raises:
+        FileError: the file cannot be written.
+        ValueError: the value holds NaN or infinity, which JSON does not have.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _hidden_sibling(path: Path) -> Path:
+    # With the suffix of the path, by which some writers choose their format.
+    return path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
+
+
+# Reading
+
+
+def open_file(path: Path, limit: int | None) -> BufferedReader:
+    """Opens a regular file: pipes and devices may never end.
+
+    Raises:
+        FileError: there is none, or it cannot be read.
+        OutOfResources: it has more bytes than the limit.
+    """
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileError(f"cannot read {path}: not a file")
+        if limit is not None:
+            require(f"bytes of {path}", found.st_size, limit)
+        return path.open("rb")
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from None
+
+
+def bytes_of(path: Path, limit: int | None = TEXT_BYTES) -> bytes:
+    """The content of a file; raises as `open_file`."""
+    with open_file(path, limit) as file:
+        if limit is None:
+            return file.read()
+        content = file.read(limit + 1)
+    require(f"bytes of {path}", len(content), limit)
+    return content
+
+
+def sha256_of(path: Path, limit: int | None = TEXT_BYTES) -> str:
+    """The SHA-256 of a file, in hexadecimal; raises as `open_file`."""
+    with open_file(path, limit) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The JSON object that a file holds, of any size and with numbers of any kind.
+
+    Raises:
+        FileError: the file cannot be read, or holds anything else.
+    """
+    if not path.exists():
+        raise FileError(f"{path} does not exist: is {path.parent} the right folder?")
+    text = bytes_of(path, limit=None)
+    found = strict_json(text, str(path), floats=True, not_finite=True, long_integers=True)
+    if not isinstance(found, dict):
+        raise FileError(f"{path}: must be a JSON object, got {type(found).__name__}")
+    return found
+
+
+def strict_json(
+    text: str | bytes,
+    where: str,
+    *,
+    floats: bool = False,
+    not_finite: bool = False,
+    long_integers: bool = False,
+) -> Any:
+    """Parses JSON without duplicate keys, and without the kinds of numbers that are not allowed.
+
+    These are floats, NaN and infinity, and integers of more than 20 digits.
+
+    Raises:
+        FileError: it is anything else.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"the key {twice!r:.60} stands twice")
+        return entries
+
+    def integer(digits: str) -> int:
+        # Converting long ones takes long, and no file of ours states any.
+        if len(digits) > 20 and not long_integers:
+            raise ValueError(f"{digits:.20}.. is too large")
+        return int(digits)
+
+    def refuse(number: str) -> Any:
+        raise ValueError(f"{number:.40} is not an integer; other numbers are decimal strings")
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)) and not not_finite:
+            raise ValueError(f"{number:.40} is too large")
+        return value
+
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        return json.loads(
+            text,
+            object_pairs_hook=unique,
+            parse_int=integer,
+            parse_float=finite if floats else refuse,
+            parse_constant=float if not_finite else refuse,
+        )
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError among them
+        raise FileError(f"{where}: malformed: {error}") from None

@@ -1,0 +1,322 @@
+"""Files are written whole or not at all, and read as what they are or not at all."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from snowball import files
+from snowball.files import (
+    FileError,
+    atomic_file,
+    bytes_of,
+    make_folder,
+    new_folder,
+    read_json,
+    refuse_existing,
+    sha256_of,
+    strict_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from snowball.limits import OutOfResources
+
+INTERRUPTIONS = [KeyboardInterrupt, SystemExit, RuntimeError]
+
+# Writing
+
+
+def test_text_bytes_and_json_are_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "text", "für\n")
+    write_bytes(tmp_path / "bytes", b"\xff\n")
+    write_json(tmp_path / "value.json", {"prompt": "für", "score": 1e-300})
+    assert (tmp_path / "new" / "text").read_bytes() == "für\n".encode()
+    assert (tmp_path / "bytes").read_bytes() == b"\xff\n"
+    assert (tmp_path / "value.json").read_text(encoding="utf-8") == (
+        '{\n  "prompt": "für",\n  "score": 1e-300\n}\n'
+    )
+    assert sorted(os.listdir(tmp_path)) == ["bytes", "new", "value.json"]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"prompt": "für\n", "score": 1e-300})
+    before = (tmp_path / "a.json").read_bytes()
+    assert json.loads(before) == {"prompt": "für\n", "score": 1e-300}
+    for value, error in [(math.nan, ValueError), (math.inf, ValueError), (object(), TypeError)]:
+        with pytest.raises(error, match=r"JSON"):
+            write_json(tmp_path / "a.json", {"score": value})
+    assert os.listdir(tmp_path) == ["a.json"]
+    assert (tmp_path / "a.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS)
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_an_interrupted_file_leaves_what_was_there(
+    tmp_path: Path, error: type[BaseException], before: bytes | None
+) -> None:
+    path = tmp_path / "a.png"
+    if before is not None:
+        path.write_bytes(before)
+
+    def write_half() -> None:
+        with atomic_file(path) as partial:
+            assert partial.suffix == ".png"
+            partial.write_bytes(b"ha")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert os.listdir(tmp_path) == ([] if before is None else ["a.png"])
+    assert before is None or path.read_bytes() == before
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_text, write_json])
+def test_a_signal_in_the_middle_of_a_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, object], None]
+) -> None:
+    (tmp_path / "a").write_text("old")
+
+    def write_half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a", b"new content" if write is write_bytes else "new content")
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    """Another process reads while this one writes."""
+    path = tmp_path / "a"
+    sizes = (1 << 20, 3 << 20)
+    write_bytes(path, b"x" * sizes[0])
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "path, seen = Path(sys.argv[1]), set()\n"
+        "while not path.with_name('stop').exists(): seen.add(len(path.read_bytes()))\n"
+        "print(*seen)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    ) as reader:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            for size in sizes:
+                write_bytes(path, b"x" * size)
+        (tmp_path / "stop").touch()
+        output, _ = reader.communicate(timeout=60)
+    assert {int(size) for size in output.split()} <= set(sizes)
+
+
+def test_a_link_is_replaced_and_what_it_points_to_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_text(tmp_path / "link", "new")
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_text() == "new"
+    assert (tmp_path / "target").read_text() == "old"
+
+
+def test_an_interrupted_write_to_a_link_changes_neither_it_nor_its_target(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+
+    def write_half() -> None:
+        with atomic_file(tmp_path / "link") as partial:
+            partial.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert (tmp_path / "link").readlink() == tmp_path / "target"
+    assert (tmp_path / "target").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["link", "target"]
+
+
+def test_a_file_in_a_linked_folder_is_written_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_text(tmp_path / "link" / "a", "new")
+    assert (tmp_path / "real" / "a").read_text() == "new"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileError, match=r"cannot write .*file/a: "):
+        write_text(tmp_path / "file" / "a", "")
+    with pytest.raises(FileError, match=r"cannot write .*folder: "):
+        write_text(tmp_path / "folder", "")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+# Folders
+
+
+def test_a_folder_appears_at_once(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    with new_folder(run) as partial:
+        (partial / "checkpoint").mkdir()
+        write_text(partial / "report", "text")
+        assert not run.exists()
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint", "report"]
+    assert os.listdir(run.parent) == ["a"]
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS)
+def test_an_interrupted_folder_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def write_half() -> None:
+        with new_folder(tmp_path / "run") as partial:
+            with new_folder(partial / "checkpoint") as inner:
+                write_text(inner / "config.json", "{}")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with new_folder(tmp_path / "run") as partial:
+            write_text(partial / "a", "")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(FileError, match=r"cannot write .*run: .*No space left on device"):
+        write_half()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_what_exists_is_never_overwritten(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "run")
+    message = r"run exists: choose another name, or delete it first"
+    with pytest.raises(FileError, match=message), new_folder(tmp_path / "run"):
+        pytest.fail("nothing is to be done")
+    with pytest.raises(FileError, match=message):
+        refuse_existing(tmp_path / "run")
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_what_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"cannot write .*run"), new_folder(tmp_path / "run"):
+        write_text(tmp_path / "run" / "a", "of another")
+    assert (tmp_path / "run" / "a").read_text() == "of another"
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"cannot make the folder .*file/b: "):
+        make_folder(tmp_path / "file" / "b")
+    with (
+        pytest.raises(FileError, match=r"cannot write .*file/b: "),
+        new_folder(tmp_path / "file" / "b"),
+    ):
+        pytest.fail("nothing is to be done")
+
+
+# Reading
+
+
+@pytest.mark.parametrize("read", [bytes_of, sha256_of])
+def test_a_file_up_to_the_limit_is_read(
+    tmp_path: Path, read: Callable[[Path, int | None], object]
+) -> None:
+    (tmp_path / "text").write_bytes(b"123456")
+    assert read(tmp_path / "text", 6) == read(tmp_path / "text", None)
+    with pytest.raises(OutOfResources, match=r"bytes of .*text: 6, more than 5"):
+        read(tmp_path / "text", 5)
+
+
+def test_content_and_hash(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"abc")
+    assert bytes_of(tmp_path / "text") == b"abc"
+    assert sha256_of(tmp_path / "text").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+@pytest.mark.parametrize("read", [bytes_of, sha256_of, read_json])
+def test_pipes_are_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="not a file"):
+        read(tmp_path / "pipe")
+    with pytest.raises(FileError, match="not a file"):
+        read(tmp_path)
+    with pytest.raises(FileError, match=r"No such file|none does not exist: is"):
+        read(tmp_path / "none")
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "open_file", lambda path, _: path.open("rb"))
+    (tmp_path / "text").write_bytes(b"1234567")
+    with pytest.raises(OutOfResources, match="6, more than 5"):
+        bytes_of(tmp_path / "text", 5)
+
+
+# JSON
+
+
+def test_kinds_of_numbers_are_allowed_one_by_one() -> None:
+    with pytest.raises(FileError, match=r"x: malformed: 1\.5 is not an integer"):
+        strict_json("[1.5]", "x")
+    assert strict_json("[1.5]", "x", floats=True) == [1.5]
+    for text in ("1e999", "NaN", "-Infinity"):
+        with pytest.raises(FileError, match=r"is too large|is not an integer"):
+            strict_json(text, "x", floats=True)
+        assert not math.isfinite(strict_json(text, "x", floats=True, not_finite=True))
+
+
+def test_long_integers_are_refused() -> None:
+    assert strict_json("9" * 20, "x") == 10**20 - 1
+    with pytest.raises(FileError, match=r"9{20}\.\. is too large"):
+        strict_json("9" * 21, "x")
+    assert strict_json("9" * 21, "x", long_integers=True) == 10**21 - 1
+    with pytest.raises(FileError, match="Exceeds the limit"):
+        strict_json("9" * 5000, "x", long_integers=True)
+
+
+def test_a_key_twice_among_many_is_found_at_once() -> None:
+    keys = ", ".join(f'"{i}": 0' for i in range(200_000))
+    with pytest.raises(FileError, match="the key '7' stands twice"):
+        strict_json(f'{{{keys}, "7": 1}}', "x")
+
+
+def test_json_is_read_with_numbers_of_any_kind(tmp_path: Path) -> None:
+    entries = '{"model_max_length": 1000000000000000019884624838656, "a": 0.5, "b": Infinity}'
+    (tmp_path / "a.json").write_text(entries)
+    assert read_json(tmp_path / "a.json") == json.loads(entries)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{\n  "a": 1,\n  oops\n}', r"a\.json: malformed: Expecting property name.*line 3"),
+        (b"", r"a\.json: malformed: Expecting value: line 1"),
+        (b"[1]", r"a\.json: must be a JSON object, got list"),
+        (b"\xff\xfe", r"a\.json: malformed: .*can't decode byte 0xff"),
+        (b'{"a": 1, "a": 2}', r"a\.json: malformed: the key 'a' stands twice"),
+        (b'{"a": ' + b"[" * 100_000 + b"}", r"a\.json: malformed: "),
+    ],
+)
+def test_malformed_json_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(FileError, match=message):
+        read_json(tmp_path / "a.json")
