@@ -10,9 +10,10 @@ at its end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prose import PROSE, quotes, section
@@ -102,6 +103,7 @@ def proofs_of(items: Iterable[pytest.Item]) -> list[Proof]:
 _RESULTS = pytest.StashKey[dict[str, str]]()
 _PROOFS = pytest.StashKey[list[Proof]]()
 _COMPLETE = pytest.StashKey[bool]()
+_WRONG = pytest.StashKey[str]()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and -m leave anything out
@@ -111,10 +113,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     everything = {path.name for path in HERE.glob("test_*.py")} == {i.path.name for i in own}
     whole_files = not any("::" in argument for argument in config.args)
-    proofs, complete = proofs_of(own), everything and whole_files
-    wrong = list(problems(STATEMENTS, proofs, PROSE, complete=complete))
-    if wrong:
-        raise pytest.UsageError("\n".join(wrong))
+    complete = everything and whole_files
+    try:
+        proofs = proofs_of(own)
+        wrong = list(problems(STATEMENTS, proofs, PROSE, complete=complete))
+        if wrong:
+            raise pytest.UsageError("\n".join(wrong))
+    except pytest.UsageError as error:
+        if _worker_output(config) is None:
+            raise
+        config.stash[_WRONG] = str(error)  # a worker of `pytest -n` that raised would look crashed
+        items.clear()
+        return
     config.stash[_COMPLETE] = complete
     config.stash[_PROOFS] = proofs
     config.stash[_RESULTS] = {}
@@ -131,16 +141,21 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A proof that did not pass, skipped or expected to fail, is none."""
-    results = session.config.stash.get(_RESULTS, {})
-    nodes = {proof.node for proof in session.config.stash.get(_PROOFS, [])}
-    missed = any(results.get(node, "passed") != "passed" for node in nodes)
-    if missed and exitstatus == pytest.ExitCode.OK:
+    stash = session.config.stash
+    results, proofs = stash.get(_RESULTS, {}), stash.get(_PROOFS, [])
+    missed = any(results.get(proof.node, "passed") != "passed" for proof in proofs)
+    if _WRONG in stash:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+    elif missed and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    _tell_controller(session.config)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    if _WRONG in config.stash:
+        terminalreporter.write_line(f"ERROR: {config.stash[_WRONG]}", red=True)
     proofs = config.stash.get(_PROOFS, [])
     if proofs:
         terminalreporter.section("statements and proofs")
@@ -149,6 +164,40 @@ def pytest_terminal_summary(
         if not config.stash[_COMPLETE]:
             terminalreporter.write_line("")
             terminalreporter.write_line("Some proofs were left out: completeness is not checked.")
+
+
+# With `pytest -n`, each worker collects all tests and runs some of them. What it found goes to the
+# controller, which has the terminal and decides the exit status.
+
+
+def _worker_output(config: pytest.Config) -> dict[str, Any] | None:
+    """What a worker tells when it ends; None in any other process."""
+    return getattr(config, "workeroutput", None)
+
+
+def _tell_controller(config: pytest.Config) -> None:
+    output, stash = _worker_output(config), config.stash
+    if output is None:
+        return
+    if _WRONG in stash:
+        output["wrong"] = stash[_WRONG]
+    if _PROOFS in stash:
+        output["proofs"] = [asdict(proof) for proof in stash[_PROOFS]]
+        output["complete"] = stash[_COMPLETE]
+        output["results"] = stash[_RESULTS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker has ended; one that crashed tells nothing."""
+    told: dict[str, Any] = getattr(node, "workeroutput", {})
+    stash: pytest.Stash = node.config.stash
+    if "wrong" in told:
+        stash[_WRONG] = told["wrong"]
+    if "proofs" in told:
+        stash[_PROOFS] = [Proof(**proof) for proof in told["proofs"]]
+        stash[_COMPLETE] = told["complete"]
+        stash.setdefault(_RESULTS, {}).update(told["results"])
 
 
 def table(

@@ -183,6 +183,27 @@ def test_a_proof_that_does_not_pass_fails_the_run(
     assert "Some proofs were left out: completeness is not checked." in said
 
 
+def test_workers_tell_the_same(tmp_path: Path) -> None:
+    """`pytest -n` spreads proofs over processes: the same table, refusals and exit status."""
+    mark, chosen = "@pytest.mark.proves('lem:flip', method='hand')", "test_one.py::test_one"
+    status, said = run_of_proofs(tmp_path, mark, "-n", "2", chosen)
+    assert status == pytest.ExitCode.OK
+    assert table_of(said) == table_of(run_of_proofs(tmp_path, mark, chosen)[1])
+    assert "lem:flip  | hand   | by hand | test_one.py:2" in table_of(said)
+    skipped = f"{mark}\n@pytest.mark.skip(reason='hard')"
+    status, said = run_of_proofs(tmp_path, skipped, "-n", "2", chosen)
+    assert status == pytest.ExitCode.TESTS_FAILED
+    assert "lem:flip  | hand   | FAILED  | test_one.py:2" in table_of(said)
+    status, said = run_of_proofs(tmp_path, mark, "-n", "2")
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: lem:linear-map has no proof" in said
+
+
+def table_of(said: str) -> list[str]:
+    """The lines of the table of proofs, which the last line of pytest follows."""
+    return said.partition("statements and proofs")[2].splitlines()[1:-1]
+
+
 def run_of_proofs(folder: Path, mark: str, *chosen: str, body: str = "pass") -> tuple[int, str]:
     """Runs one test beside copies of the rules and statements."""
     pages = [page.name for page in PROOFS.glob("*.md")]
