@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from snowball import Dataset, counterexample
 from snowball.decoders.tokenizer import byte_tokenizer
-from snowball.pretrained import loading as pretrained
+from snowball.pretrained import weights
 from snowball.pretrained.loading import (
+    DTYPES,
     Pretrained,
-    PretrainedError,
     check_device,
     device_name,
     load_pretrained,
 )
+from snowball.pretrained.refusal import PretrainedError
 
 SIZES = {
     "vocab_size": 300,
@@ -97,7 +98,7 @@ def test_a_folder_is_loaded_as_it_was_saved(folder: Path) -> None:
     assert loaded.tokenizer("hi ").input_ids == IDS[0].tolist()
 
 
-@pytest.mark.parametrize("dtype", list(pretrained.DTYPES))
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_weights_are_in_the_dtype_asked_for(folder: Path, dtype: str) -> None:
     model = load_pretrained(str(folder), dtype=dtype).model
     wanted = getattr(torch, dtype)
@@ -456,7 +457,7 @@ def test_a_mismatched_shape(folder: Path) -> None:
 def test_tensors_that_were_not_loaded(folder: Path) -> None:
     info = dict.fromkeys(("mismatched_keys", "missing_keys", "unexpected_keys"), ())
     with pytest.raises(PretrainedError, match=r"2 tensors, each of which was not loaded: a, b;"):
-        pretrained._check_loading("x", {**info, "error_msgs": ["b", "a"]})
+        weights._check_loading("x", {**info, "error_msgs": ["b", "a"]})
 
 
 def test_an_error_of_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,7 +474,7 @@ def test_an_error_of_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_another_dtype_after_loading() -> None:
     with pytest.raises(PretrainedError, match=r"x: \S+ is loaded as torch.bfloat16, not as torch"):
-        pretrained._check_dtype("x", tiny_llama().to(torch.bfloat16), torch.float16)
+        weights._check_dtype("x", tiny_llama().to(torch.bfloat16), torch.float16)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

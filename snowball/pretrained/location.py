@@ -1,0 +1,94 @@
+"""Where a pretrained model lies: a folder, a GGUF file, or a repository on the Hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from snowball.pretrained.refusal import PretrainedError, reason
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+
+# That of snowball.construction.card, which knows far more than is needed here.
+_CARD = "snowball.json"
+
+# What of a Hub repository is downloaded: neither pickles nor code.
+_DOWNLOADED = ("*.json", "*.jinja", "*.model", "*.txt", WEIGHTS, "model-*.safetensors")
+
+
+class Location(NamedTuple):
+    """Where a model lies: its folder, and its GGUF file there if it is one."""
+
+    name: str
+    source: str
+    folder: Path
+    gguf: str | None = None
+
+    @property
+    def tensors(self) -> str:
+        """What errors about weights name."""
+        return self.name if self.gguf else str(self.folder)
+
+    @property
+    def settings(self) -> str:
+        """What errors about the config name."""
+        return self.name if self.gguf else str(self.folder / CONFIG)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by which transformers finds this and nothing else."""
+        own = {"gguf_file": self.gguf} if self.gguf else {}
+        return {"local_files_only": True, "trust_remote_code": False, **own}
+
+
+def locate(name: str, revision: str | None, temporary: Path) -> Location:
+    """Where the model lies that is called so; `temporary` is an empty folder for its use.
+
+    Raises:
+        PretrainedError: there is none, or several.
+    """
+    path = Path(name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise PretrainedError(f"{path}: a file must be .gguf; otherwise give the folder")
+        return _isolate(path, temporary)
+    if not path.is_dir():
+        return Location(name, "hub", _download(name, revision))
+    found = sorted(path.glob("*.gguf"))
+    if not found or (path / WEIGHTS).exists() or (path / INDEX).exists():
+        source = "counterexample" if (path / _CARD).exists() else "folder"
+        return Location(name, source, path)
+    if len(found) > 1:
+        raise PretrainedError(f"{path} holds {len(found)} GGUF files: give the path of one")
+    return _isolate(found[0], temporary)
+
+
+def _isolate(path: Path, temporary: Path) -> Location:
+    """A GGUF file alone in a folder: transformers would heed the JSON files beside it."""
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise PretrainedError(
+            f"{path}: GGUF needs {' and '.join(missing)}: pip install -e '.[gguf]'"
+        )
+    link = temporary / "model.gguf"
+    link.symlink_to(path.resolve())
+    return Location(str(path), "gguf", temporary, link.name)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(_DOWNLOADED))
+    except HFValidationError as error:
+        raise PretrainedError(f"{name}: no such file or folder, nor a name on the Hub") from error
+    except Exception as error:  # of the Hub, the network library, or the file system
+        where = f"{name} at revision {revision}" if revision else name
+        raise PretrainedError(
+            f"{where}: no such file or folder, and not from the Hub: {reason(error)}"
+        ) from error
+    return Path(folder)

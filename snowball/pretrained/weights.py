@@ -1,0 +1,186 @@
+"""The weights of a pretrained model: exactly those that its config calls for, and finite."""
+
+from __future__ import annotations
+
+import io
+import struct
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from snowball.pretrained.config import read_settings
+from snowball.pretrained.location import INDEX, WEIGHTS, Location
+from snowball.pretrained.refusal import PretrainedError, quote, reason, shorten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_GGUF_HEADER = struct.Struct("<4sIQ")  # magic, version, number of tensors
+_MOST_PARAMETERS_PER_BYTE = 8  # no format stores a weight in less than a bit
+_LISTED = 3  # names in an error
+
+
+def check_skeleton(location: Location, config: PreTrainedConfig, tensors: int, size: int) -> str:
+    """The attention to use, once the tensors and their bytes are known to suffice for the config.
+
+    What transformers does not find in the files it would allocate and fill at random.
+    """
+    from transformers import AutoModelForCausalLM
+
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if layers is not None and layers > tensors:
+        raise PretrainedError(
+            f"{location.settings}: num_hidden_layers={layers}, but there are only {tensors} tensors"
+        )
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    except Exception as error:  # what it raises depends on the architecture
+        raise PretrainedError(
+            f"{location.settings}: no model can be built from it: {reason(error)}"
+        ) from error
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > size * _MOST_PARAMETERS_PER_BYTE:
+        raise PretrainedError(
+            f"{location.settings} describes {parameters} parameters, but the weights are only "
+            f"{size} bytes"
+        )
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    except ValueError:  # the architecture is fine otherwise: it was built above
+        return "eager"
+    return "sdpa"
+
+
+def count_weights(location: Location) -> tuple[int, int]:
+    """How many tensors and bytes the weights are."""
+    if location.gguf is not None:
+        path = location.folder / location.gguf
+        return _count_gguf(location.name, path), path.stat().st_size
+    files = _weight_files(location.folder)
+    return sum(map(_count_safetensors, files)), sum(path.stat().st_size for path in files)
+
+
+def _count_gguf(name: str, path: Path) -> int:
+    with path.open("rb") as file:
+        header = file.read(_GGUF_HEADER.size)
+    if len(header) < _GGUF_HEADER.size or not header.startswith(b"GGUF"):
+        raise PretrainedError(f"{name}: truncated or corrupt: not a GGUF file")
+    return _GGUF_HEADER.unpack(header)[-1]
+
+
+def _count_safetensors(path: Path) -> int:
+    try:
+        with safe_open(path, "pt") as file:
+            return len(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise PretrainedError(f"{path}: truncated or corrupt: {reason(error)}") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    index = folder / INDEX
+    if index.exists():
+        return _shards(index)
+    pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise PretrainedError(
+            f"{pickles[0]}: pickled weights are refused, they can run any code; save them as "
+            "safetensors"
+        )
+    raise PretrainedError(f"{folder}: no weights: neither {WEIGHTS} nor {INDEX} is there")
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_settings(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise PretrainedError(f"{index}: weight_map must be an object that names the shards")
+    for name in names.values():
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or Path(name).suffix != (".safetensors")
+        ):
+            raise PretrainedError(f"{index}: {quote(name)} is not a safetensors file beside it")
+        if not (index.parent / name).is_file():
+            raise PretrainedError(f"{index.parent / name} is missing, which {index.name} names")
+    return [index.parent / name for name in sorted(set(names.values()))]
+
+
+def read_model(
+    location: Location, config: PreTrainedConfig, attention: str, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model with its weights, none of them left out or made up.
+
+    Raises:
+        PretrainedError: tensors are missing, superfluous, or of another shape or dtype.
+    """
+    import transformers
+
+    loader: Any = transformers.AutoModelForCausalLM
+    arguments = {**location.arguments, "config": config, "attn_implementation": attention}
+    # Versions without it always dequantise.
+    if location.gguf and hasattr(transformers, "GgufConfig"):
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        # The progress bar of the GGUF reader heeds no setting.
+        with redirect_stderr(io.StringIO()):
+            model, info = loader.from_pretrained(
+                location.folder,
+                dtype=dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                output_loading_info=True,
+                **arguments,
+            )
+    except Exception as error:  # what it raises depends on the architecture
+        raise PretrainedError(
+            f"{location.tensors}: transformers cannot load it: {reason(error)}"
+        ) from error
+    _check_loading(location.tensors, info)
+    _check_dtype(location.tensors, model, dtype)
+    return model
+
+
+def _check_loading(path: str, info: dict[str, Any]) -> None:
+    """Refuses what transformers only warns of: it would initialise at random, or drop, tensors."""
+    mismatched = [
+        f"{name} (stored {tuple(stored)}, config {tuple(wanted)})"
+        for name, stored, wanted in info["mismatched_keys"]
+    ]
+    for problem, names in (
+        ("has the wrong shape", mismatched),
+        ("is missing", info["missing_keys"]),
+        ("is not part of the architecture", info["unexpected_keys"]),
+        ("was not loaded", info["error_msgs"]),
+    ):
+        if names:
+            first = ", ".join(sorted(map(str, names))[:_LISTED])
+            raise PretrainedError(
+                f"{path}: {len(names)} tensors, each of which {problem}: {shorten(first)}; "
+                "config and weights must belong together"
+            )
+
+
+def _check_dtype(path: str, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Refuses weights in yet another dtype; some architectures keep a few in float32 on purpose."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (dtype, torch.float32):
+            raise PretrainedError(f"{path}: {name} is loaded as {parameter.dtype}, not as {dtype}")
+
+
+def check_values(location: Location, model: PreTrainedModel) -> None:
+    """Raises PretrainedError if a weight is NaN or infinite."""
+    for name, tensor in model.state_dict().items():
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            raise PretrainedError(
+                f"{location.tensors}: {bad} of {tensor.numel()} values of {name} are NaN or "
+                f"infinite in {str(tensor.dtype).removeprefix('torch.')}"
+            )
