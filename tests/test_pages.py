@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_cli import snowball
+from command_line import snowball
 from typer.main import get_command
 
 from snowball.cli.app import app
