@@ -7,29 +7,22 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
-from snowball.audit.tables import (
-    COSINE,
-    AuditDocument,
-    above_chance,
-    confidence,
-    has_relevance,
-    interval_text,
-    is_above_chance,
-    is_text,
-    listed,
-    pooled_by_spearman,
-)
+from snowball.audit.document import COSINE, AuditDocument, DatasetFindings, Judgement
+from snowball.audit.tables import confidence, interval_text, listed, pooled_by_spearman
 from snowball.files import atomic_file
+from snowball.results.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
+
+_T = TypeVar("_T")
 
 # Colour-blind safe (Okabe and Ito).
 _BLUE, _SKY, _GREEN, _ORANGE, _RED = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00"
@@ -70,9 +63,9 @@ def draw_layers(document: AuditDocument) -> Figure:
     """Cosine score and relevance of every layer (columns) on every dataset (rows)."""
     from matplotlib.figure import Figure
 
-    datasets = document["datasets"]
-    judged = [dataset for dataset in datasets if not is_text(dataset)]
-    layers = document["model"]["layers"]
+    datasets = document.datasets
+    judged = [dataset for dataset in datasets if not dataset.is_text]
+    layers = document.model.layers
     rows = [len(datasets), len(judged)] if judged else [len(datasets)]
     # The colour bars need height, and few layers need no width.
     heights = [max(0.3 * count, 0.9) + 0.9 for count in rows]
@@ -92,7 +85,7 @@ def draw_scatter(document: AuditDocument) -> Figure:
     datasets = _with_relevance(document)
     figure, panels = _panels(len(datasets), height=3.1)
     for axes, dataset in zip(panels, datasets, strict=True):
-        colour = _BLUE if is_above_chance(document, dataset) else _GREY
+        colour = _BLUE if document.is_above_chance(dataset) else _GREY
         _scatter(axes, dataset, colour)
         axes.set_title(_scatter_title(document, dataset), fontsize=9)
     figure.supxlabel("cosine score", fontsize=10)
@@ -105,8 +98,8 @@ def draw_ranks(document: AuditDocument) -> Figure:
     from matplotlib.figure import Figure
 
     datasets = _above_chance(document)
-    confusion = sum(np.array(dataset["proxies"][COSINE]["confusion"]) for dataset in datasets)
-    layers, major = len(datasets[0]["scores"][COSINE]), datasets[0]["major_distance"]
+    confusion = sum(np.array(_judgement(dataset).proxies[COSINE].confusion) for dataset in datasets)
+    layers, major = document.model.layers, _judgement(datasets[0]).major_distance
     figure = Figure((5.4, 4.6), layout="constrained")
     axes = figure.subplots()
     end = layers + 0.5
@@ -136,7 +129,7 @@ def draw_snowball(document: AuditDocument) -> Figure:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    curves = [one["curves"]["mean"] for one in document["datasets"] if one["curves"] is not None]
+    curves = [one.curves.mean for one in document.datasets if one.curves is not None]
     mean = np.mean(curves, axis=0) if curves else np.zeros((0, 1))
     if not (mean > 0).any():
         raise _NoDataError("no removal of a single layer has a divergence")
@@ -169,11 +162,11 @@ def draw_misjudgement(document: AuditDocument) -> Figure:
     datasets = _with_relevance(document)
     figure, panels = _panels(len(datasets), height=2.6, sharex=True, sharey=True)
     for axes, dataset in zip(panels, datasets, strict=True):
-        _misjudgement(axes, dataset)
+        _misjudgement(axes, _judgement(dataset))
         axes.set_title(_name(dataset) + _doubt(document, dataset), fontsize=9)
     figure.supxlabel("$k$ (ranks)", fontsize=10)
     figure.supylabel("share of layers off by $k$ or more", fontsize=10)
-    major = datasets[0]["major_distance"]
+    major = _judgement(datasets[0]).major_distance
     handles = [
         Line2D([], [], color=_BLUE, label=f"cosine score ({confidence(document)} interval)"),
         Line2D([], [], color=_RED, linestyle="--", label="at random"),
@@ -191,20 +184,18 @@ def draw_proxies(document: AuditDocument) -> Figure:
     from matplotlib.figure import Figure
 
     names = [_name(dataset) for dataset in _above_chance(document)]
-    found = [
-        (name, kinds["spearman"]["coefficient"]) for name, kinds in pooled_by_spearman(document)
-    ]
-    found = [(name, one) for name, one in found if one["value"] is not None]
+    found = [(name, one.spearman.coefficient) for name, one in pooled_by_spearman(document)]
+    found = [(name, one, one.value) for name, one in found if one.value is not None]
     if not found:
         raise _NoDataError("no score has a defined correlation with relevance")
     figure = Figure((6.8, 1.3 + 0.32 * len(found)), layout="constrained")
     axes = figure.subplots()
     places = range(len(found))
-    colours = [_RED if name == COSINE else _SKY for name, _ in found]
-    axes.barh(places, [one["value"] for _, one in found], color=colours, height=0.7)
-    _interval_lines(axes.hlines, places, [one for _, one in found])
+    colours = [_RED if name == COSINE else _SKY for name, _, _ in found]
+    axes.barh(places, [value for *_, value in found], color=colours, height=0.7)
+    _interval_lines(axes.hlines, places, [one for _, one, _ in found])
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(places, [_shown(name) for name, _ in found], fontsize=9)
+    axes.set_yticks(places, [_shown(name) for name, *_ in found], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel(
         f"Spearman correlation with relevance, {confidence(document)} interval", fontsize=9
@@ -230,8 +221,8 @@ FIGURES: Mapping[str, Callable[[AuditDocument], Figure]] = {
 # --- the panels -------------------------------------------------------------------------------
 
 
-def _heat_scores(figure: Figure, axes: Axes, datasets: Sequence[Mapping[str, Any]]) -> None:
-    scores = np.array([dataset["scores"][COSINE] for dataset in datasets])
+def _heat_scores(figure: Figure, axes: Axes, datasets: Sequence[DatasetFindings]) -> None:
+    scores = np.array([dataset.scores[COSINE] for dataset in datasets])
     axes.set_title("Cosine score: what the proxy says", fontsize=10)
     image = axes.imshow(scores, aspect="auto", cmap="cividis", norm=_log_or_linear(scores))
     axes.set_yticks(range(len(datasets)), [_name(dataset) for dataset in datasets], fontsize=8)
@@ -244,20 +235,20 @@ def _heat_scores(figure: Figure, axes: Axes, datasets: Sequence[Mapping[str, Any
 
 
 def _heat_relevance(
-    figure: Figure, axes: Axes, document: AuditDocument, datasets: Sequence[Mapping[str, Any]]
+    figure: Figure, axes: Axes, document: AuditDocument, datasets: Sequence[DatasetFindings]
 ) -> None:
-    undefined = np.full(document["model"]["layers"], np.nan)
-    rows = [_relevance(one) if has_relevance(one) else undefined for one in datasets]
+    undefined = np.full(document.model.layers, np.nan)
+    rows = [_relevance(one) if one.relevance is not None else undefined for one in datasets]
     relevance = np.ma.masked_invalid(np.array(rows))
     # Behind the cells that are masked.
     axes.patch.set(facecolor="0.9", edgecolor="0.6", hatch="////")
     image = axes.imshow(relevance, aspect="auto", cmap=_diverging(), vmin=-1, vmax=1)
     axes.set_title("Accuracy-based relevance: what removal shows (hatched: undefined)", fontsize=10)
-    labels = [_name(one) + ("" if is_above_chance(document, one) else " *") for one in datasets]
+    labels = [_name(one) + ("" if document.is_above_chance(one) else " *") for one in datasets]
     axes.set_yticks(range(len(datasets)), labels, fontsize=8)
     below = bool((relevance.filled(0) < -1).any())
     figure.colorbar(image, ax=axes, label="relevance", extend="min" if below else "neither")
-    if not all(is_above_chance(document, one) for one in datasets):
+    if not all(document.is_above_chance(one) for one in datasets):
         axes.annotate(
             "* not above chance: mostly noise",
             (1, 0),
@@ -270,13 +261,13 @@ def _heat_relevance(
         )
 
 
-def _scatter(axes: Axes, dataset: Mapping[str, Any], colour: str) -> None:
-    scores, relevance = np.array(dataset["scores"][COSINE]), _relevance(dataset)
+def _scatter(axes: Axes, dataset: DatasetFindings, colour: str) -> None:
+    scores, relevance = np.array(dataset.scores[COSINE]), _relevance(dataset)
     if (scores > 0).all():
         axes.set_xscale("log")
         _label_log(axes.xaxis, scores)
     axes.axhline(0, color="black", linewidth=0.8)
-    _interval_lines(axes.vlines, scores, dataset["relevance"]["layers"], colour, alpha=0.35)
+    _interval_lines(axes.vlines, scores, _present(dataset.relevance).layers, colour, alpha=0.35)
     axes.plot(scores, relevance, "o", markersize=3.5, color=colour)
     extreme = {int(f(v)) for f in (np.argmin, np.argmax) for v in (scores, relevance)}
     for layer in sorted(extreme):
@@ -297,26 +288,26 @@ def _scatter(axes: Axes, dataset: Mapping[str, Any], colour: str) -> None:
     _open(axes)
 
 
-def _scatter_title(document: AuditDocument, dataset: Mapping[str, Any]) -> str:
-    spearman = dataset["proxies"][COSINE]["correlations"]["spearman"]["coefficient"]
+def _scatter_title(document: AuditDocument, dataset: DatasetFindings) -> str:
+    spearman = _judgement(dataset).proxies[COSINE].correlations.spearman.coefficient
     name = _name(dataset) + _doubt(document, dataset)
     return f"{name}\nSpearman {interval_text(spearman)}"
 
 
-def _misjudgement(axes: Axes, dataset: Mapping[str, Any]) -> None:
-    proxy, major = dataset["proxies"][COSINE], dataset["major_distance"]
-    distances = range(1, len(proxy["misjudgement"]) + 1)
+def _misjudgement(axes: Axes, found: Judgement) -> None:
+    score, major = found.proxies[COSINE], found.major_distance
+    distances = range(1, len(score.misjudgement) + 1)
     # With two layers each line is one point.
     marker = "o" if len(distances) == 1 else None
     axes.axvline(major, color=_GREY, linewidth=0.8)
     for shares, colour, style in (
-        (proxy["chance_misjudgement"], _RED, "--"),
-        (dataset["noise_ceiling"]["misjudgement"], _GREEN, ":"),
-        (proxy["misjudgement"], _BLUE, "-"),
+        (score.chance_misjudgement, _RED, "--"),
+        (found.noise_ceiling.misjudgement, _GREEN, ":"),
+        (score.misjudgement, _BLUE, "-"),
     ):
         axes.plot(distances, shares, color=colour, linestyle=style, marker=marker, markersize=4)
-    intervals = proxy["misjudgement_intervals"]
-    ends = {1: intervals["wrong"], major: intervals["major"]}
+    intervals = score.misjudgement_intervals
+    ends = {1: intervals.wrong, major: intervals.major}
     _interval_lines(axes.vlines, list(ends), list(ends.values()), _BLUE)
     axes.set_ylim(0, 1)
     axes.tick_params(labelsize=8)
@@ -327,38 +318,49 @@ def _misjudgement(axes: Axes, dataset: Mapping[str, Any]) -> None:
 def _interval_lines(
     draw: Callable[..., object],
     places: Sequence[float] | Float[np.ndarray, " places"],
-    intervals: Sequence[Mapping[str, Any]],
+    intervals: Sequence[Interval],
     colour: str = "black",
     alpha: float = 1.0,
 ) -> None:
     """From low to high, where both are defined; the value need not lie between."""
-    known = [(at, one) for at, one in zip(places, intervals, strict=True) if one["low"] is not None]
-    lows, highs = [one["low"] for _, one in known], [one["high"] for _, one in known]
+    known = [(at, one) for at, one in zip(places, intervals, strict=True) if one.low is not None]
+    lows, highs = [one.low for _, one in known], [one.high for _, one in known]
     draw([at for at, _ in known], lows, highs, color=colour, alpha=alpha, linewidth=1.1)
 
 
 # --- what the document holds ------------------------------------------------------------------
 
 
-def _with_relevance(document: AuditDocument) -> list[Mapping[str, Any]]:
-    found = [dataset for dataset in document["datasets"] if has_relevance(dataset)]
+def _with_relevance(document: AuditDocument) -> list[DatasetFindings]:
+    found = [dataset for dataset in document.datasets if dataset.relevance is not None]
     if not found:
         raise _NoDataError(_NO_RELEVANCE)
     return found
 
 
-def _above_chance(document: AuditDocument) -> list[Mapping[str, Any]]:
-    if not (found := above_chance(document)):
+def _above_chance(document: AuditDocument) -> list[DatasetFindings]:
+    if not (found := document.above_chance):
         raise _NoDataError(_NONE_ABOVE_CHANCE)
     return found
 
 
-def _relevance(dataset: Mapping[str, Any]) -> Float[np.ndarray, " layers"]:
-    return np.array([one["value"] for one in dataset["relevance"]["layers"]], dtype=np.float64)
+def _relevance(dataset: DatasetFindings) -> Float[np.ndarray, " layers"]:
+    layers = _present(dataset.relevance).layers
+    return np.array([one.value for one in layers], dtype=np.float64)
 
 
-def _name(dataset: Mapping[str, Any]) -> str:
-    return _shown(dataset["name"])
+def _judgement(dataset: DatasetFindings) -> Judgement:
+    return _present(dataset.judgement)
+
+
+def _present(value: _T | None) -> _T:
+    """Of a dataset that has a relevance."""
+    assert value is not None
+    return value
+
+
+def _name(dataset: DatasetFindings) -> str:
+    return _shown(dataset.name)
 
 
 def _shown(name: str) -> str:
@@ -370,8 +372,8 @@ def _shown(name: str) -> str:
     return plain.replace("$", r"\$")
 
 
-def _doubt(document: AuditDocument, dataset: Mapping[str, Any]) -> str:
-    return "" if is_above_chance(document, dataset) else " (not above chance)"
+def _doubt(document: AuditDocument, dataset: DatasetFindings) -> str:
+    return "" if document.is_above_chance(dataset) else " (not above chance)"
 
 
 def _count(number: int, noun: str) -> str:

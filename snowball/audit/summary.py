@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from snowball.audit.document import (
+    ACCURACY,
+    COSINE,
+    RUNNING_TEXT,
+    Answers,
+    ComparedTasks,
+    Curves,
+    DatasetFindings,
+    Judgement,
+    McNemar,
+    Perplexity,
+    ScoreJudgement,
+    SublayerScores,
+    Summary,
+)
 from snowball.engine.activations import ROLES
 from snowball.engine.gradients import TaylorScores
 from snowball.errors import SnowballError
@@ -29,6 +44,8 @@ SPLITS = 200
 
 # Above chance at this level, one-sided; below it relevance is shown, but is mostly noise.
 SIGNIFICANCE = 0.05
+
+_T = TypeVar("_T")
 
 _PROMPT = [role != "answer" for role in ROLES]
 
@@ -95,24 +112,26 @@ def dataset_numbers(
 
 def summarise(
     datasets: Sequence[DatasetNumbers], seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Any]:
-    """Everything that tables, figures and the report show, as JSON values.
+) -> Summary:
+    """Everything that tables, figures and the report show.
 
     Scores whose dataset is running text (perplexity change) serve as proxies for every dataset.
     """
     judged = [_Judged.of(numbers, seed, resamples) for numbers in datasets]
     perplexity = {one.numbers.name: _perplexity(one) for one in judged if one.is_text}
-    proxies = {f"perplexity change ({name})": found["change"] for name, found in perplexity.items()}
+    proxies = {
+        f"perplexity change ({name})": np.array(found.change) for name, found in perplexity.items()
+    }
     for one in judged:
         one.add_proxies(proxies)
-    return {
-        "confidence": intervals.INTERVAL_COVERAGE,
-        "resamples": resamples,
-        "significance": SIGNIFICANCE,
-        "datasets": [_dataset(one, perplexity.get(one.numbers.name)) for one in judged],
-        "pooled": _pooled(judged),
-        "task_dependence": _task_dependence(judged),
-    }
+    return Summary(
+        confidence=intervals.INTERVAL_COVERAGE,
+        resamples=resamples,
+        significance=SIGNIFICANCE,
+        datasets=tuple(_findings(one, perplexity.get(one.numbers.name)) for one in judged),
+        pooled=_pooled(judged),
+        task_dependence=_task_dependence(judged),
+    )
 
 
 @dataclass
@@ -189,103 +208,116 @@ def _scores(
     return scores, resampled
 
 
-def _dataset(one: _Judged, perplexity: Mapping[str, Any] | None) -> dict[str, Any]:
+def _findings(one: _Judged, perplexity: Perplexity | None) -> DatasetFindings:
     numbers = one.numbers
     tokens = numbers.arrays["tokens"].sum(0)
-    found: dict[str, Any] = {
-        "name": numbers.name,
-        "sha256": numbers.key.dataset_hash,
-        "items": numbers.items,
-        "kind": "running text" if one.is_text else "accuracy",
-        "metric": numbers.correctness,
-        "means": {
+    return DatasetFindings(
+        name=numbers.name,
+        sha256=numbers.key.dataset_hash,
+        items=numbers.items,
+        kind=RUNNING_TEXT if one.is_text else ACCURACY,
+        metric=numbers.correctness,
+        means={
             metric: dict(zip(numbers.removals, values.mean(1).tolist(), strict=True))
             for metric, values in numbers.values.items()
         },
-        "scores": {name: values.tolist() for name, values in one.scores.items()},
-        "tokens_by_role": dict(zip(ROLES, tokens.tolist(), strict=True)),
-        "cosine_by_role": _by_role(numbers.arrays["cosine"].sum(0), tokens),
-        "angular_pairs": numbers.arrays["angular_pairs"].mean(0).tolist(),
-        "curves": _curves(numbers),
-        "taylor_items": None if numbers.taylor is None else numbers.taylor.items,
-    }
-    if "mlp" in numbers.arrays:
-        found["sublayer_scores"] = {
-            part: (numbers.arrays[part].sum(0)[_PROMPT].sum(0) / tokens[_PROMPT].sum()).tolist()
-            for part in ("attention", "mlp")
-        }
-    if perplexity is not None:
-        found["perplexity"] = {key: _plain(value) for key, value in perplexity.items()}
-    if numbers.correctness is not None:
-        found |= _accuracy(one)
-    return found
-
-
-def _accuracy(one: _Judged) -> dict[str, Any]:
-    numbers = one.numbers
-    assert numbers.correctness is not None
-    right = numbers.values[numbers.correctness] > 0
-    accuracies = [asdict(intervals.accuracy_interval(row, one.counts)) for row in right]
-    found: dict[str, Any] = {
-        "accuracy": dict(zip(numbers.removals, accuracies, strict=True)),
-        "chance": float(numbers.chance.mean()),
-        "above_chance_p": one.p_value,
-        "above_chance": one.above_chance,
-        "relevance": None,
-    }
-    if not numbers.layers:
-        return found
-    without = right[list(numbers.layers)]
-    found["mcnemar"] = {
-        "against_intact": [paired.mcnemar(right[0], row) for row in without],
-        "between_layers": asdict(paired.mcnemar_matrix(without)),
-    }
-    if one.relevance is None or one.resampled_relevance is None:
-        return found
-    relevance, resampled = one.relevance, one.resampled_relevance
-    found["relevance"] = asdict(relevance_intervals(right[0], without, numbers.chance, one.counts))
-    found["noise_ceiling"] = asdict(
-        ranks.noise_ceiling(right[0], without, numbers.chance, SPLITS, one.seed)
+        scores={name: _values(values) for name, values in one.scores.items()},
+        tokens_by_role=dict(zip(ROLES, tokens.tolist(), strict=True)),
+        cosine_by_role=_by_role(numbers.arrays["cosine"].sum(0), tokens),
+        angular_pairs=_rows(numbers.arrays["angular_pairs"].mean(0)),
+        curves=_curves(numbers),
+        taylor_items=None if numbers.taylor is None else numbers.taylor.items,
+        sublayer_scores=_sublayer_scores(numbers, tokens),
+        perplexity=perplexity,
+        answers=_answers(one),
     )
-    found["major_distance"] = ranks.major_distance(len(relevance))
-    found["proxies"] = {
-        name: {
-            "correlations": asdict(
-                correlation.correlations(score, relevance, one.resampled_scores[name], resampled)
-            ),
-            "misjudgement": ranks.misjudgement(score, relevance).tolist(),
-            "chance_misjudgement": ranks.chance_misjudgement(score, relevance).tolist(),
-            "misjudgement_intervals": asdict(
-                ranks.misjudgement_intervals(
-                    score, relevance, one.resampled_scores[name], resampled
-                )
-            ),
-            "confusion": ranks.rank_confusion(score, relevance).tolist(),
-        }
-        for name, score in one.scores.items()
-    }
-    return found
 
 
-def _by_role(sums: np.ndarray, tokens: np.ndarray) -> dict[str, list[float] | None]:
+def _answers(one: _Judged) -> Answers | None:
+    numbers = one.numbers
+    if numbers.correctness is None:
+        return None
+    right = numbers.values[numbers.correctness] > 0
+    accuracies = [intervals.accuracy_interval(row, one.counts) for row in right]
+    without = right[list(numbers.layers)]
+    judged = one.relevance is not None
+    return Answers(
+        accuracy=dict(zip(numbers.removals, accuracies, strict=True)),
+        chance=float(numbers.chance.mean()),
+        above_chance_p=_present(one.p_value),
+        above_chance=one.above_chance,
+        relevance=relevance_intervals(right[0], without, numbers.chance, one.counts)
+        if judged
+        else None,
+        mcnemar=_mcnemar(right[0], without) if numbers.layers else None,
+        judgement=_judgement(one, right[0], without) if judged else None,
+    )
+
+
+def _mcnemar(
+    intact: Bool[np.ndarray, " items"], without: Bool[np.ndarray, "layers items"]
+) -> McNemar:
+    against_intact = tuple(paired.mcnemar(intact, row) for row in without)
+    return McNemar(against_intact, paired.mcnemar_matrix(without))
+
+
+def _judgement(
+    one: _Judged, intact: Bool[np.ndarray, " items"], without: Bool[np.ndarray, "layers items"]
+) -> Judgement:
+    """How well every score predicts the relevance of a dataset that has one."""
+    relevance = _present(one.relevance)
+    chance = one.numbers.chance
+    return Judgement(
+        ranks.noise_ceiling(intact, without, chance, SPLITS, one.seed),
+        ranks.major_distance(len(relevance)),
+        {name: _score_judgement(one, name) for name in one.scores},
+    )
+
+
+def _score_judgement(one: _Judged, name: str) -> ScoreJudgement:
+    score, relevance = one.scores[name], _present(one.relevance)
+    resampled = (one.resampled_scores[name], _present(one.resampled_relevance))
+    return ScoreJudgement(
+        correlations=correlation.correlations(score, relevance, *resampled),
+        misjudgement=_values(ranks.misjudgement(score, relevance)),
+        chance_misjudgement=_values(ranks.chance_misjudgement(score, relevance)),
+        misjudgement_intervals=ranks.misjudgement_intervals(score, relevance, *resampled),
+        confusion=_rows(ranks.rank_confusion(score, relevance)),
+    )
+
+
+def _by_role(sums: np.ndarray, tokens: np.ndarray) -> dict[str, tuple[float, ...] | None]:
     return {
-        role: (sums[index] / tokens[index]).tolist() if tokens[index] else None
+        role: _values(sums[index] / tokens[index]) if tokens[index] else None
         for index, role in enumerate(ROLES)
     }
 
 
-def _curves(numbers: DatasetNumbers) -> dict[str, Any] | None:
+def _sublayer_scores(
+    numbers: DatasetNumbers, tokens: Float[np.ndarray, " roles"]
+) -> SublayerScores | None:
+    """Mean score of each sublayer over the tokens of the prompts, if they were measured."""
+    if "mlp" not in numbers.arrays:
+        return None
+    attention, mlp = (
+        _values(numbers.arrays[part].sum(0)[_PROMPT].sum(0) / tokens[_PROMPT].sum())
+        for part in ("attention", "mlp")
+    )
+    return SublayerScores(attention, mlp)
+
+
+def _curves(numbers: DatasetNumbers) -> Curves | None:
     """Mean divergence by removed layer and depth, and what it grows by up to the output."""
     sums = numbers.arrays["divergence"].sum(0)
     if not sums.size:
         return None
     mean = sums / numbers.arrays["tokens"][:, _PROMPT].sum()
     layers = range(len(mean))
-    grown = [mean[l, -1] / mean[l, l + 1] if mean[l, l + 1] > 0 else None for l in layers]
-    return {"mean": mean.tolist(), "amplification": grown}
+    grown = (float(mean[l, -1] / mean[l, l + 1]) if mean[l, l + 1] > 0 else None for l in layers)
+    return Curves(_rows(mean), tuple(grown))
 
 
-def _perplexity(one: _Judged) -> dict[str, Any]:
+def _perplexity(one: _Judged) -> Perplexity:
     """Perplexity `exp(-sum of log-likelihoods / sum of tokens)`, and its change by layer."""
     numbers = one.numbers
     loglikelihoods, tokens = numbers.values["loglikelihood"], numbers.values["tokens"][0]
@@ -296,13 +328,14 @@ def _perplexity(one: _Judged) -> dict[str, Any]:
     _check_perplexity(numbers, np.maximum(value, resampled.max(1)))
     tail = 100 * (1 - intervals.INTERVAL_COVERAGE) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail], axis=1)
-    return {
-        "by_removal": {
-            name: {"value": float(v), "low": float(l), "high": float(h)}
-            for name, v, l, h in zip(numbers.removals, value, low, high, strict=True)
-        },
-        "change": value[list(numbers.layers)] - value[0],
-    }
+    found = [
+        intervals.Interval(float(v), float(l), float(h))
+        for v, l, h in zip(value, low, high, strict=True)
+    ]
+    return Perplexity(
+        dict(zip(numbers.removals, found, strict=True)),
+        _values(value[list(numbers.layers)] - value[0]),
+    )
 
 
 def _check_perplexity(numbers: DatasetNumbers, value: Float[np.ndarray, " removals"]) -> None:
@@ -314,42 +347,44 @@ def _check_perplexity(numbers: DatasetNumbers, value: Float[np.ndarray, " remova
             )
 
 
-def _pooled(judged: Sequence[_Judged]) -> dict[str, Any]:
+def _pooled(judged: Sequence[_Judged]) -> dict[str, correlation.PooledCorrelations]:
     """Correlations over all datasets on which the model is above chance, by proxy."""
     kept = [one for one in judged if one.above_chance]
     if not kept:
         return {}
     shared = [n for n in kept[0].scores if all(n in one.scores for one in kept)]
     return {
-        name: asdict(
-            correlation.pooled_correlations(
-                [one.numbers.name for one in kept],
-                [one.scores[name] for one in kept],
-                [_present(one.relevance) for one in kept],
-                [one.resampled_scores[name] for one in kept],
-                [_present(one.resampled_relevance) for one in kept],
-            )
+        name: correlation.pooled_correlations(
+            [one.numbers.name for one in kept],
+            [one.scores[name] for one in kept],
+            [_present(one.relevance) for one in kept],
+            [one.resampled_scores[name] for one in kept],
+            [_present(one.resampled_relevance) for one in kept],
         )
         for name in shared
     }
 
 
-def _task_dependence(judged: Sequence[_Judged]) -> dict[str, Any] | None:
+def _task_dependence(judged: Sequence[_Judged]) -> ComparedTasks | None:
     """Of the datasets above chance, if there are two whose relevance is not constant."""
     kept = [o for o in judged if o.above_chance and np.ptp(_present(o.relevance)) > 0]
     if len(kept) < 2:
         return None
     found = paired.task_dependence(
         np.stack([_present(one.relevance) for one in kept]),
-        np.stack([one.scores["cosine"] for one in kept]),
+        np.stack([one.scores[COSINE] for one in kept]),
     )
-    return {"datasets": [one.numbers.name for one in kept], **asdict(found)}
+    return ComparedTasks(tuple(one.numbers.name for one in kept), found)
 
 
-def _present(values: np.ndarray | None) -> np.ndarray:
-    assert values is not None
-    return values
+def _present(value: _T | None) -> _T:
+    assert value is not None
+    return value
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
+def _values(array: Float[np.ndarray, " values"]) -> tuple[float, ...]:
+    return tuple(array.tolist())
+
+
+def _rows(array: Float[np.ndarray, "rows columns"]) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, array.tolist()))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from snowball.audit.document import (
+    COSINE,
+    INTACT,
+    Answers,
+    AuditDocument,
+    DatasetFindings,
+    Judgement,
+)
+from snowball.results.correlation import Correlations
+from snowball.results.intervals import Interval
+
 if TYPE_CHECKING:
     from rich.table import Table
-
-# What `snowball audit` writes as audit.json: the summary of `summarise`, and what was run.
-AuditDocument = Mapping[str, Any]
-
-# The score that the tables judge first.
-COSINE = "cosine"
 
 # Datasets side by side, so that a table fits into 100 columns.
 _DATASETS_BY_LAYER = 2
@@ -54,14 +58,14 @@ class Sheet:
 
 def tables(document: AuditDocument) -> list[Table]:
     """Everything for the terminal: by layer, by dataset, by score; none wider than 100 columns."""
-    groups = list(_groups(document["datasets"], _DATASETS_BY_LAYER))
+    groups = list(_groups(document.datasets, _DATASETS_BY_LAYER))
     sheets = [layer_sheet(document, group) for group in groups]
-    groups = list(_groups(document["datasets"], _DATASETS_BY_QUANTITY))
+    groups = list(_groups(document.datasets, _DATASETS_BY_QUANTITY))
     sheets += [dataset_sheet(document, group) for group in groups]
     return [_rich(sheet) for sheet in (*sheets, proxy_sheet(document))]
 
 
-def layer_sheet(document: AuditDocument, datasets: Sequence[Mapping[str, Any]]) -> Sheet:
+def layer_sheet(document: AuditDocument, datasets: Sequence[DatasetFindings]) -> Sheet:
     """One row per layer; the cosine score and its rank are those of all datasets."""
     scores = mean_cosine_scores(document)
     columns = {
@@ -71,7 +75,7 @@ def layer_sheet(document: AuditDocument, datasets: Sequence[Mapping[str, Any]]) 
     }
     for dataset in datasets:
         for heading, cells in _columns_by_layer(document, dataset).items():
-            columns[f"{dataset['name']}\n{heading}"] = cells
+            columns[f"{dataset.name}\n{heading}"] = cells
     return Sheet(
         title="Layers",
         headings=tuple(columns),
@@ -82,19 +86,19 @@ def layer_sheet(document: AuditDocument, datasets: Sequence[Mapping[str, Any]]) 
     )
 
 
-def dataset_sheet(document: AuditDocument, datasets: Sequence[Mapping[str, Any]]) -> Sheet:
+def dataset_sheet(document: AuditDocument, datasets: Sequence[DatasetFindings]) -> Sheet:
     """One row per quantity, one column per dataset; quantities that no dataset has are left out."""
     columns = [_quantities(document, dataset) for dataset in datasets]
     labels = list(dict.fromkeys(label for column in columns for label in column))
     rows = [(label, *(column.get(label, _INAPPLICABLE) for column in columns)) for label in labels]
     note = f"[ ]: {confidence(document)} interval; {_INAPPLICABLE}: does not apply."
-    if not all(is_text(dataset) for dataset in datasets):
+    if not all(dataset.is_text for dataset in datasets):
         note += " chance: accuracy of a random guesser."
-    if any(has_relevance(dataset) for dataset in datasets):
+    if any(dataset.relevance is not None for dataset in datasets):
         note += _RANK_NOTE
     return Sheet(
         title="Datasets",
-        headings=("", *(dataset["name"] for dataset in datasets)),
+        headings=("", *(dataset.name for dataset in datasets)),
         rows=tuple(rows),
         note=note,
     )
@@ -102,9 +106,9 @@ def dataset_sheet(document: AuditDocument, datasets: Sequence[Mapping[str, Any]]
 
 def proxy_sheet(document: AuditDocument) -> Sheet:
     """One row per score, the best Spearman correlation first; undefined ones last."""
-    names = [dataset["name"] for dataset in above_chance(document)]
+    names = [dataset.name for dataset in document.above_chance]
     rows = [
-        (name, *(interval_text(correlations[kind]["coefficient"]) for kind in _COEFFICIENTS))
+        (name, *(interval_text(getattr(correlations, kind).coefficient) for kind in _COEFFICIENTS))
         for name, correlations in pooled_by_spearman(document)
     ]
     note = (
@@ -125,78 +129,85 @@ _COEFFICIENTS = ("spearman", "pearson", "kendall")
 
 
 def _groups(
-    datasets: Sequence[Mapping[str, Any]], size: int
-) -> Iterator[tuple[Mapping[str, Any], ...]]:
+    datasets: Sequence[DatasetFindings], size: int
+) -> Iterator[tuple[DatasetFindings, ...]]:
     for start in range(0, len(datasets), size):
         yield tuple(datasets[start : start + size])
 
 
-def _columns_by_layer(document: AuditDocument, dataset: Mapping[str, Any]) -> dict[str, list[str]]:
-    layers = range(document["model"]["layers"])
-    if is_text(dataset):
-        without = [dataset["perplexity"]["by_removal"].get(str(layer)) for layer in layers]
-        return {"perplexity\nwithout it": [_measured(one, digits=1) for one in without]}
-    without = [dataset["accuracy"].get(str(layer)) for layer in layers]
-    return {
-        "accuracy\nwithout it": [
-            _NOT_MEASURED if one is None else number_text(one["value"]) for one in without
-        ],
-        "relevance" + _doubt(document, dataset): relevance_texts(dataset, len(layers)),
-    }
+def _columns_by_layer(document: AuditDocument, dataset: DatasetFindings) -> dict[str, list[str]]:
+    layers = range(document.model.layers)
+    columns = {}
+    if dataset.perplexity is not None:
+        found = dataset.perplexity.by_removal
+        texts = [_measured(found.get(str(layer)), digits=1) for layer in layers]
+        columns["perplexity\nwithout it"] = texts
+    if dataset.answers is not None:
+        without = [dataset.answers.accuracy.get(str(layer)) for layer in layers]
+        columns["accuracy\nwithout it"] = [
+            _NOT_MEASURED if one is None else number_text(one.value) for one in without
+        ]
+        relevance = relevance_texts(dataset, len(layers))
+        columns["relevance" + _doubt(document, dataset)] = relevance
+    return columns
 
 
-def _measured(found: Mapping[str, Any] | None, digits: int = 2) -> str:
+def _measured(found: Interval | None, digits: int = 2) -> str:
     return _NOT_MEASURED if found is None else interval_text(found, digits)
 
 
-def _doubt(document: AuditDocument, dataset: Mapping[str, Any]) -> str:
+def _doubt(document: AuditDocument, dataset: DatasetFindings) -> str:
     """A warning where relevance is defined, but may be luck."""
-    doubtful = has_relevance(dataset) and not is_above_chance(document, dataset)
-    return f"\n(not above\nchance, {p_text(dataset['above_chance_p'])})" if doubtful else ""
+    answers = dataset.answers
+    if answers is None or answers.relevance is None or document.is_above_chance(dataset):
+        return ""
+    return f"\n(not above\nchance, {p_text(answers.above_chance_p)})"
 
 
-def relevance_texts(dataset: Mapping[str, Any], layers: int) -> list[str]:
+def relevance_texts(dataset: DatasetFindings, layers: int) -> list[str]:
     """Relevance of every layer with its interval, or why there is none."""
-    if has_relevance(dataset):
-        return [interval_text(one) for one in dataset["relevance"]["layers"]]
+    if dataset.relevance is not None:
+        return [interval_text(one) for one in dataset.relevance.layers]
     return [_no_relevance(dataset)] * layers
 
 
-def _no_relevance(dataset: Mapping[str, Any]) -> str:
-    return _UNDEFINED if layers_were_removed(dataset) else _NOT_MEASURED
+def _no_relevance(dataset: DatasetFindings) -> str:
+    return _UNDEFINED if dataset.mcnemar is not None else _NOT_MEASURED
 
 
-def _quantities(document: AuditDocument, dataset: Mapping[str, Any]) -> dict[str, str]:
-    found = {"items": f"{dataset['items']:,}"}
-    if is_text(dataset):
-        perplexity = dataset["perplexity"]["by_removal"]["intact"]
-        return {**found, "perplexity, intact model": interval_text(perplexity, 1)}
-    return found | {
-        "counted as right by": str(dataset["metric"]),
-        "accuracy, intact model": interval_text(dataset["accuracy"]["intact"]),
-        "chance": number_text(dataset["chance"]),
-        "above chance?": above_chance_text(document, dataset),
-        **(
-            _judgement(dataset) if has_relevance(dataset) else {"relevance": _no_relevance(dataset)}
-        ),
-    }
-
-
-def _judgement(dataset: Mapping[str, Any]) -> dict[str, str]:
-    proxy = dataset["proxies"][COSINE]
-    shares = proxy["misjudgement_intervals"]
-    major = dataset["major_distance"]
-    spearman = proxy["correlations"]["spearman"]["coefficient"]
-    found = {"Spearman, cosine and relevance": interval_text(spearman)}
-    for label, distance, share in (
-        ("wrong rank", 1, shares["wrong"]),
-        (f"off by ≥ {major} ranks", major, shares["major"]),
-    ):
-        ceiling = dataset["noise_ceiling"]["misjudgement"][distance - 1]
-        found[label] = interval_text(share)
-        found[f"{label}, at random"] = number_text(proxy["chance_misjudgement"][distance - 1])
-        found[f"{label}, noise ceiling"] = number_text(ceiling)
+def _quantities(document: AuditDocument, dataset: DatasetFindings) -> dict[str, str]:
+    found = {"items": f"{dataset.items:,}"}
+    if dataset.perplexity is not None:
+        intact = dataset.perplexity.by_removal[INTACT]
+        found["perplexity, intact model"] = interval_text(intact, 1)
+    if (answers := dataset.answers) is not None:
+        found |= {
+            "counted as right by": str(dataset.metric),
+            "accuracy, intact model": interval_text(answers.accuracy[INTACT]),
+            "chance": number_text(answers.chance),
+            "above chance?": above_chance_text(document, answers),
+        }
+        if answers.judgement is None:
+            found["relevance"] = _no_relevance(dataset)
+        else:
+            found |= _judgement(answers.judgement)
     return found
+
+
+def _judgement(found: Judgement) -> dict[str, str]:
+    score, major = found.proxies[COSINE], found.major_distance
+    shares = score.misjudgement_intervals
+    spearman = score.correlations.spearman.coefficient
+    cells = {"Spearman, cosine and relevance": interval_text(spearman)}
+    for label, distance, share in (
+        ("wrong rank", 1, shares.wrong),
+        (f"off by ≥ {major} ranks", major, shares.major),
+    ):
+        ceiling = found.noise_ceiling.misjudgement[distance - 1]
+        cells[label] = interval_text(share)
+        cells[f"{label}, at random"] = number_text(score.chance_misjudgement[distance - 1])
+        cells[f"{label}, noise ceiling"] = number_text(ceiling)
+    return cells
 
 
 def _rich(sheet: Sheet) -> Table:
@@ -221,93 +232,76 @@ def _rich(sheet: Sheet) -> Table:
 
 def layer_csv(document: AuditDocument) -> str:
     """One row per dataset and layer; what is undefined, or was not measured, is empty."""
-    layers = range(document["model"]["layers"])
-    return _csv(_layer_row(d, layer) for d in document["datasets"] for layer in layers)
+    layers = range(document.model.layers)
+    return _csv(_layer_row(d, layer) for d in document.datasets for layer in layers)
 
 
 def removal_csv(document: AuditDocument) -> str:
     """One row per dataset and removal: the mean of every metric over the items."""
-    return _csv(_removal_row(d, name) for d in document["datasets"] for name in _removals(d))
+    return _csv(_removal_row(d, name) for d in document.datasets for name in _removals(d))
 
 
-def _layer_row(dataset: Mapping[str, Any], layer: int) -> dict[str, Any]:
-    row = {"dataset": dataset["name"], "layer": layer}
-    row |= {f"score: {name}": values[layer] for name, values in dataset["scores"].items()}
-    row |= _interval_cells("accuracy_without", dataset.get("accuracy", {}).get(str(layer)))
-    if has_relevance(dataset):
-        row |= _interval_cells("relevance", dataset["relevance"]["layers"][layer])
-    if layers_were_removed(dataset):
-        row["mcnemar_p"] = dataset["mcnemar"]["against_intact"][layer]
-    if is_text(dataset):
-        found = dataset["perplexity"]["by_removal"].get(str(layer))
+def _layer_row(dataset: DatasetFindings, layer: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"dataset": dataset.name, "layer": layer}
+    row |= {f"score: {name}": values[layer] for name, values in dataset.scores.items()}
+    if dataset.answers is not None:
+        row |= _interval_cells("accuracy_without", dataset.answers.accuracy.get(str(layer)))
+    if dataset.relevance is not None:
+        row |= _interval_cells("relevance", dataset.relevance.layers[layer])
+    if dataset.mcnemar is not None:
+        row["mcnemar_p"] = dataset.mcnemar.against_intact[layer]
+    if dataset.perplexity is not None:
+        found = dataset.perplexity.by_removal.get(str(layer))
         row |= _interval_cells("perplexity_without", found)
-    if dataset["curves"] is not None:
-        row["amplification"] = dataset["curves"]["amplification"][layer]
+    if dataset.curves is not None:
+        row["amplification"] = dataset.curves.amplification[layer]
     return row
 
 
-def _removals(dataset: Mapping[str, Any]) -> Iterable[str]:
-    return next(iter(dataset["means"].values()))
+def _removals(dataset: DatasetFindings) -> Iterable[str]:
+    return next(iter(dataset.means.values()))
 
 
-def _removal_row(dataset: Mapping[str, Any], removal: str) -> dict[str, Any]:
-    row = {"dataset": dataset["name"], "removal": removal}
-    row |= {f"mean: {metric}": means[removal] for metric, means in dataset["means"].items()}
-    row |= _interval_cells("accuracy", dataset.get("accuracy", {}).get(removal))
-    if is_text(dataset):
-        row |= _interval_cells("perplexity", dataset["perplexity"]["by_removal"][removal])
+def _removal_row(dataset: DatasetFindings, removal: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"dataset": dataset.name, "removal": removal}
+    row |= {f"mean: {metric}": means[removal] for metric, means in dataset.means.items()}
+    if dataset.answers is not None:
+        row |= _interval_cells("accuracy", dataset.answers.accuracy[removal])
+    if dataset.perplexity is not None:
+        row |= _interval_cells("perplexity", dataset.perplexity.by_removal[removal])
     return row
 
 
-def _interval_cells(name: str, found: Mapping[str, Any] | None) -> dict[str, Any]:
+def _interval_cells(name: str, found: Interval | None) -> dict[str, Any]:
     if found is None:
         return {}
-    return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """The rows under all of their names; None is written as nothing."""
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    # Of carriage returns in names only those are quoted that the writer takes for ends of lines.
+    end = "\r\n"
+    writer = csv.DictWriter(_Lines(), fieldnames=names, lineterminator=end)
+    lines = [writer.writeheader(), *map(writer.writerow, rows)]
+    return "".join(str(line).removesuffix(end) + "\n" for line in lines)
 
 
-# --- what a document holds --------------------------------------------------------------------
+class _Lines:
+    """A file for csv, whose writer hands back what the file does with a line."""
+
+    def write(self, line: str) -> str:
+        return line
 
 
-def is_text(dataset: Mapping[str, Any]) -> bool:
-    """Whether the dataset is running text, on which no answer is right or wrong."""
-    return dataset["kind"] == "running text"
-
-
-def layers_were_removed(dataset: Mapping[str, Any]) -> bool:
-    """Whether accuracy without every single layer was measured."""
-    return "mcnemar" in dataset
-
-
-def has_relevance(dataset: Mapping[str, Any]) -> bool:
-    """Whether relevance was measured and is defined."""
-    return dataset.get("relevance") is not None
-
-
-def is_above_chance(document: AuditDocument, dataset: Mapping[str, Any]) -> bool:
-    """Whether the intact model is significantly above chance; False for running text."""
-    return not is_text(dataset) and dataset["above_chance_p"] < document["significance"]
-
-
-def above_chance(document: AuditDocument) -> list[Mapping[str, Any]]:
-    """The datasets with relevance on which the intact model is significantly above chance."""
-    datasets = document["datasets"]
-    return [d for d in datasets if has_relevance(d) and is_above_chance(document, d)]
+# --- order -------------------------------------------------------------------------------------
 
 
 def mean_cosine_scores(document: AuditDocument) -> list[float]:
     """Cosine score of each layer, mean over datasets."""
-    scores = [dataset["scores"][COSINE] for dataset in document["datasets"]]
+    scores = [dataset.scores[COSINE] for dataset in document.datasets]
     return [math.fsum(values) / len(values) for values in zip(*scores, strict=True)]
 
 
@@ -317,14 +311,14 @@ def ranks(values: Sequence[float]) -> list[int]:
     return [1 + ordered.index(value) for value in values]
 
 
-def pooled_by_spearman(document: AuditDocument) -> list[tuple[str, Mapping[str, Any]]]:
+def pooled_by_spearman(document: AuditDocument) -> list[tuple[str, Correlations]]:
     """Scores and their pooled correlations, the largest Spearman first, undefined ones last."""
 
-    def order(entry: tuple[str, Mapping[str, Any]]) -> float:
-        value = entry[1]["spearman"]["coefficient"]["value"]
+    def order(entry: tuple[str, Correlations]) -> float:
+        value = entry[1].spearman.coefficient.value
         return math.inf if value is None else -value
 
-    found = [(name, entry["correlations"]) for name, entry in document["pooled"].items()]
+    found = [(name, entry.correlations) for name, entry in document.pooled.items()]
     return sorted(found, key=order)
 
 
@@ -343,14 +337,14 @@ def score_text(value: float) -> str:
     return f"{value:.4g}"
 
 
-def interval_text(found: Mapping[str, Any], digits: int = 2) -> str:
+def interval_text(found: Interval, digits: int = 2) -> str:
     """A value and its interval: "0.12 [0.05, 0.20]"."""
-    value = number_text(found["value"], digits)
-    if found["value"] is None:
+    value = number_text(found.value, digits)
+    if found.value is None:
         return value
-    if found["low"] is None or found["high"] is None:
+    if found.low is None or found.high is None:
         return f"{value} [undefined]"
-    return f"{value} [{number_text(found['low'], digits)}, {number_text(found['high'], digits)}]"
+    return f"{value} [{number_text(found.low, digits)}, {number_text(found.high, digits)}]"
 
 
 def p_text(p_value: float | None) -> str:
@@ -360,15 +354,15 @@ def p_text(p_value: float | None) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
-def above_chance_text(document: AuditDocument, dataset: Mapping[str, Any]) -> str:
+def above_chance_text(document: AuditDocument, answers: Answers) -> str:
     """Whether the intact model is above chance, by the test; "yes (p < 0.001)"."""
-    answer = "yes" if is_above_chance(document, dataset) else "no"
-    return f"{answer} ({p_text(dataset['above_chance_p'])})"
+    answer = "yes" if answers.above_chance_p < document.significance else "no"
+    return f"{answer} ({p_text(answers.above_chance_p)})"
 
 
 def confidence(document: AuditDocument) -> str:
     """Coverage of the intervals: "95 %"."""
-    return f"{100 * document['confidence']:g} %"
+    return f"{100 * document.confidence:g} %"
 
 
 def listed(names: Sequence[str]) -> str:

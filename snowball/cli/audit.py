@@ -6,16 +6,17 @@ import time
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, resumable, say
 from snowball.errors import SnowballError
-from snowball.files import make_folder, write_json, write_text
+from snowball.files import make_folder, write_text
 
 if TYPE_CHECKING:
+    from snowball.audit.document import AuditDocument
     from snowball.audit.run import Audit
     from snowball.engine.removal import Removal
     from snowball.pretrained.loading import Pretrained
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 _LM_EVAL = "lm-eval:"
 STORE = "results.sqlite"
-DOCUMENT = "audit.json"
 # Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.
 _USUAL_SHARE = 0.6
 
@@ -105,8 +105,7 @@ def audit(
         make_folder(out)
         with Store(out / STORE) as store:
             _measure(prepared, store)
-            document = _document(prepared, store, seed, device, dtype)
-        document["seconds"] = time.monotonic() - started
+            document = _document(prepared, store, seed, device, dtype, started)
         _write(out, document)
 
 
@@ -253,10 +252,11 @@ def _document(
     seed: int,
     device: str,
     dtype: str,
-) -> dict[str, Any]:
-    from dataclasses import asdict
+    started: float,
+) -> AuditDocument:
     from importlib.metadata import version
 
+    from snowball.audit.document import AuditDocument, AuditedModel, Run
     from snowball.audit.summary import dataset_numbers, summarise
     from snowball.construction.card import provenance
     from snowball.pretrained.loading import device_name
@@ -270,31 +270,32 @@ def _document(
     loaded = prepared.pretrained
     with console.status("statistics"):
         summary = summarise(numbers, seed)
-    return {
-        "model": {
-            "name": loaded.name,
-            "sha256": loaded.sha256,
-            "source": loaded.source,
-            "layers": depth,
-            "dtype": str(dtype),
-            "device": device,
-            "device_name": device_name(loaded.model.device),
-        },
-        "removals": names,
-        "self_check": asdict(prepared.self_check),
-        "seed": seed,
-        "provenance": {**provenance(), "transformers": version("transformers")},
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **summary,
-    }
+    run = Run(
+        model=AuditedModel(
+            name=loaded.name,
+            sha256=loaded.sha256,
+            source=loaded.source,
+            layers=depth,
+            dtype=str(dtype),
+            device=device,
+            device_name=device_name(loaded.model.device),
+        ),
+        removals=tuple(names),
+        self_check=prepared.self_check,
+        seed=seed,
+        provenance={**provenance(), "transformers": version("transformers")},
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    return AuditDocument.of(run, summary, time.monotonic() - started)
 
 
-def _write(out: Path, document: dict[str, Any]) -> None:
+def _write(out: Path, document: AuditDocument) -> None:
     from snowball.audit import tables as audit_report
+    from snowball.audit.document import write_audit
     from snowball.audit.figures import plot_all
     from snowball.audit.page import write_report
 
-    write_json(out / DOCUMENT, document)
+    write_audit(out, document)
     write_text(out / "layers.csv", audit_report.layer_csv(document))
     write_text(out / "removals.csv", audit_report.removal_csv(document))
     for table in audit_report.tables(document):
@@ -303,4 +304,4 @@ def _write(out: Path, document: dict[str, Any]) -> None:
         if figure.reason is not None:
             say(f"No figure {figure.name}: {figure.reason}")
     write_report(out)
-    say(f"Written to {out} in {document['seconds']:.0f} s; open {out / 'report.html'}.")
+    say(f"Written to {out} in {document.seconds:.0f} s; open {out / 'report.html'}.")

@@ -7,10 +7,10 @@ import io
 import json
 import re
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -22,10 +22,12 @@ from rich.console import Console
 from snowball.audit import figures as audit_plots
 from snowball.audit import page as audit_html
 from snowball.audit import tables as audit_report
+from snowball.audit.document import AuditDocument
 from snowball.audit.figures import FIGURES, plot_all
+from snowball.audit.findings import findings
 from snowball.audit.page import report_html, write_report
 from snowball.audit.summary import DatasetNumbers, summarise
-from snowball.audit.tables import AuditDocument, layer_csv, removal_csv, tables
+from snowball.audit.tables import layer_csv, removal_csv, tables
 from snowball.engine.activations import ROLES
 from snowball.engine.gradients import TaylorScores
 from snowball.errors import SnowballError
@@ -33,6 +35,9 @@ from snowball.files import FileError, write_json
 from snowball.results import correlation
 from snowball.results.intervals import Interval
 from snowball.results.store import Key
+from snowball.typed_json import to_json
+
+T = TypeVar("T")
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -106,8 +111,8 @@ def _arrays(rng: np.random.Generator, layers: int, singles: bool) -> dict[str, n
     }
 
 
-def document(*datasets: DatasetNumbers, model: str = "tiny") -> dict[str, Any]:
-    """What `snowball audit` writes, read back from JSON."""
+def values(*datasets: DatasetNumbers, model: str = "tiny") -> dict[str, Any]:
+    """What `snowball audit` writes, as JSON values."""
     depth = datasets[0].arrays["cosine"].shape[2]
     removals = list(datasets[0].removals)
     about = {"name": model, "sha256": "m" * 64, "source": "hub", "layers": depth}
@@ -125,9 +130,19 @@ def document(*datasets: DatasetNumbers, model: str = "tiny") -> dict[str, Any]:
         "provenance": {"snowball": "0.1.0", "torch": "2.9.0", "command": "snowball audit tiny"},
         "time": "2026-01-01T00:00:00Z",
         "seconds": 12.3,
-        **summarise(datasets, resamples=10),
+        **to_json(summarise(datasets, resamples=10)),
     }
     return json.loads(json.dumps(found, allow_nan=False))
+
+
+def document(*datasets: DatasetNumbers) -> AuditDocument:
+    """What `snowball audit` writes, read back."""
+    return AuditDocument.from_json(values(*datasets))
+
+
+def present(value: T | None) -> T:
+    assert value is not None
+    return value
 
 
 def printed(found: AuditDocument, width: int = 100) -> str:
@@ -173,7 +188,7 @@ def assert_says_no_nonsense(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def mixed() -> dict[str, Any]:
+def mixed() -> AuditDocument:
     """Above chance twice, not above it, below it, running text."""
     return document(
         numbers("easy", seed=1),
@@ -185,7 +200,7 @@ def mixed() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def many_layers() -> dict[str, Any]:
+def many_layers() -> AuditDocument:
     return document(
         numbers("a task with a very long name_of_many_words_" * 3, 80, seed=1, taylor=False),
         numbers("hard", 80, seed=4, intact=0.2, taylor=False),
@@ -193,17 +208,17 @@ def many_layers() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def without_relevance() -> dict[str, Any]:
+def without_relevance() -> AuditDocument:
     return document(numbers("task", singles=False))
 
 
 @pytest.fixture(scope="module")
-def only_text() -> dict[str, Any]:
+def only_text() -> AuditDocument:
     return document(running_text("text"))
 
 
 @pytest.fixture
-def two_layers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def two_layers(monkeypatch: pytest.MonkeyPatch) -> AuditDocument:
     """With two layers no correlation is defined."""
     none = correlation.Correlation(Interval(None, None, None), None)
     nothing = correlation.Correlations(none, none, none, 1.0)
@@ -217,7 +232,7 @@ EDGES = ("mixed", "many_layers", "without_relevance", "only_text", "two_layers")
 
 
 @pytest.fixture(params=EDGES)
-def edge(request: pytest.FixtureRequest) -> dict[str, Any]:
+def edge(request: pytest.FixtureRequest) -> AuditDocument:
     return request.getfixturevalue(request.param)
 
 
@@ -225,46 +240,48 @@ def edge(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_layer_rows_hold_the_numbers(mixed: AuditDocument) -> None:
-    easy = mixed["datasets"][0]
+    easy = mixed.datasets[0]
+    answers, relevance = present(easy.answers), present(easy.relevance)
     sheet = audit_report.layer_sheet(mixed, [easy])
-    means = np.mean([dataset["scores"]["cosine"] for dataset in mixed["datasets"]], axis=0)
+    means = np.mean([dataset.scores["cosine"] for dataset in mixed.datasets], axis=0)
     for layer, row in enumerate(sheet.rows):
-        found = easy["relevance"]["layers"][layer]
+        found = relevance.layers[layer]
         assert row == (
             str(layer),
             f"{means[layer]:.4g}",
             str(1 + int((means < means[layer]).sum())),
-            f"{easy['accuracy'][str(layer)]['value']:.2f}",
+            f"{answers.accuracy[str(layer)].value:.2f}",
             audit_report.interval_text(found),
         )
 
 
 def test_dataset_rows_hold_the_numbers(mixed: AuditDocument) -> None:
-    easy = mixed["datasets"][0]
+    easy = mixed.datasets[0]
     rows = {label: cell for label, cell in audit_report.dataset_sheet(mixed, [easy]).rows}
-    proxy, major = easy["proxies"]["cosine"], easy["major_distance"]
+    answers, judgement = present(easy.answers), present(easy.judgement)
+    proxy, major = judgement.proxies["cosine"], judgement.major_distance
     assert rows["items"] == str(ITEMS)
     assert rows["chance"] == "0.25"
-    assert rows["accuracy, intact model"].startswith(f"{easy['accuracy']['intact']['value']:.2f} [")
-    assert rows["wrong rank"].startswith(f"{proxy['misjudgement'][0]:.2f} [")
-    assert rows["wrong rank, at random"] == f"{proxy['chance_misjudgement'][0]:.2f}"
-    ceiling = easy["noise_ceiling"]["misjudgement"][major - 1]
+    assert rows["accuracy, intact model"].startswith(f"{answers.accuracy['intact'].value:.2f} [")
+    assert rows["wrong rank"].startswith(f"{proxy.misjudgement[0]:.2f} [")
+    assert rows["wrong rank, at random"] == f"{proxy.chance_misjudgement[0]:.2f}"
+    ceiling = judgement.noise_ceiling.misjudgement[major - 1]
     assert rows[f"off by ≥ {major} ranks, noise ceiling"] == f"{ceiling:.2f}"
 
 
 def test_undefined_relevance_is_said(mixed: AuditDocument) -> None:
-    hard = mixed["datasets"][3]
+    hard = mixed.datasets[3]
     assert {row[-1] for row in audit_report.layer_sheet(mixed, [hard]).rows} == {"undefined"}
     assert ("relevance", "undefined") in audit_report.dataset_sheet(mixed, [hard]).rows
 
 
 def test_relevance_by_luck_is_marked(mixed: AuditDocument) -> None:
-    heading = audit_report.layer_sheet(mixed, [mixed["datasets"][2]]).headings[-1]
+    heading = audit_report.layer_sheet(mixed, [mixed.datasets[2]]).headings[-1]
     assert "not above chance" in " ".join(heading.split())
 
 
 def test_what_was_not_removed_is_not_measured(without_relevance: AuditDocument) -> None:
-    (dataset,) = without_relevance["datasets"]
+    (dataset,) = without_relevance.datasets
     sheet = audit_report.layer_sheet(without_relevance, [dataset])
     assert {row[3:] for row in sheet.rows} == {("not measured", "not measured")}
     rows = {row[0]: row[1] for row in audit_report.dataset_sheet(without_relevance, [dataset]).rows}
@@ -275,7 +292,7 @@ def test_what_was_not_removed_is_not_measured(without_relevance: AuditDocument) 
 
 def test_proxies_are_ordered_by_correlation(mixed: AuditDocument) -> None:
     values = [float(row[1].split()[0]) for row in audit_report.proxy_sheet(mixed).rows]
-    assert len(values) == len(mixed["pooled"]) > 5
+    assert len(values) == len(mixed.pooled) > 5
     assert values == sorted(values, reverse=True)
 
 
@@ -292,13 +309,13 @@ def test_names_are_no_markup() -> None:
 @pytest.mark.parametrize(
     ("found", "text"),
     [
-        ({"value": -0.001, "low": -0.5, "high": 0.25}, "0.00 [-0.50, 0.25]"),
-        ({"value": None, "low": None, "high": None}, "undefined"),
-        ({"value": 1.0, "low": None, "high": None}, "1.00 [undefined]"),
-        ({"value": 1234.5678, "low": 0.0, "high": 2e3}, "1,234.57 [0.00, 2,000.00]"),
+        (Interval(-0.001, -0.5, 0.25), "0.00 [-0.50, 0.25]"),
+        (Interval(None, None, None), "undefined"),
+        (Interval(1.0, None, None), "1.00 [undefined]"),
+        (Interval(1234.5678, 0.0, 2e3), "1,234.57 [0.00, 2,000.00]"),
     ],
 )
-def test_interval_text(found: Mapping[str, float | None], text: str) -> None:
+def test_interval_text(found: Interval, text: str) -> None:
     assert audit_report.interval_text(found) == text
 
 
@@ -309,28 +326,34 @@ def test_layer_csv_holds_the_numbers(mixed: AuditDocument) -> None:
     rows = rows_of(layer_csv(mixed))
     assert len(rows) == 5 * 5
     for row in rows:
-        dataset = next(d for d in mixed["datasets"] if d["name"] == row["dataset"])
+        dataset = next(d for d in mixed.datasets if d.name == row["dataset"])
         layer = int(row["layer"])
-        assert float(row["score: cosine"]) == dataset["scores"]["cosine"][layer]
-        if dataset.get("relevance") is None:
+        assert float(row["score: cosine"]) == dataset.scores["cosine"][layer]
+        if dataset.relevance is None:
             assert row["relevance"] == row["relevance_low"] == ""
         else:
-            found = dataset["relevance"]["layers"][layer]
-            assert float(row["relevance"]) == found["value"]
-            assert float(row["relevance_high"]) == found["high"]
-        if dataset["kind"] == "running text":
+            found = dataset.relevance.layers[layer]
+            assert float(row["relevance"]) == found.value
+            assert float(row["relevance_high"]) == found.high
+        if dataset.perplexity is not None:
             assert row["accuracy_without"] == row["mcnemar_p"] == ""
-            by_removal = dataset["perplexity"]["by_removal"]
-            assert float(row["perplexity_without"]) == by_removal[str(layer)]["value"]
+            by_removal = dataset.perplexity.by_removal
+            assert float(row["perplexity_without"]) == by_removal[str(layer)].value
 
 
 def test_removal_csv_holds_the_numbers(mixed: AuditDocument) -> None:
     rows = rows_of(removal_csv(mixed))
     assert len(rows) == 5 * 6
     for row in rows:
-        dataset = next(d for d in mixed["datasets"] if d["name"] == row["dataset"])
-        assert float(row["mean: kl"]) == dataset["means"]["kl"][row["removal"]]
-        assert (row["mean: acc"] == "") == (dataset["kind"] == "running text")
+        dataset = next(d for d in mixed.datasets if d.name == row["dataset"])
+        assert float(row["mean: kl"]) == dataset.means["kl"][row["removal"]]
+        assert (row["mean: acc"] == "") == (dataset.kind == "running text")
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\nb", "a\r\nb", 'a"b', "a,b"])
+def test_csv_quotes_what_is_no_end_of_a_line(name: str) -> None:
+    rows = rows_of(layer_csv(document(numbers(name))))
+    assert [row["dataset"] for row in rows] == [name] * 5
 
 
 def test_csv_never_says_nothing_by_name(edge: AuditDocument) -> None:
@@ -386,9 +409,9 @@ def test_failed_figure_leaves_nothing(
 
 @pytest.mark.parametrize("score", [0.0, 0.5])
 def test_constant_scores(score: float, tmp_path: Path) -> None:
-    found = document(numbers("task"))
+    found = values(numbers("task"))
     found["datasets"][0]["scores"]["cosine"] = [score] * 5
-    assert all(one.reason is None for one in plot_all(found, tmp_path))
+    assert all(one.reason is None for one in plot_all(AuditDocument.from_json(found), tmp_path))
 
 
 # --- page -------------------------------------------------------------------------------------
@@ -409,20 +432,20 @@ def test_page_is_valid_and_complete(edge: AuditDocument) -> None:
 
 def test_page_escapes(tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>&amp;'
-    found = document(numbers(evil), running_text(evil + "2"), model=evil)
+    found = values(numbers(evil), running_text(evil + "2"), model=evil)
     found["provenance"]["command"] = found["self_check"]["reason"] = evil
     found["removals"] = found["self_check"]["removals"] = [evil]
     found["self_check"]["packed"] = False
-    parsed = Page(report_html(found, {}))
+    parsed = Page(report_html(AuditDocument.from_json(found), {}))
     assert "script" not in parsed.tags
     assert parsed.text.count(evil) > 10
 
 
 def test_page_shows_every_layer_of_every_dataset(mixed: AuditDocument) -> None:
     text = Page(report_html(mixed, {})).text
-    for dataset in mixed["datasets"]:
-        assert all(f"{score:.4g}" in text for score in dataset["scores"]["cosine"])
-        for found in (dataset.get("relevance") or {"layers": []})["layers"]:
+    for dataset in mixed.datasets:
+        assert all(f"{score:.4g}" in text for score in dataset.scores["cosine"])
+        for found in dataset.relevance.layers if dataset.relevance else ():
             assert audit_report.interval_text(found) in text
 
 
@@ -437,19 +460,20 @@ def test_figures_have_titles_and_captions() -> None:
 
 
 def test_findings_hold_the_numbers(mixed: AuditDocument) -> None:
-    text = " ".join(audit_html.findings(mixed))
-    pooled = mixed["pooled"]["cosine"]["correlations"]["spearman"]["coefficient"]
-    assert f"easy and other is {pooled['value']:.2f} (95 % interval {pooled['low']:.2f}" in text
-    share = mixed["datasets"][0]["proxies"]["cosine"]["misjudgement"][0]
+    text = " ".join(findings(mixed))
+    pooled = mixed.pooled["cosine"].correlations.spearman.coefficient
+    value, low = present(pooled.value), present(pooled.low)
+    assert f"easy and other is {value:.2f} (95 % interval {low:.2f}" in text
+    share = present(mixed.datasets[0].judgement).proxies["cosine"].misjudgement[0]
     assert f"On easy the cosine score gives the wrong rank to {100 * share:.0f} %" in text
-    assert audit_report.p_text(mixed["task_dependence"]["p_value"]) in text
+    assert audit_report.p_text(present(mixed.task_dependence).variances.p_value) in text
     assert "On lucky the intact model is not significantly above chance" in text
     assert "On hard relevance is undefined" in text
     assert "running text text the intact model has perplexity" in text
 
 
 def test_findings_say_what_is_open(only_text: AuditDocument) -> None:
-    text = " ".join(audit_html.findings(only_text))
+    text = " ".join(findings(only_text))
     assert "predicts relevance is open" in text
     assert "depends on the task is open" in text
 
@@ -466,14 +490,14 @@ def test_findings_say_what_is_open(only_text: AuditDocument) -> None:
 def test_strength_follows_the_interval(
     low: float | None, high: float | None, said: str, mixed: AuditDocument
 ) -> None:
-    changed = json.loads(json.dumps(mixed))
+    changed = mixed.to_json()
     one = changed["pooled"]["cosine"]["correlations"]["spearman"]["coefficient"]
     one.update(low=low, high=high)
-    assert said in audit_html.findings(changed)[0]
+    assert said in findings(AuditDocument.from_json(changed))[0]
 
 
 def test_report_is_written_from_the_folder(mixed: AuditDocument, tmp_path: Path) -> None:
-    write_json(tmp_path / "audit.json", mixed)
+    write_json(tmp_path / "audit.json", mixed.to_json())
     (tmp_path / "layers.png").write_bytes(PNG)
     path = write_report(tmp_path)
     assert path == tmp_path / "report.html"
@@ -494,7 +518,7 @@ def test_report_refuses_another_document(text: str | None, tmp_path: Path) -> No
 def test_report_names_the_file_that_is_in_the_way(
     blocked: str, only_text: AuditDocument, tmp_path: Path
 ) -> None:
-    write_json(tmp_path / "audit.json", only_text)
+    write_json(tmp_path / "audit.json", only_text.to_json())
     (tmp_path / blocked).mkdir()
     with pytest.raises(FileError, match=re.escape(blocked)):
         write_report(tmp_path)
@@ -524,8 +548,8 @@ def measured(draw: st.DrawFn) -> list[DatasetNumbers]:
 @given(measured())
 def test_any_document_is_shown(datasets: list[DatasetNumbers]) -> None:
     found = document(*datasets)
-    layers = found["model"]["layers"]
-    assert len(rows_of(layer_csv(found))) == layers * len(found["datasets"])
+    layers = found.model.layers
+    assert len(rows_of(layer_csv(found))) == layers * len(found.datasets)
     printed(found)
     assert Page(report_html(found, {})).loaded == []
 

@@ -17,6 +17,7 @@ from snowball.audit.summary import DatasetNumbers, SummaryError, summarise
 from snowball.engine.activations import ROLES
 from snowball.engine.gradients import TaylorScores
 from snowball.results.store import Key
+from snowball.typed_json import to_json
 
 LAYERS = 4
 RESAMPLES = 20
@@ -87,7 +88,7 @@ def running_text(
 
 def summary(*datasets: DatasetNumbers, seed: int = 0) -> dict[str, Any]:
     """As it is read back from JSON, which has no NaN."""
-    found = summarise(datasets, seed, resamples=RESAMPLES)
+    found = to_json(summarise(datasets, seed, resamples=RESAMPLES))
     return json.loads(json.dumps(found, allow_nan=False))
 
 
