@@ -29,8 +29,9 @@ if TYPE_CHECKING:
         inverse_ranking,
         observationally_blind_pair,
     )
-    from snowball.data.dataset import Dataset, DatasetError, Example
+    from snowball.data.dataset import Dataset, Example
     from snowball.decoders.decoder import Decoder, DecoderConfig
+    from snowball.jsonl import DatasetError
     from snowball.lipschitz.irrelevance import LayerIrrelevance, irrelevance
     from snowball.measurement.measurements import Measurements, measure, right_answers
     from snowball.measurement.proxies import Proxies, proxies
@@ -96,8 +97,9 @@ _NAMES = {
         "GreedyTrap correlated coverage_model greedy_trap inverse_ranking "
         "observationally_blind_pair"
     ),
-    "data.dataset": "Dataset DatasetError Example",
+    "data.dataset": "Dataset Example",
     "decoders.decoder": "Decoder DecoderConfig",
+    "jsonl": "DatasetError",
     "lipschitz.irrelevance": "LayerIrrelevance irrelevance",
     "measurement.measurements": "Measurements measure right_answers",
     "measurement.proxies": "Proxies proxies",

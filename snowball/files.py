@@ -193,7 +193,8 @@ def strict_json(
         return int(digits)
 
     def refuse(number: str) -> Any:
-        raise ValueError(f"{number:.40} is not an integer; other numbers are decimal strings")
+        allowed = "finite" if floats else "an integer; other numbers are decimal strings"
+        raise ValueError(f"{number:.40} is not {allowed}")
 
     def finite(number: str) -> float:
         if not math.isfinite(value := float(number)) and not not_finite:

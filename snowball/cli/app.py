@@ -236,8 +236,9 @@ def _read_data(
     vocabulary_size: int | None,
     columns: list[str],
 ) -> Dataset:
-    from snowball.data.dataset import Dataset, DatasetError
+    from snowball.data.dataset import Dataset
     from snowball.decoders.tokenizer import load_tokenizer
+    from snowball.jsonl import DatasetError
 
     chosen: PreTrainedTokenizerFast | None = load_tokenizer(tokenizer) if tokenizer else None
     if not data.startswith("hf:"):

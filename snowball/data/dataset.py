@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from snowball.data import rows as dataset_rows
 from snowball.data.example import (
-    DatasetError,
     Example,
     TokenIds,
     Vocabulary,
@@ -23,14 +22,15 @@ from snowball.data.example import (
     extends,
     show,
 )
-from snowball.data.files import Row, keep_split, number_rows, read_huggingface, read_jsonl
+from snowball.data.huggingface import read_huggingface
 from snowball.data.rows import LARGEST_ID, TokenRow
 from snowball.files import atomic_file
+from snowball.jsonl import DatasetError, Row, keep_split, number_rows, read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Dataset", "DatasetError", "Example"]
+__all__ = ["Dataset", "Example"]
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from snowball.errors import SnowballError
+from snowball.jsonl import DatasetError
 
 TokenIds = tuple[int, ...]
-
-
-class DatasetError(SnowballError):
-    """A dataset that cannot be read, or that no language model can answer as asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from snowball.data.example import DatasetError, TokenIds
-from snowball.data.files import Row
+from snowball.data.example import TokenIds
+from snowball.jsonl import DatasetError, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

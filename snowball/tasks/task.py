@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from snowball.data.files import Row, keep_split, read_jsonl
 from snowball.errors import SnowballError
+from snowball.jsonl import Row, keep_split, read_jsonl
 from snowball.tasks.item import Item, TokenIds
 
 if TYPE_CHECKING:

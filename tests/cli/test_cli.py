@@ -419,7 +419,7 @@ OPEN = {"prompt": "a:", "label": "b", "distractor": "c"}
         ),
         ("", r"rows.jsonl: no rows"),
         ("\n \n", r"rows.jsonl: no rows"),
-        ('{"prompt": "a", "label": "b"}\n{"prompt": \n', r"rows.jsonl:2: malformed JSON"),
+        ('{"prompt": "a", "label": "b"}\n{"prompt": \n', r"rows.jsonl:2: malformed: "),
         ("[1]\n", r"rows.jsonl:1: a row must be an object"),
         ([{"prompt": [0], "label": -1}], r'rows.jsonl:1: "label" contains -1; a token id lies in'),
         ([{"prompt": [2**31], "label": 1}], r'rows.jsonl:1: "prompt" contains 2147483648'),
@@ -593,7 +593,7 @@ def card_with(**changes: object) -> Callable[[Path], None]:
             write_line("snowball.json", "[]"),
             r"model/snowball.json: must be a JSON object, got list",
         ),
-        (write_line("dataset.jsonl", "{"), r"model/dataset.jsonl:1: malformed JSON"),
+        (write_line("dataset.jsonl", "{"), r"model/dataset.jsonl:1: malformed: "),
         (write_line("dataset.jsonl", ""), r"model/dataset.jsonl: no rows"),
         (
             write_line("dataset.jsonl", '{"prompt": [0], "label": 999}'),

@@ -411,7 +411,7 @@ def test_a_hostile_checkpoint_is_refused(
     ("lines", "reason"),
     [
         ("", "no rows"),
-        ('{"text": "a"}\n{', "task.jsonl:2: malformed JSON"),
+        ('{"text": "a"}\n{', "task.jsonl:2: malformed: "),
         ('{"text": "a"}\n\n{"context": "b", "choices": []}', "task.jsonl:3: a row of multiple"),
         ('{"context": "a", "choices": ["b", "c"], "label": 2}', "task.jsonl:1: label"),
         ('{"question": "a"}', "task.jsonl:1: the fields 'question' are no task"),

@@ -231,7 +231,7 @@ REFUSALS = {
     "build rows.jsonl --out new --limit 0": "Invalid value for '--limit'",
     "build rows.jsonl --out old": "old exists: choose another name",
     "build missing.jsonl --out new": "missing.jsonl: cannot read the file",
-    "build broken.jsonl --out new": "broken.jsonl:1: malformed JSON",
+    "build broken.jsonl --out new": "broken.jsonl:1: malformed: ",
     "build rows.jsonl --out new --column a=b": "--column is for hf: data sets",
     "certify missing --out old": "old exists: choose another name",
 }

@@ -8,7 +8,8 @@ from hypothesis import given
 from strategies import Tokens, datasets
 
 from snowball.construction.reader.prefix_tree import PrefixTree, prefix_tree
-from snowball.data.dataset import Dataset, DatasetError
+from snowball.data.dataset import Dataset
+from snowball.jsonl import DatasetError
 
 Wants = dict[Tokens, dict[str, int]]
 

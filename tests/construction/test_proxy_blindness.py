@@ -23,9 +23,10 @@ from snowball.construction.proxy_blindness.builder import (
     largest_epsilon,
     proxy_blind,
 )
-from snowball.data.dataset import Dataset, DatasetError
+from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder
 from snowball.files import read_json
+from snowball.jsonl import DatasetError
 from snowball.measurement.measurements import right_answers
 from snowball.measurement.proxies import proxies
 from snowball.metrics import kl_divergence, layer_scores, relative_update

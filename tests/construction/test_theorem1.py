@@ -28,9 +28,10 @@ from torch import Tensor
 from snowball.construction.building import ConstructionError
 from snowball.construction.counterexample.builder import Counterexample, counterexample
 from snowball.construction.reader.reader_design import CONFIDENCE
-from snowball.data.dataset import Dataset, DatasetError
+from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder
 from snowball.decoders.residual_decoder import ResidualDecoder
+from snowball.jsonl import DatasetError
 from snowball.metrics import cosine_score, divergence
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}

@@ -18,10 +18,11 @@ from snowball.construction.building import ConstructionError
 from snowball.construction.universality.behaviour import Behaviour, Clause
 from snowball.construction.universality.builder import UniversalModel, universal
 from snowball.construction.universality.card import write_universal
-from snowball.data.dataset import Dataset, DatasetError
+from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import read_checkpoint
 from snowball.decoders.decoder import Decoder
 from snowball.files import read_json
+from snowball.jsonl import DatasetError
 from snowball.measurement.measurements import right_answers
 from snowball.metrics import cosine_score
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from snowball.data.dataset import Dataset, DatasetError, Example
+from snowball.data.dataset import Dataset, Example
 from snowball.decoders.tokenizer import byte_tokenizer, fit_tokenizer
+from snowball.jsonl import DatasetError
 
 Rows = list[dict[str, Any]]
 
@@ -545,15 +546,19 @@ def test_dataset_built_by_hand_is_checked_too() -> None:
 GOOD_LINE = b'{"prompt": [0], "label": [1]}\n'
 
 BAD_LINES = [
-    (b'{"prompt": ', r"data\.jsonl:2: malformed JSON: Expecting value at column 12"),
-    (b'{"prompt": [NaN]}', r"data\.jsonl:2: malformed JSON: NaN is not JSON"),
-    (b'{"prompt": [-Infinity]}', r"data\.jsonl:2: malformed JSON: -Infinity is not JSON"),
-    (b'{"prompt": [1], "label": [1e999]}', r'data\.jsonl:2: "label" must be .* got float inf'),
-    (b'{"prompt": [' + b"9" * 5000 + b"]}", r"data\.jsonl:2: malformed JSON: Exceeds the limit"),
-    (b"[" * 100_000, r"data\.jsonl:2: malformed JSON: .*recursion"),
+    (
+        b'{"prompt": ',
+        r"data\.jsonl:2: malformed: .* column 12 .* one JSON object a line",
+    ),
+    (b'{"prompt": [NaN]}', r"data\.jsonl:2: malformed: NaN is not finite"),
+    (b'{"prompt": [-Infinity]}', r"data\.jsonl:2: malformed: -Infinity is not finite"),
+    (b'{"prompt": [1], "label": [1e999]}', r"data\.jsonl:2: malformed: 1e999 is too large"),
+    (b'{"prompt": [' + b"9" * 5000 + b"]}", r"data\.jsonl:2: malformed: Exceeds the limit"),
+    (b"[" * 100_000, r"data\.jsonl:2: malformed: .*recursion"),
     (b"[1]", r"data\.jsonl:2: a row must be an object, got list \[1\]"),
     (b'{"prompt": "\xff"}', r"data\.jsonl:2: not UTF-8: byte 0xff at position 12"),
-    (b'\xef\xbb\xbf{"prompt": [1]}', r"data\.jsonl:2: malformed JSON: "),
+    (b'\xef\xbb\xbf{"prompt": [1]}', r"data\.jsonl:2: malformed: "),
+    (b'{"prompt": [0], "prompt": [1]}', r"data\.jsonl:2: malformed: the key 'prompt' stands twice"),
 ]
 
 

@@ -279,7 +279,7 @@ def test_kinds_of_numbers_are_allowed_one_by_one() -> None:
         strict_json("[1.5]", "x")
     assert strict_json("[1.5]", "x", floats=True) == [1.5]
     for text in ("1e999", "NaN", "-Infinity"):
-        with pytest.raises(FileError, match=r"is too large|is not an integer"):
+        with pytest.raises(FileError, match=r"1e999 is too large|(NaN|-Infinity) is not finite"):
             strict_json(text, "x", floats=True)
         assert not math.isfinite(strict_json(text, "x", floats=True, not_finite=True))
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.data.dataset import Dataset, DatasetError
+from snowball.data.dataset import Dataset
 from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.jsonl import DatasetError
 from snowball.tasks.item import Item
 from snowball.tasks.task import (
     TEXT_WINDOW,

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from snowball.data.dataset import Dataset, DatasetError, Example
+from snowball.data.dataset import Dataset, Example
+from snowball.jsonl import DatasetError
 
 
 @dataclass(frozen=True, slots=True)
