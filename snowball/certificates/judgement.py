@@ -13,7 +13,7 @@ from snowball.certificates.certificate import Certificate, Runtime
 from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
 from snowball.certificates.token_data import TokenData, read_data
 from snowball.checks.guarantees import SCORE_TOLERANCE
-from snowball.construction.reader.reader_design import CONFIDENCE
+from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
 from snowball.files import sha256_of
 from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
 
@@ -137,8 +137,10 @@ def judge_strength(certificate: Certificate, dtype: str) -> None:
         ("with", certificate.probability_with),
         ("without", certificate.probability_without),
     ):
-        what = f"{CONFIDENCE} against probability_{name}"
-        _require_less("artifact", what, _point(Decimal(repr(CONFIDENCE))), _point(probability))
+        what = f"{LEAST_PROBABILITY} against probability_{name}"
+        _require_less(
+            "artifact", what, _point(Decimal(repr(LEAST_PROBABILITY))), _point(probability)
+        )
 
 
 def judge_existence(certificate: Certificate, subject: Subject, found: Enclosures) -> None:

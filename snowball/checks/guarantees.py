@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from snowball.construction.reader.reader_design import CONFIDENCE
+from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
 from snowball.measurement.measurements import Measurements
 
 # Relative deviation from epsilon that the target's score may have at a token, by dtype: the
@@ -87,7 +87,7 @@ def _right_with_target(found: Measurements) -> Guarantee:
         f"probability of a right token {intact.least_probability_label:.4f}",
         intact.accuracy == 1
         and intact.emits_label == 1
-        and intact.least_probability_label >= CONFIDENCE,
+        and intact.least_probability_label >= LEAST_PROBABILITY,
     )
 
 
@@ -102,7 +102,7 @@ def _wrong_without_target(found: Measurements, target: int) -> Guarantee:
         without.accuracy == 0
         and without.distractor_rate == 1
         and without.emits_distractor == 1
-        and without.least_probability_distractor >= CONFIDENCE,
+        and without.least_probability_distractor >= LEAST_PROBABILITY,
     )
 
 

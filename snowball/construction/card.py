@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from snowball.construction.building import LayerRole
+from snowball.construction.constant import Constant
 from snowball.construction.counterexample.builder import Counterexample
+from snowball.construction.counterexample.layer_roles import LayerRole
 from snowball.construction.gadgets.residual_stream import ResidualStream
-from snowball.construction.reader.reader_design import Constant
 from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.architecture import Architecture
 from snowball.decoders.architectures.llama import LLAMA

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snowball.checks.guarantees import SCORE_TOLERANCE, guarantees
 from snowball.construction.counterexample.builder import Counterexample, counterexample
-from snowball.construction.reader.reader_design import CONFIDENCE
+from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
 from snowball.data.dataset import Dataset
 from snowball.measurement.measurements import Measurements, measure
 
@@ -268,12 +268,12 @@ def edit(found: Any, path: str, value: Any) -> Any:
         ("scores.5.cosine.least", EPSILON / 2, "b"),
         ("intact.accuracy", 1 - 1e-9, "c"),
         ("intact.emits_label", 1 - 1e-9, "c"),
-        ("intact.least_probability_label", math.nextafter(CONFIDENCE, 0), "c"),
-        ("intact.least_probability_label", CONFIDENCE, ""),
+        ("intact.least_probability_label", math.nextafter(LEAST_PROBABILITY, 0), "c"),
+        ("intact.least_probability_label", LEAST_PROBABILITY, ""),
         ("without.2.accuracy", 1e-9, "d"),
         ("without.2.distractor_rate", 1 - 1e-9, "d"),
         ("without.2.emits_distractor", 1 - 1e-9, "d"),
-        ("without.2.least_probability_distractor", math.nextafter(CONFIDENCE, 0), "d"),
+        ("without.2.least_probability_distractor", math.nextafter(LEAST_PROBABILITY, 0), "d"),
         ("curves.2.least_growth", 1.0, "e"),
         ("curves.2.least_final", 0.5, "e"),
         ("without.0.accuracy", 1 - 1e-9, "f"),

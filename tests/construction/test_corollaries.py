@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from strategies import datasets, dtypes, inputs
 
-from snowball.construction.building import ConstructionError
+from snowball.construction.errors import ConstructionError
 from snowball.construction.universality.builder import UniversalModel
 from snowball.construction.universality.corollaries import (
     TOLERANCE,

@@ -15,7 +15,7 @@ from strategies import dtypes, inputs, multi_token_datasets, single_token_datase
 from test_behaviour import subsets
 from torch import Tensor
 
-from snowball.construction.building import ConstructionError
+from snowball.construction.errors import ConstructionError
 from snowball.construction.proxy_blindness.builder import (
     FAMILIES,
     Family,

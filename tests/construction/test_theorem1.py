@@ -25,9 +25,9 @@ from strategies import (
 )
 from torch import Tensor
 
-from snowball.construction.building import ConstructionError
 from snowball.construction.counterexample.builder import Counterexample, counterexample
-from snowball.construction.reader.reader_design import CONFIDENCE
+from snowball.construction.errors import ConstructionError
+from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
 from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder
 from snowball.decoders.residual_decoder import ResidualDecoder
@@ -296,7 +296,7 @@ def test_every_right_token_is_nearly_certain(case: Case) -> None:
             ids = torch.tensor([[case.dataset.bos, *e.prompt, *wanted[:-1]]])
             logits = decoder.forward(ids, removed)[0, len(e.prompt) :]
             right = logits.double().softmax(-1).gather(1, wanted[:, None])
-            assert float(right.min()) >= CONFIDENCE
+            assert float(right.min()) >= LEAST_PROBABILITY
 
 
 # --- (e): divergence --------------------------------------------------------------------------
@@ -496,6 +496,6 @@ def test_a_switch_that_the_dtype_cannot_hold_is_refused() -> None:
 
 def test_a_vocabulary_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset.from_rows([{"prompt": [1], "label": 2}])
-    monkeypatch.setattr("snowball.construction.building.os.sysconf", lambda _: 16)  # 256 bytes
+    monkeypatch.setattr("snowball.construction.allocation.os.sysconf", lambda _: 16)  # 256 bytes
     with pytest.raises(ConstructionError, match=r"a vocabulary of 5 tokens takes at least .* GiB"):
         counterexample(dataset, epsilon=1e-6, layers=4, target=1)

@@ -14,7 +14,7 @@ from strategies import datasets, dtypes, inputs
 from test_behaviour import subsets
 
 from snowball.checks.universal_guarantees import removal_sets
-from snowball.construction.building import ConstructionError
+from snowball.construction.errors import ConstructionError
 from snowball.construction.universality.behaviour import Behaviour, Clause
 from snowball.construction.universality.builder import UniversalModel, universal
 from snowball.construction.universality.card import write_universal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +11,21 @@ import torch
 from torch import Tensor
 
 from snowball.construction import gadgets
-from snowball.construction.building import (
-    ConstructionError,
-    LayerRole,
-    allocate_plain,
-    check_dtype,
-    check_integers,
-    check_vocabulary,
-    closest_pair,
-    refuse_violations,
+from snowball.construction.allocation import allocate_plain, check_vocabulary
+from snowball.construction.arguments import check_dtype, check_integers
+from snowball.construction.constant import Constant, refuse_violations
+from snowball.construction.counterexample.constants import (
+    CounterexampleConstants,
+    counterexample_constants,
 )
-from snowball.construction.counterexample.constants import Design, design
+from snowball.construction.counterexample.layer_roles import LayerRole, layer_roles
+from snowball.construction.errors import ConstructionError
 from snowball.construction.gadgets.positional_kernel import position_table
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes, unembedding_rows
-from snowball.construction.reader.fingerprint import Fingerprint, fingerprint
+from snowball.construction.reader.fingerprint import Fingerprint, closest_pair, fingerprint
+from snowball.construction.reader.model_sizes import code_size
 from snowball.construction.reader.prefix_tree import PrefixTree, prefix_tree
-from snowball.construction.reader.reader_design import Constant, code_size
 from snowball.construction.reader.reader_weights import write_gather, write_recall
 from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.architecture import Architecture
@@ -116,7 +113,9 @@ def counterexample(
     tree = prefix_tree(dataset)
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed)
-    chosen = design(dataset, tree, marks, answers, epsilon, layers, target, dtype, architecture)
+    chosen = counterexample_constants(
+        dataset, tree, marks, answers, epsilon, layers, target, dtype, architecture
+    )
     closest = closest_pair(tree, marks)
     refuse_violations(chosen.constants, closest, dtype)
     config = architecture.config_of(chosen.config)
@@ -130,7 +129,7 @@ def counterexample(
         target=target,
         seed=seed,
         stream=chosen.stream,
-        roles=_roles(chosen),
+        roles=layer_roles(chosen),
         constants=chosen.constants,
         distances=marks.distances,
         nodes=len(tree),
@@ -178,7 +177,7 @@ def _plain_weights(
     tree: PrefixTree,
     marks: Fingerprint,
     answers: AnswerCodes,
-    chosen: Design,
+    chosen: CounterexampleConstants,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     weights = allocate_plain(chosen.config, chosen.architecture, dtype)
@@ -197,7 +196,9 @@ def _plain_weights(
     return weights
 
 
-def _write_embedding(embedding: Tensor, marks: Fingerprint, chosen: Design) -> None:
+def _write_embedding(
+    embedding: Tensor, marks: Fingerprint, chosen: CounterexampleConstants
+) -> None:
     stream = chosen.stream
     embedding[:, stream["const"]] = 1
     embedding[:, stream["filler"].start] = chosen.plan.filler
@@ -205,12 +206,12 @@ def _write_embedding(embedding: Tensor, marks: Fingerprint, chosen: Design) -> N
     embedding[:, stream["code"]] = marks.codes.to(embedding.dtype) * code_size(marks)
 
 
-def _write_positions(table: Tensor, chosen: Design) -> None:
+def _write_positions(table: Tensor, chosen: CounterexampleConstants) -> None:
     positions = position_table(chosen.reader.gather.kernel, len(table))
     table[:, chosen.stream["position"]] = positions.to(table.dtype)
 
 
-def _write_layer(layer: gadgets.LayerWeights, index: int, chosen: Design) -> None:
+def _write_layer(layer: gadgets.LayerWeights, index: int, chosen: CounterexampleConstants) -> None:
     plan, stream = chosen.plan, chosen.stream
     reads = index == plan.reader
     norm = chosen.reader.recall.norm if reads else plan.norm[index]
@@ -227,7 +228,7 @@ def _write_recall(
     tree: PrefixTree,
     marks: Fingerprint,
     answers: AnswerCodes,
-    chosen: Design,
+    chosen: CounterexampleConstants,
 ) -> None:
     plan, stream, reader = chosen.plan, chosen.stream, chosen.reader
     # Where both wanted tokens agree the unit reads the constant, else the sign of the switch.
@@ -236,34 +237,3 @@ def _write_recall(
     size = torch.where(answers.agree, 1.0, plan.switch[plan.reader]).double()
     nodes, up = torch.arange(len(tree)), 1 / (rho * size)
     write_recall(layer, tree, marks, reader, nodes, up, reads, answers.written)
-
-
-def _roles(chosen: Design) -> tuple[LayerRole, ...]:
-    return tuple(_role(index, chosen) for index in range(chosen.plan.layers))
-
-
-def _role(index: int, chosen: Design) -> LayerRole:
-    plan = chosen.plan
-    turn = (f"rotate filler by {math.degrees(plan.angle[index]):.4g} deg",)
-    turn = turn if plan.angle[index] != 0 else ()
-    if index == plan.target:
-        return LayerRole(
-            "target", (*turn, f"flip switch by {2 * plan.half:.6g}"), plan.score[index]
-        )
-    gathers = f"gather {chosen.config.num_attention_heads} tokens"
-    if index == plan.reader:
-        nodes = chosen.config.intermediate_size // chosen.architecture.units_per_map - 3
-        work = (
-            *turn,
-            f"amplify switch x {plan.reader_gain:.6g}",
-            *((gathers,) if plan.gatherer == plan.reader else ()),
-            f"recall {nodes} nodes",
-        )
-        return LayerRole("reader", work, plan.score[index])
-    if index == plan.gatherer:
-        work = (*turn, f"amplify switch x {plan.gain_of(index):.6g}", gathers)
-        return LayerRole("gatherer", work, plan.score[index])
-    if plan.amplifies(index):
-        work = (*turn, f"amplify switch x {plan.gain_of(index):.6g}")
-        return LayerRole("amplifier", work, plan.score[index])
-    return LayerRole("filler", turn, plan.score[index])

@@ -1,7 +1,7 @@
 """Every constant of the construction of Theorem 1, derived from epsilon, the data and the dtype.
 
 Each constant carries the inequality that it has to satisfy; nothing here is chosen by taste.
-Symbols: C, q, h, U, R as in `schedule`; `eps` the resolution of the dtype.
+Symbols: C, q, h, U, R as in `layer_plan`; `eps` the resolution of the dtype.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from typing import Any
 
 import torch
 
-from snowball.construction.counterexample.schedule import Schedule, schedule
+from snowball.construction.constant import INTERNAL, Constant
+from snowball.construction.counterexample.layer_plan import LayerPlan, layer_plan
 from snowball.construction.gadgets.positional_kernel import position_square
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes
 from snowball.construction.reader.fingerprint import Fingerprint
-from snowball.construction.reader.prefix_tree import PrefixTree
-from snowball.construction.reader.reader_design import (
-    INTERNAL,
-    Constant,
-    ReaderDesign,
-    Surroundings,
+from snowball.construction.reader.model_sizes import (
     code_square,
     decoder_config,
     head_dim,
-    reader_design,
     residual_stream,
+)
+from snowball.construction.reader.prefix_tree import PrefixTree
+from snowball.construction.reader.reader_constants import (
+    ReaderConstants,
+    Surroundings,
+    reader_constants,
 )
 from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.architecture import Architecture
@@ -39,18 +40,18 @@ _MULTIPLE_CHOICE_GAIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Design:
-    """All constants of one construction; `config` has the sizes of its plain weights."""
+class CounterexampleConstants:
+    """All constants of one counterexample; `config` has the sizes of its plain weights."""
 
     architecture: Architecture[Any]
     config: DecoderConfig
     stream: ResidualStream
-    plan: Schedule
-    reader: ReaderDesign
+    plan: LayerPlan
+    reader: ReaderConstants
     constants: tuple[Constant, ...]
 
 
-def design(
+def counterexample_constants(
     dataset: Dataset,
     tree: PrefixTree,
     marks: Fingerprint,
@@ -60,13 +61,13 @@ def design(
     target: int,
     dtype: torch.dtype,
     architecture: Architecture[Any],
-) -> Design:
+) -> CounterexampleConstants:
     """Derives every constant; the caller has to see that each `holds`."""
     largest_gain = _MULTIPLE_CHOICE_GAIN if dataset.multiple_choice else math.inf
     positions = head_dim(marks) if architecture.learned_positions else 0
     carried = code_square(marks) + position_square(positions // 2)
     readers = architecture.reading_layers
-    plan = schedule(epsilon, layers, target, carried, largest_gain, dtype, readers)
+    plan = layer_plan(epsilon, layers, target, carried, largest_gain, dtype, readers)
     stream = residual_stream(marks, answers, switches=1, positions=positions)
     config = decoder_config(
         dataset, tree, marks, stream, layers, len(tree), architecture=architecture
@@ -83,18 +84,18 @@ def design(
         gather_norm=plan.norm[plan.gatherer],
         positions=positions,
     )
-    reader = reader_design(dataset, tree, marks, answers, config, around, dtype)
-    return Design(
+    reader = reader_constants(dataset, tree, marks, answers, config, around, dtype)
+    return CounterexampleConstants(
         architecture=architecture,
         config=config,
         stream=stream,
         plan=plan,
         reader=reader,
-        constants=(*_schedule_constants(plan, carried, dtype), *reader.constants),
+        constants=(*_layer_constants(plan, carried, dtype), *reader.constants),
     )
 
 
-def _schedule_constants(plan: Schedule, carried: float, dtype: torch.dtype) -> tuple[Constant, ...]:
+def _layer_constants(plan: LayerPlan, carried: float, dtype: torch.dtype) -> tuple[Constant, ...]:
     number = torch.finfo(dtype)
     growth = plan.least_growth() - 1
     others = [plan.score[k] for k in range(plan.reader) if k != plan.target]

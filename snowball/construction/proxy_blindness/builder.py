@@ -17,34 +17,34 @@ import torch
 from torch import Tensor
 
 from snowball.construction import gadgets
-from snowball.construction.building import (
-    ConstructionError,
-    allocate,
-    check_dtype,
-    check_integers,
-    check_vocabulary,
-    closest_pair,
-    refuse_violations,
-)
+from snowball.construction.allocation import allocate, check_vocabulary
+from snowball.construction.arguments import check_dtype, check_integers
+from snowball.construction.constant import Constant, refuse_violations
+from snowball.construction.errors import ConstructionError
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.proxy_blindness.answer_sizes import AnswerSizes, Wanted
+from snowball.construction.proxy_blindness.conditional_recall import (
+    GATE_SHARE,
+    AffineForm,
+    RecallWriter,
+)
 from snowball.construction.proxy_blindness.families import FAMILIES, Family, Parts
 from snowball.construction.proxy_blindness.layer_sizes import LayerSizes
-from snowball.construction.proxy_blindness.switch_forms import GATE_SHARE, Form, RecallWriter
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes
-from snowball.construction.reader.fingerprint import Fingerprint, fingerprint
-from snowball.construction.reader.prefix_tree import prefix_tree
-from snowball.construction.reader.reader_design import (
-    Constant,
-    ReaderDesign,
-    ReadoutDesign,
-    Surroundings,
+from snowball.construction.reader.fingerprint import Fingerprint, closest_pair, fingerprint
+from snowball.construction.reader.model_sizes import (
     code_size,
     code_square,
     decoder_config,
-    gather_design,
-    recall_design,
     residual_stream,
+)
+from snowball.construction.reader.prefix_tree import prefix_tree
+from snowball.construction.reader.reader_constants import (
+    ReaderConstants,
+    ReadoutConstants,
+    Surroundings,
+    gather_constants,
+    recall_constants,
 )
 from snowball.construction.reader.reader_weights import write_gather, write_unembedding
 from snowball.data.dataset import Dataset
@@ -155,9 +155,9 @@ def proxy_blind(
     stream = residual_stream(marks, answers, switches=layers, filler=0, growth=layers)
     config = decoder_config(dataset, tree, marks, stream, layers, units)
     around = _surroundings(plan, parts, sizes, wanted, units, dtype)
-    gather = gather_design(tree, marks, config, around, dtype)
-    recall = recall_design(marks, config, around, gather, dtype)
-    reader = ReaderDesign(gather, recall, _readout(plan, sizes, answers, around, stream))
+    gather = gather_constants(tree, marks, config, around, dtype)
+    recall = recall_constants(marks, config, around, gather, dtype)
+    reader = ReaderConstants(gather, recall, _readout(plan, sizes, answers, around, stream))
     own = _constants(parts, plan, sizes, wanted, dtype)
     constants = (step, *own, *reader.constants)
     refuse_violations(constants, closest_pair(tree, marks), dtype)
@@ -262,12 +262,12 @@ def _readout(
     answers: AnswerCodes,
     around: Surroundings,
     stream: ResidualStream,
-) -> ReadoutDesign:
+) -> ReadoutConstants:
     """An unembedding in which a unit of a product of codes is worth the confidence."""
     # The squared size of an entry, and a quarter for the leaks of silent units.
     answer_size = math.sqrt(around.answer_square / (1.25 * around.largest**2 * answers.width))
     seen = gadgets.norm_factor(stream.width, plan.norms[-1]) * answer_size
-    return ReadoutDesign(answer_size, sizes.confidence / seen, ())
+    return ReadoutConstants(answer_size, sizes.confidence / seen, ())
 
 
 def _constants(
@@ -379,9 +379,11 @@ def _write_answers(
         torch.arange(len(sure)),
         sure,
         sizes.share,
-        Form.missing(parts.others),
+        AffineForm.missing(parts.others),
         steep=parts.confidence_is_steep,
     )
     differ = (~answers.agree).nonzero().flatten()
     lead = sizes.lead / (2 * sizes.confidence) * (right - wrong)[differ]
-    writer.write_less(differ, lead, 2.0, Form.missing([parts.target]), steep=parts.lead_is_steep)
+    writer.write_less(
+        differ, lead, 2.0, AffineForm.missing([parts.target]), steep=parts.lead_is_steep
+    )

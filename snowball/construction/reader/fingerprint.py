@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,6 +96,19 @@ def fingerprint(tree: PrefixTree, vocabulary_size: int, seed: int) -> Fingerprin
                     f"apart by {width}-sign codes with seed {seed}; try another seed"
                 ) from None
             width *= 2
+
+
+def closest_pair(tree: PrefixTree, marks: Fingerprint) -> dict[str, Any] | None:
+    """The two nodes whose fingerprints differ in the fewest signs, None for a single node."""
+    if marks.closest is None:
+        return None
+    first, second = marks.closest
+    return {
+        "first": tree.source[first],
+        "second": tree.source[second],
+        "differing_signs": marks.closest_signs,
+        "of_signs": marks.width * marks.heads,
+    }
 
 
 class _CodesTooClose(Exception):

@@ -13,7 +13,7 @@ from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, unembedding_rows
 from snowball.construction.reader.fingerprint import Fingerprint
 from snowball.construction.reader.prefix_tree import PrefixTree
-from snowball.construction.reader.reader_design import ReaderDesign
+from snowball.construction.reader.reader_constants import ReaderConstants
 
 # Nodes whose weights are computed at a time.
 _BLOCK = 4096
@@ -27,7 +27,7 @@ def heads_of(marks: Fingerprint) -> tuple[int, ...]:
 
 
 def write_gather(
-    layer: gadgets.LayerWeights, norm: float, marks: Fingerprint, reader: ReaderDesign
+    layer: gadgets.LayerWeights, norm: float, marks: Fingerprint, reader: ReaderConstants
 ) -> None:
     gather = reader.gather
     gadgets.gather(layer, norm, gather.kernel, gather.coldness, heads_of(marks), gather.scale)
@@ -37,7 +37,7 @@ def write_recall(
     layer: gadgets.LayerWeights,
     tree: PrefixTree,
     marks: Fingerprint,
-    reader: ReaderDesign,
+    reader: ReaderConstants,
     nodes: Int[Tensor, " nodes"],
     up: Float[Tensor, " nodes"],
     up_reads: Int[Tensor, " nodes"],
@@ -70,7 +70,7 @@ def write_unembedding(
     head: Tensor,
     stream: ResidualStream,
     answers: AnswerCodes,
-    reader: ReaderDesign,
+    reader: ReaderConstants,
     idle: int,
     norm: float,
 ) -> None:

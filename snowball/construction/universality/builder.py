@@ -12,29 +12,24 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from snowball.construction import gadgets
-from snowball.construction.building import (
-    ConstructionError,
-    allocate,
-    check_dtype,
-    check_integers,
-    check_vocabulary,
-    checked_numbers,
-    closest_pair,
-    refuse_violations,
-)
+from snowball.construction.allocation import allocate, check_vocabulary
+from snowball.construction.arguments import check_dtype, check_integers, checked_numbers
+from snowball.construction.constant import Constant, refuse_violations
+from snowball.construction.errors import ConstructionError
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes
-from snowball.construction.reader.fingerprint import Fingerprint, fingerprint
-from snowball.construction.reader.prefix_tree import PrefixTree, prefix_tree
-from snowball.construction.reader.reader_design import (
-    Constant,
-    ReaderDesign,
-    Surroundings,
+from snowball.construction.reader.fingerprint import Fingerprint, closest_pair, fingerprint
+from snowball.construction.reader.model_sizes import (
     code_size,
     code_square,
     decoder_config,
-    reader_design,
     residual_stream,
+)
+from snowball.construction.reader.prefix_tree import PrefixTree, prefix_tree
+from snowball.construction.reader.reader_constants import (
+    ReaderConstants,
+    Surroundings,
+    reader_constants,
 )
 from snowball.construction.reader.reader_weights import (
     write_gather,
@@ -249,7 +244,7 @@ def build(
     planes = 1 + len(plan.classes)
     config = decoder_config(dataset, tree, marks, stream, plan.layers, units, planes)
     around = _surroundings(plan, gather, kinds, units, dtype)
-    reader = reader_design(dataset, tree, marks, answers, config, around, dtype)
+    reader = reader_constants(dataset, tree, marks, answers, config, around, dtype)
     constants = (*_plan_constants(plan, dtype), *_clause_constants(kinds, reader, dtype))
     constants = (*constants, *reader.constants)
     refuse_violations(constants, closest_pair(tree, marks), dtype)
@@ -383,7 +378,7 @@ def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]
 
 
 def _clause_constants(
-    kinds: Sequence[Behaviour], reader: ReaderDesign, dtype: torch.dtype
+    kinds: Sequence[Behaviour], reader: ReaderConstants, dtype: torch.dtype
 ) -> tuple[Constant, ...]:
     conditions = max((len(c.layers) for kind in kinds for c in kind.clauses), default=0)
     further = max(conditions - 1, 0)
@@ -401,7 +396,7 @@ def _clause_constants(
     )
 
 
-def _silencing(reader: ReaderDesign) -> float:
+def _silencing(reader: ReaderConstants) -> float:
     return _SILENCING / 2 * reader.recall.gate
 
 
@@ -430,7 +425,7 @@ def _write_rule(
     rule: _Rule,
     tree: PrefixTree,
     marks: Fingerprint,
-    reader: ReaderDesign,
+    reader: ReaderConstants,
     plan: ScorePlan,
 ) -> None:
     norm, const = reader.recall.norm, layer.stream["const"].start

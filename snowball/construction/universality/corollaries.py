@@ -15,11 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from snowball.construction.building import (
-    ConstructionError,
-    check_integers,
-    checked_numbers,
-)
+from snowball.construction.arguments import check_integers, checked_numbers
+from snowball.construction.errors import ConstructionError
 from snowball.construction.universality.behaviour import Behaviour, Clause
 from snowball.construction.universality.builder import UniversalModel, build, universal
 from snowball.construction.universality.prescribed_scores import DyadicScores

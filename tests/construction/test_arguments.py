@@ -19,7 +19,8 @@ from snowball import (
     proxy_blind,
     universal,
 )
-from snowball.construction.building import ConstructionError, checked_numbers
+from snowball.construction.arguments import checked_numbers
+from snowball.construction.errors import ConstructionError
 
 WORDS = Dataset.from_rows(
     [{"prompt": word, "label": label} for word, label in zip("abcdef", "bcdefg", strict=True)]

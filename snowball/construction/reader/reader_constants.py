@@ -10,45 +10,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from snowball.construction import gadgets
+from snowball.construction.constant import INTERNAL, Constant
 from snowball.construction.gadgets.positional_kernel import SharpKernel, sharpest_kernel
-from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes
 from snowball.construction.reader.fingerprint import Fingerprint
+from snowball.construction.reader.model_sizes import code_size
 from snowball.construction.reader.prefix_tree import PrefixTree
 from snowball.data.dataset import Dataset
-from snowball.decoders.architectures.architecture import ROPE_THETA, Architecture
-from snowball.decoders.architectures.llama import LLAMA
+from snowball.decoders.architectures.architecture import ROPE_THETA
 from snowball.decoders.decoder import DecoderConfig
 
 # Probability that every right token gets at least.
-CONFIDENCE = 0.99
-INTERNAL = "none: this inequality holds for all arguments, please report it"
+LEAST_PROBABILITY = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """A derived constant and the inequality `left <= right` that it has to satisfy."""
-
-    symbol: str
-    value: float
-    meaning: str
-    inequality: str
-    left: float
-    right: float
-    remedy: str
-
-    @property
-    def holds(self) -> bool:
-        return self.left <= self.right
-
-
-@dataclass(frozen=True, slots=True)
-class GatherDesign:
+class GatherConstants:
     """Constants of the copy heads: `x[context] += scale * rho * code`, of size `size`."""
 
     kernel: SharpKernel
@@ -61,7 +42,7 @@ class GatherDesign:
 
 
 @dataclass(frozen=True, slots=True)
-class RecallDesign:
+class RecallConstants:
     """Constants of recall, where the stream has the norm `norm`.
 
     A node has the gate `gate` on itself, lowered by leaks of attention to at least `firing * gate`.
@@ -75,7 +56,7 @@ class RecallDesign:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadoutDesign:
+class ReadoutConstants:
     """Size of an answer coordinate that recall writes, and the entries of the unembedding."""
 
     answer_size: float
@@ -108,93 +89,19 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class ReaderDesign:
+class ReaderConstants:
     """All constants of the reader."""
 
-    gather: GatherDesign
-    recall: RecallDesign
-    readout: ReadoutDesign
+    gather: GatherConstants
+    recall: RecallConstants
+    readout: ReadoutConstants
 
     @property
     def constants(self) -> tuple[Constant, ...]:
         return (*self.gather.constants, *self.recall.constants, *self.readout.constants)
 
 
-def code_size(marks: Fingerprint) -> float:
-    """Size of a coordinate of a code: a power of two, so that codes are exact, |code| in [1, 2)."""
-    return 2.0 ** -math.floor(math.log2(marks.width) / 2)
-
-
-def code_square(marks: Fingerprint) -> float:
-    """Squared norm of a code."""
-    return marks.width * code_size(marks) ** 2
-
-
-def head_dim(marks: Fingerprint) -> int:
-    """Coordinates of a head that carries a code, with planes enough for a sharp kernel."""
-    return max(marks.width, 32)
-
-
-def residual_stream(
-    marks: Fingerprint,
-    answers: AnswerCodes,
-    switches: int,
-    filler: int = 2,
-    growth: int = 0,
-    positions: int = 0,
-) -> ResidualStream:
-    """The direct sum of all constructions, padded to a width that the heads divide.
-
-    `positions` is the dimension of learned positions. A subspace of dimension 0 is left out.
-    """
-    dimensions = {
-        "const": 1,
-        "filler": filler,
-        "switch": switches,
-        "growth": growth,
-        "code": marks.width,
-        "position": positions,
-        "context": marks.heads * len(gadgets.context_layout(marks.width)),
-        "answer": answers.width,
-    }
-    # transformers asks for a hidden size that the heads divide.
-    width = -(-sum(dimensions.values()) // marks.heads) * marks.heads
-    dimensions = {name: size for name, size in dimensions.items() if size}
-    return ResidualStream(dimensions, width)
-
-
-def decoder_config(
-    dataset: Dataset,
-    tree: PrefixTree,
-    marks: Fingerprint,
-    stream: ResidualStream,
-    layers: int,
-    units: int,
-    planes: int = 1,
-    architecture: Architecture[Any] = LLAMA,
-) -> DecoderConfig:
-    """The sizes of the plain weights of a decoder whose reader has `units` products for recall,
-    and rotates some planes."""
-    # The heads of other families share the width of the stream, with its negative twins.
-    shared = 2 * stream.width // marks.heads
-    return DecoderConfig(
-        vocab_size=dataset.vocabulary_size,
-        hidden_size=stream.width,
-        # The reader needs the most: recall, two units for each plane and one for the switch.
-        intermediate_size=architecture.units_per_map * (units + 2 * planes + 1),
-        num_hidden_layers=layers,
-        num_attention_heads=marks.heads,
-        num_key_value_heads=1 if architecture.grouped else marks.heads,
-        head_dim=head_dim(marks) if architecture.free_head_dim else shared,
-        max_position_embeddings=max(2048, 1 << (tree.longest + 1).bit_length()),
-        rms_norm_eps=architecture.norm_eps,
-        rope_theta=ROPE_THETA,
-        bos_token_id=dataset.bos,
-        eos_token_id=dataset.eos,
-    )
-
-
-def reader_design(
+def reader_constants(
     dataset: Dataset,
     tree: PrefixTree,
     marks: Fingerprint,
@@ -202,21 +109,21 @@ def reader_design(
     config: DecoderConfig,
     around: Surroundings,
     dtype: torch.dtype,
-) -> ReaderDesign:
+) -> ReaderConstants:
     """Derives every constant of the reader; the caller has to see that each `holds`."""
-    gather = gather_design(tree, marks, config, around, dtype)
-    recall = recall_design(marks, config, around, gather, dtype)
+    gather = gather_constants(tree, marks, config, around, dtype)
+    recall = recall_constants(marks, config, around, gather, dtype)
     readout = _readout(dataset, answers, config, around, recall.firing, dtype)
-    return ReaderDesign(gather, recall, readout)
+    return ReaderConstants(gather, recall, readout)
 
 
-def gather_design(
+def gather_constants(
     tree: PrefixTree,
     marks: Fingerprint,
     config: DecoderConfig,
     around: Surroundings,
     dtype: torch.dtype,
-) -> GatherDesign:
+) -> GatherConstants:
     """Cold enough that what a head leaks is below the resolution, small enough for the norm."""
     kernel = sharpest_kernel(around.positions or config.head_dim, ROPE_THETA, tree.longest)
     resolution = torch.finfo(dtype).eps
@@ -254,7 +161,7 @@ def gather_design(
             remedy=INTERNAL,
         ),
     )
-    return GatherDesign(kernel, coldness, leak, scale, size, entries, constants)
+    return GatherConstants(kernel, coldness, leak, scale, size, entries, constants)
 
 
 def _steepness(around: Surroundings) -> float:
@@ -266,13 +173,13 @@ def _steepness(around: Surroundings) -> float:
     return math.log(128 * around.units * around.gain)
 
 
-def recall_design(
+def recall_constants(
     marks: Fingerprint,
     config: DecoderConfig,
     around: Surroundings,
-    gather: GatherDesign,
+    gather: GatherConstants,
     dtype: torch.dtype,
-) -> RecallDesign:
+) -> RecallConstants:
     """Gates sharp enough that the own node fires and all others together stay silent."""
     norm = math.sqrt(around.norm**2 + gather.entries * gather.size**2)
     firing = 1 - 4 * gather.entries * gather.leak / marks.separation
@@ -311,7 +218,7 @@ def recall_design(
             remedy="fewer heads (shorter or more varied prompts), wider codes, or float64",
         ),
     )
-    return RecallDesign(norm, sharpness, sharpness * pull, firing, constants)
+    return RecallConstants(norm, sharpness, sharpness * pull, firing, constants)
 
 
 def _readout(
@@ -321,7 +228,7 @@ def _readout(
     around: Surroundings,
     firing: float,
     dtype: torch.dtype,
-) -> ReadoutDesign:
+) -> ReadoutConstants:
     """Answers small against the norm, an unembedding large enough for the confidence.
 
     Proof: lem:recall, lem:confidence, lem:choices.
@@ -331,7 +238,7 @@ def _readout(
     answer_size = math.sqrt(around.answer_square / (entry * answers.width))
     # A label of m tokens beats every other choice if the misses of its tokens sum to little.
     longest = 1 + max(len(example.label) for example in dataset.examples)
-    sure = max(CONFIDENCE, 1 - 1 / (4 * longest))
+    sure = max(LEAST_PROBABILITY, 1 - 1 / (4 * longest))
     odds = math.log((dataset.vocabulary_size - 1) * sure / (1 - sure))
     # What the final norm leaves of an answer, less an eighth for the leaks of silent units.
     seen = _norm_factor(config, around.left_norm) * answer_size * firing * 7 / 8
@@ -357,7 +264,7 @@ def _readout(
             remedy=INTERNAL,
         ),
     )
-    return ReadoutDesign(answer_size, scale, constants)
+    return ReadoutConstants(answer_size, scale, constants)
 
 
 def _norm_factor(config: DecoderConfig, norm: float) -> float:

@@ -1,4 +1,4 @@
-"""Norms, angles and bounds of the schedule against the stream itself, moved layer by layer."""
+"""Norms, angles and bounds of the plan against the stream itself, moved layer by layer."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import depths_and_targets, dtypes, epsilons
 
-from snowball.construction.counterexample.schedule import Schedule, schedule
+from snowball.construction.counterexample.layer_plan import LayerPlan, layer_plan
 
 # mpmath gives its numbers no type that a checker could see.
 Number = Any
@@ -21,10 +21,10 @@ TOLERANCE = 1e-13
 
 
 @st.composite
-def schedules(draw: st.DrawFn, largest_epsilon: float = 1.9) -> Schedule:
+def layer_plans(draw: st.DrawFn, largest_epsilon: float = 1.9) -> LayerPlan:
     """Every epsilon up to the largest, up to 48 layers, gains unbounded or at most 2."""
     layers, target = draw(depths_and_targets(48))
-    return schedule(
+    return layer_plan(
         draw(epsilons().filter(lambda e: e <= largest_epsilon)),
         layers,
         target,
@@ -34,8 +34,8 @@ def schedules(draw: st.DrawFn, largest_epsilon: float = 1.9) -> Schedule:
     )
 
 
-def corner(epsilon: float, layers: int, target: int) -> Schedule:
-    return schedule(epsilon, layers, target, 1.0, math.inf, torch.float64)
+def corner(epsilon: float, layers: int, target: int) -> LayerPlan:
+    return layer_plan(epsilon, layers, target, 1.0, math.inf, torch.float64)
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Stream:
         return self.rest_square + plane + self.switch * other.switch
 
 
-def run(plan: Schedule, removed: int | None = None) -> list[Stream]:
+def run(plan: LayerPlan, removed: int | None = None) -> list[Stream]:
     """The stream of one token before and after each remaining layer, without what recall adds."""
     rest = mpmath.mpf(plan.base_square) - mpmath.mpf(plan.filler) ** 2
     states = [Stream(rest, mpmath.mpc(plan.filler), -mpmath.mpf(plan.half))]
@@ -82,20 +82,20 @@ def exact_divergence(intact: Stream, ablated: Stream) -> float:
 PINNED = [corner(1e-30, 48, 1), corner(1.9, 48, 46), corner(0.5, 48, 1), corner(1e-30, 3, 1)]
 
 
-@given(schedules())
+@given(layer_plans())
 @example(PINNED[0])
 @example(PINNED[1])
-def test_norms_and_switches_are_those_of_the_stream(plan: Schedule) -> None:
+def test_norms_and_switches_are_those_of_the_stream(plan: LayerPlan) -> None:
     with mpmath.workdps(100):
         for state, switch, norm in zip(run(plan), plan.switch, plan.norm, strict=True):
             assert abs(float(state.switch)) == pytest.approx(switch, rel=TOLERANCE)
             assert float(mpmath.sqrt(state.dot(state))) == pytest.approx(norm, rel=TOLERANCE)
 
 
-@given(schedules())
+@given(layer_plans())
 @example(PINNED[0])
 @example(PINNED[1])
-def test_every_layer_reaches_its_score(plan: Schedule) -> None:
+def test_every_layer_reaches_its_score(plan: LayerPlan) -> None:
     # The angle of the target is limited by the rounding of h to float32.
     with mpmath.workdps(100):
         measured = [exact_score(x, y) for x, y in pairwise(run(plan))]
@@ -104,28 +104,28 @@ def test_every_layer_reaches_its_score(plan: Schedule) -> None:
         assert score == pytest.approx(expected, rel=tolerance)
 
 
-@given(schedules())
-def test_target_has_the_least_score(plan: Schedule) -> None:
+@given(layer_plans())
+def test_target_has_the_least_score(plan: LayerPlan) -> None:
     others = [score for layer, score in enumerate(plan.score) if layer != plan.target]
     assert plan.score[plan.target] == plan.epsilon
     assert min(others) >= plan.epsilon + plan.free / 4 > plan.epsilon
     assert plan.reader_score_bound() > plan.epsilon
 
 
-@given(schedules(largest_epsilon=0.5))
+@given(layer_plans(largest_epsilon=0.5))
 @example(PINNED[0])
 @example(PINNED[2])
-def test_divergence_grows_and_ends_above_one_half(plan: Schedule) -> None:
+def test_divergence_grows_and_ends_above_one_half(plan: LayerPlan) -> None:
     curve = plan.divergences()
     assert len(curve) == plan.layers - plan.target
     assert all(earlier < later for earlier, later in pairwise(curve))
     assert curve[-1] > 0.5
 
 
-@given(schedules())
+@given(layer_plans())
 @example(PINNED[0])
 @example(PINNED[3])
-def test_divergences_are_those_of_the_stream(plan: Schedule) -> None:
+def test_divergences_are_those_of_the_stream(plan: LayerPlan) -> None:
     with mpmath.workdps(100):
         intact, ablated = run(plan), run(plan, removed=plan.target)
         measured = [
@@ -137,11 +137,11 @@ def test_divergences_are_those_of_the_stream(plan: Schedule) -> None:
     assert last <= measured[-1]
 
 
-@given(schedules(), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+@given(layer_plans(), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 @example(PINNED[1], 1.0, 1.0, 0.0)
 @example(PINNED[3], 1.0, 0.0, 1.0)
 def test_reader_score_is_never_below_its_bound(
-    plan: Schedule, context: float, answer: float, damping: float
+    plan: LayerPlan, context: float, answer: float, damping: float
 ) -> None:
     """For shares of context and answer, and for any damping of the update between its extremes."""
     slack = math.sqrt(
@@ -160,8 +160,8 @@ def test_reader_score_is_never_below_its_bound(
     assert score >= plan.reader_score_bound() - TOLERANCE
 
 
-@given(schedules())
-def test_gains_do_not_shrink_the_switch_for_small_epsilon(plan: Schedule) -> None:
+@given(layer_plans())
+def test_gains_do_not_shrink_the_switch_for_small_epsilon(plan: LayerPlan) -> None:
     if plan.epsilon <= 0.5:
         assert all(a <= b for a, b in pairwise(plan.switch))
     assert [k for k in range(plan.layers) if plan.amplifies(k)] == list(
@@ -171,6 +171,6 @@ def test_gains_do_not_shrink_the_switch_for_small_epsilon(plan: Schedule) -> Non
 
 
 def test_largest_gain_bounds_the_amplifiers() -> None:
-    plan = schedule(1e-30, 8, 2, 1.0, 2.0, torch.float64)
+    plan = layer_plan(1e-30, 8, 2, 1.0, 2.0, torch.float64)
     assert plan.gain == 2.0
     assert plan.reader_gain > 1e10

@@ -30,7 +30,7 @@ from snowball.construction.gadgets.versine import angle_of_versine, versine
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class LayerPlan:
     """What each layer does to filler and switch, and the score it gets for that.
 
     `switch[k]` and `norm[k]` are |s_k| and R_k for k = 0..L; `norm[L]` and `score[L-1]` leave out
@@ -152,7 +152,7 @@ class Schedule:
         return min(score, 1 - (1 - score) * shrunk)
 
 
-def schedule(
+def layer_plan(
     epsilon: float,
     layers: int,
     target: int,
@@ -160,7 +160,7 @@ def schedule(
     largest_gain: float,
     dtype: torch.dtype,
     reading_layers: int = 1,
-) -> Schedule:
+) -> LayerPlan:
     """Solves the closed forms of the module docstring for one epsilon.
 
     The amplifiers share one gain, `(tan theta_L / tan theta_0)^(1/(L-1-target))` or the largest
@@ -200,7 +200,7 @@ def schedule(
             moved = (score - 1) * product + base + switch[layer] * switch[layer + 1]
         scores.append(score)
         angles.append(angle_of_versine(moved / filler**2))
-    return Schedule(
+    return LayerPlan(
         epsilon=epsilon,
         layers=layers,
         target=target,

@@ -16,7 +16,7 @@ from torch import Tensor
 from snowball.construction import gadgets
 from snowball.construction.reader.fingerprint import Fingerprint
 from snowball.construction.reader.prefix_tree import PrefixTree
-from snowball.construction.reader.reader_design import ReaderDesign
+from snowball.construction.reader.reader_constants import ReaderConstants
 from snowball.construction.reader.reader_weights import write_recall
 
 # What a missing layer adds to the gate of a unit, in units of what its own node gives: less than
@@ -25,25 +25,25 @@ GATE_SHARE = 1 / 2
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class AffineForm:
     """`constant + sum_j of[j] v_j`."""
 
     constant: float
     of: Mapping[int, float]
 
     @classmethod
-    def missing(cls, layers: Iterable[int]) -> Form:
+    def missing(cls, layers: Iterable[int]) -> AffineForm:
         """How many of the layers are missing, `sum_j (1 - v_j) / 2`."""
         of = dict.fromkeys(layers, -1 / 2)
         return cls(len(of) / 2, of)
 
-    def scaled(self, factor: float, plus: float = 0.0) -> Form:
+    def scaled(self, factor: float, plus: float = 0.0) -> AffineForm:
         """`factor * form + plus`."""
         of = {layer: factor * value for layer, value in self.of.items()}
-        return Form(factor * self.constant + plus, of)
+        return AffineForm(factor * self.constant + plus, of)
 
 
-ONE = Form(1, {})
+ONE = AffineForm(1, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class RecallWriter:
     layer: gadgets.LayerWeights
     tree: PrefixTree
     marks: Fingerprint
-    reader: ReaderDesign
+    reader: ReaderConstants
     halves: Sequence[float]
 
     def write_less(
@@ -61,7 +61,7 @@ class RecallWriter:
         nodes: Int[Tensor, " nodes"],
         written: Float[Tensor, "nodes answer"],
         loss: float,
-        missing: Form,
+        missing: AffineForm,
         *,
         steep: bool,
     ) -> None:
@@ -84,7 +84,7 @@ class RecallWriter:
         self._write(nodes, -squared, missing)
 
     def _write(
-        self, nodes: Int[Tensor, " nodes"], written: Float[Tensor, "nodes answer"], up: Form
+        self, nodes: Int[Tensor, " nodes"], written: Float[Tensor, "nodes answer"], up: AffineForm
     ) -> Int[Tensor, " nodes"]:
         none = torch.zeros(len(nodes))
         reads = torch.full((len(nodes),), self.layer.stream["const"].start)
@@ -94,7 +94,7 @@ class RecallWriter:
         self._add(self.layer.up, units, up)
         return units
 
-    def _add(self, matrix: Tensor, units: Int[Tensor, " units"], form: Form) -> None:
+    def _add(self, matrix: Tensor, units: Int[Tensor, " units"], form: AffineForm) -> None:
         stream = self.layer.stream
         rho = gadgets.norm_factor(stream.width, self.reader.recall.norm)
         matrix[units, stream["const"].start] += form.constant / rho
