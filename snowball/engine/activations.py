@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from snowball import metrics
-from snowball.engine.packing import Batch
+from snowball.engine.packing import RowBatch
 from snowball.engine.removal import Part, Plan
 from snowball.errors import SnowballError
 from snowball.tasks.item import Item
@@ -27,19 +27,23 @@ ROLES = ("bos", "prompt", "last", "answer")
 class ItemActivations:
     """Sums over the tokens of one item, so that means over any items can be formed; float64.
 
+    All states are those of the reference (the intact model, or a set that is removed already; a
+    layer that it lacks leaves the state as it is, and scores 0).
+
     `tokens`: how many there are of each role (`ROLES`). `cosine`, `angular`, `norm_ratio`: sums of
-    the layer scores. `attention`, `mlp`: sums of the cosine scores of the sublayers (empty unless
-    the MLPs are removed in the same pass). `angular_pairs`: angular distance from h_l to h_n at the
-    last token, 0 for n <= l. `divergence`: sums over the prompt of the divergence at depth 0..L of
-    the removal of each single layer (empty rows: not in the plan).
+    the layer scores. `attention`, `mlp`: sums of the cosine scores of the sublayers of those layers
+    whose MLP alone is removed beside the reference in the same pass, in order. `angular_pairs`:
+    angular distance from h_l to h_n at the last token, 0 for n <= l. `divergence`: sums over the
+    prompt of the divergence from the reference at depth 0..L, of the removal of each single layer
+    beside it (0: not in the plan).
     """
 
     tokens: Float[np.ndarray, " roles"]
     cosine: Float[np.ndarray, "roles layers"]
     angular: Float[np.ndarray, "roles layers"]
     norm_ratio: Float[np.ndarray, "roles layers"]
-    attention: Float[np.ndarray, "roles layers"]
-    mlp: Float[np.ndarray, "roles layers"]
+    attention: Float[np.ndarray, "roles some_layers"]
+    mlp: Float[np.ndarray, "roles some_layers"]
     angular_pairs: Float[np.ndarray, "starts ends"]
     divergence: Float[np.ndarray, "layers depths"]
 
@@ -58,7 +62,7 @@ class ActivationRecorder:
     Each item is counted once: where its continuations do not share a row, only its first row is.
     """
 
-    def __init__(self, batch: Batch, items: Sequence[Item], plan: Plan) -> None:
+    def __init__(self, batch: RowBatch, items: Sequence[Item], plan: Plan) -> None:
         self._items, self._all = _counted_tokens(batch, items)
         self._prompt = self._all.where(self._all.role != ROLES.index("answer"))
         self._ends = (self._all.role == ROLES.index("last")).nonzero()[:, 0]
@@ -71,22 +75,24 @@ class ActivationRecorder:
         self._last_states: list[Tensor] = []
         self._divergence: dict[tuple[int, int], Tensor] = {}
 
-    def enter(self, states: Float[Tensor, "slots rows length hidden"]) -> None:
-        """Takes h_0, in slot 0."""
-        self._before = self._all.of(states[0])
+    def enter(self, hidden: Float[Tensor, "rows length hidden"]) -> None:
+        """Takes h_0."""
+        self._before = self._all.of(hidden)  # [counted tokens, hidden]
         self._last_states.append(self._before[self._ends])
 
     def leave(self, layer: int, states: Float[Tensor, "slots rows length hidden"]) -> None:
-        """Takes the states after a layer, the intact ones in slot 0.
+        """Takes the states after a layer, each in the slot that the plan gives it.
 
         Raises:
             ActivationError: a state is zero, NaN or infinite.
         """
-        before, after = self._before, self._all.of(states[0])
+        reference = states[self._plan.reference_slot(layer)]  # [rows, length, hidden]
+        before, after = self._before, self._all.of(reference)  # [counted tokens, hidden]
         slot_of = self._plan.steps[layer].slot_of
         with self._all.naming(layer):
             self._scores.append(metrics.layer_scores(before, after))
             if layer in self._single_mlps:
+                # Without its MLP a layer ends where the MLP would begin.
                 middle = self._all.of(states[slot_of[self._single_mlps[layer]]])
                 self._attention.append(metrics.cosine_score(before, middle))
                 self._mlp.append(metrics.cosine_score(middle, after))
@@ -95,17 +101,19 @@ class ActivationRecorder:
         self._last_states.append(after[self._ends])
 
     def _diverge(self, layer: int, states: Float[Tensor, "slots rows length hidden"]) -> None:
-        intact = self._prompt.of(states[0])
+        # [prompt tokens, hidden], as is what each removal makes of them.
+        reference = self._prompt.of(states[self._plan.reference_slot(layer)])
         slot_of = self._plan.steps[layer].slot_of
         for removed, removal in self._single_layers.items():
-            if removed <= layer:
+            if removed <= layer:  # before that the two runs are one
                 ablated = self._prompt.of(states[slot_of[removal]])
                 with self._prompt.naming(layer):
-                    divergence = metrics.divergence(intact, ablated)
-                self._divergence[removed, layer + 1] = divergence
+                    divergence = metrics.divergence(reference, ablated)
+                self._divergence[removed, layer + 1] = divergence  # [prompt tokens]
 
     def results(self) -> dict[int, ItemActivations]:
         """The sums of each item of the batch."""
+        # Lists over layers, of one value for each counted token.
         cosine, angular, norm_ratio = (list(kind) for kind in zip(*self._scores, strict=True))
         ones = torch.ones_like(self._all.role, dtype=torch.float64)
         fields_of_items = [
@@ -127,6 +135,7 @@ class ActivationRecorder:
     def _angular_pairs(self) -> Float[Tensor, "items starts ends"]:
         depth = len(self._last_states) - 1
         pairs = self._all.zeros(depth + 1, depth + 1)
+        # Each item has one last token: the states below, [items, hidden], are in the items' order.
         for length in range(1, depth + 1):
             distances = metrics.angular_distances(self._last_states, length)
             for start, distance in enumerate(distances):
@@ -193,20 +202,20 @@ class _Tokens:
             ) from error
 
 
-def _counted_tokens(batch: Batch, items: Sequence[Item]) -> tuple[tuple[int, ...], _Tokens]:
+def _counted_tokens(batch: RowBatch, items: Sequence[Item]) -> tuple[tuple[int, ...], _Tokens]:
     """The items of a batch, and the real tokens of the first row of each."""
-    first_row: dict[int, int] = {}
+    first_row: dict[int, int] = {}  # by item, ascending rows
     for index, row in enumerate(batch.rows):
         first_row.setdefault(row.item, index)
-    rows = torch.tensor(list(first_row.values()), device=batch.ids.device)
-    mask = torch.zeros_like(batch.real)
+    rows = torch.tensor(list(first_row.values()), device=batch.ids.device)  # [items]
+    mask = torch.zeros_like(batch.real)  # [rows, length]
     mask[rows] = batch.real[rows]
-    row, position = mask.nonzero(as_tuple=True)
-    item = torch.searchsorted(rows, row)
+    row, position = mask.nonzero(as_tuple=True)  # [tokens] each, row by row
+    item = torch.searchsorted(rows, row)  # [tokens]: the place of its row among the first rows
     ends = [
         len(batch.rows[at]) if items[index].running_text else batch.rows[at].context_length
         for index, at in first_row.items()
-    ]
+    ]  # [items]: where the prompt ends
     role = _role(position, torch.tensor(ends, device=rows.device)[item] - 1)
     sources = tuple(items[index].source for index in first_row)
     return tuple(first_row), _Tokens(sources, row, position, item, role)
@@ -222,12 +231,16 @@ def _role(position: Int[Tensor, " tokens"], last: Int[Tensor, " tokens"]) -> Int
 
 
 def _single_removals(plan: Plan, part: Part) -> dict[int, int]:
-    """By layer, the index of the removal of one such part and nothing else.
+    """By layer, the index of the removal of one such part beside the reference.
 
-    Until such a removal parts from another one, it has no slot of its own.
+    Until such a removal parts from another one, it has no slot of its own. One that joins late
+    stands in none at the layers before, and is left out.
     """
     found = {}
+    reference = plan.removals[plan.reference]
     for index, removal in enumerate(plan.removals):
-        if len(removal) == 1 and (unit := next(iter(removal))).part is part:
-            found[unit.layer] = index
+        if removal > reference and len(more := removal - reference) == 1:
+            (unit,) = more
+            if unit.part is part and index not in plan.joining:
+                found[unit.layer] = index
     return found

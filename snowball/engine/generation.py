@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from snowball.engine.ablation import AblationEngine, AblationError, as_slice
-from snowball.engine.removal import Part
+from snowball.engine.ablation import AblationEngine
+from snowball.engine.layer_pass import AblationError, as_slice
+from snowball.engine.layer_stack import LayerStack
+from snowball.engine.removal import Part, Plan, plan_removals
 from snowball.tasks.item import TokenIds
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ Finished = Callable[[Sequence[int]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The tokens that each removal generates for one prompt, in the order of the removals."""
+    """The tokens that each removal of the engine generates for one prompt, in their order."""
 
     prompt: int
     tokens: tuple[TokenIds, ...]
@@ -47,8 +49,12 @@ def generate(
         AblationError: a prompt and its answer would exceed the model's context.
     """
     check_lengths(engine, prompts, sources, new_tokens)
-    for batch in _batches(engine, prompts):
-        yield _generate_batch(engine, batch, [prompts[i] for i in batch], new_tokens, finished)
+    # Nothing is compared with the reference here, which need not be one of the removals.
+    removals = engine.plan.removals[: engine.plan.wanted]
+    plan = plan_removals(removals, engine.stack.depth)
+    for batch in _batches(len(removals), engine.token_budget, prompts):
+        run = _Run(engine.stack, plan, len(batch))
+        yield _generate_batch(run, batch, [prompts[i] for i in batch], new_tokens, finished)
 
 
 def check_lengths(
@@ -64,27 +70,25 @@ def check_lengths(
             )
 
 
-def _batches(engine: AblationEngine, prompts: Sequence[TokenIds]) -> list[list[int]]:
+def _batches(slots: int, token_budget: int, prompts: Sequence[TokenIds]) -> list[list[int]]:
     """Prompts of similar length; all removals of a batch fit one layer call, if one prompt does."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    slots = len(engine.plan.removals)
     batches: list[list[int]] = []
     for index in order:
         longest = len(prompts[batches[-1][0]]) if batches else 0
-        if not batches or slots * longest * (len(batches[-1]) + 1) > engine.token_budget:
+        if not batches or slots * longest * (len(batches[-1]) + 1) > token_budget:
             batches.append([])
         batches[-1].append(index)
     return batches
 
 
 def _generate_batch(
-    engine: AblationEngine,
+    run: _Run,
     batch: Sequence[int],
     prompts: Sequence[TokenIds],
     new_tokens: int,
     finished: Finished,
 ) -> list[Generated]:
-    run = _Run(engine, len(prompts))
     logits = run.read_prompts(prompts)
     texts: list[list[int]] = [[] for _ in range(run.rows)]
     open_rows = set(range(run.rows))
@@ -110,18 +114,19 @@ class _Run:
     A layer that is called twice, with and without one of its sublayers, has a cache for each call.
     """
 
-    engine: AblationEngine
+    stack: LayerStack
+    plan: Plan
     prompts: int
     caches: dict[Silent, Cache] = field(default_factory=dict)
     mask: Tensor = field(init=False)
 
     @property
     def rows(self) -> int:
-        return len(self.engine.plan.removals) * self.prompts
+        return len(self.plan.removals) * self.prompts
 
     def read_prompts(self, prompts: Sequence[TokenIds]) -> Float[Tensor, "rows vocabulary"]:
         """Logits of the first new token; the batch grows, then every removal gets its cache."""
-        stack, plan = self.engine.stack, self.engine.plan
+        stack, plan = self.stack, self.plan
         ids, mask = _left_padded(prompts, stack.device)
         entry = stack.enter(
             input_ids=ids,
@@ -149,7 +154,7 @@ class _Run:
 
     def read_tokens(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
         """Logits of the token after these, which each removal has chosen for itself."""
-        stack, plan = self.engine.stack, self.engine.plan
+        stack, plan = self.stack, self.plan
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
         entry = stack.enter(
             input_ids=tokens[:, None],
@@ -173,14 +178,12 @@ class _Run:
         cached: Any = self._cache(silent).layers[layer]
         if Part.ATTENTION in silent:  # which alone would have filled it
             return
-        places = [
-            slots.index(slot) for slot in self.engine.plan.steps[layer].slot_of if slot in slots
-        ]
+        places = [slots.index(slot) for slot in self.plan.steps[layer].slot_of if slot in slots]
         cached.batch_select_indices(self._rows(places))
 
     def _rows(self, blocks: Sequence[int]) -> Int[Tensor, " rows"]:
         """The rows of blocks of one row per prompt."""
-        device = self.engine.stack.device
+        device = self.stack.device
         starts = torch.tensor(list(blocks), device=device)[:, None] * self.prompts
         return (starts + torch.arange(self.prompts, device=device)).flatten()
 
@@ -188,7 +191,7 @@ class _Run:
         from transformers import DynamicCache
 
         if silent not in self.caches:
-            self.caches[silent] = DynamicCache(config=self.engine.stack.model.config)
+            self.caches[silent] = DynamicCache(config=self.stack.model.config)
         return self.caches[silent]
 
 

@@ -63,6 +63,8 @@ def _row(index: int, item: Item, continuations: Sequence[int]) -> Row:
     targets = []
     for branch, choice in enumerate(continuations, start=1):
         tokens = item.continuations[choice]
+        # A token is predicted where the one before it stands: the first at the end of the context,
+        # the others within the branch, which lacks its last token.
         read_from = [start - 1, *range(len(ids), len(ids) + len(tokens) - 1)]
         read = list(zip(read_from, tokens, strict=True))[item.skips[choice] :]
         targets += [Target(at, token, choice) for at, token in read]
@@ -73,7 +75,7 @@ def _row(index: int, item: Item, continuations: Sequence[int]) -> Row:
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """Rows of one batch, padded on the right; `roles` and masks are over (row, position)."""
 
     rows: tuple[Row, ...]
@@ -100,7 +102,7 @@ class Batch:
         return (seen | torch.eye(length, dtype=torch.bool, device=seen.device))[:, None]
 
 
-def batch_rows(rows: Sequence[Row], device: torch.device) -> Batch:
+def batch_rows(rows: Sequence[Row], device: torch.device) -> RowBatch:
     """The rows as tensors."""
     length = max(map(len, rows))
 
@@ -109,7 +111,7 @@ def batch_rows(rows: Sequence[Row], device: torch.device) -> Batch:
         return torch.tensor(lists, device=device)
 
     lengths = torch.tensor([len(row) for row in rows], device=device)
-    return Batch(
+    return RowBatch(
         rows=tuple(rows),
         ids=padded([row.ids for row in rows]),
         positions=padded([row.positions for row in rows]),

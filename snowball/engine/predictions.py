@@ -10,28 +10,32 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from snowball import metrics
-from snowball.engine.packing import Batch
+from snowball.engine.packing import RowBatch
 from snowball.tasks.item import Item
 
 
-class Reads:
+class ReadPositions:
     """The positions of a batch from which a token is predicted, each once, and what is predicted.
 
-    The continuations of the batch are numbered row by row.
+    The continuations of the batch are numbered row by row. A *target* is a token to predict: target
+    t is token `token[t]` of continuation `continuation[t]`, predicted at read `read_of[t]`; read r
+    is position `positions[r]` of row `rows[r]`.
     """
 
-    def __init__(self, batch: Batch, items: Sequence[Item]) -> None:
-        places: dict[tuple[int, int], int] = {}
-        read, token, continuation, mean_over = [], [], [], []
-        starts = [0]
+    def __init__(self, batch: RowBatch, items: Sequence[Item]) -> None:
+        places: dict[tuple[int, int], int] = {}  # the read of (row, position)
+        read, token, continuation = [], [], []  # of each target
+        mean_over = []  # of each read: whether it counts for the KL
+        starts = [0]  # the first continuation of each row, and how many there are
         for index, row in enumerate(batch.rows):
+            # The item's own numbers of the continuations in this row: all, or only one.
             chosen = sorted({target.continuation for target in row.targets})
             if not items[row.item].running_text:  # the KL is read here, whatever is scored
                 places[index, row.context_length - 1] = len(places)
                 mean_over.append(True)
             for target in row.targets:
                 place = places.setdefault((index, target.position), len(places))
-                if place == len(mean_over):
+                if place == len(mean_over):  # a new read
                     mean_over.append(items[row.item].running_text)
                 read.append(place)
                 token.append(target.token)
@@ -76,7 +80,7 @@ class Predictions:
     kl: Float[Tensor, "slots reads"]
 
     @classmethod
-    def empty(cls, slots: int, reads: Reads) -> Predictions:
+    def empty(cls, slots: int, reads: ReadPositions) -> Predictions:
         """Before any logits are seen."""
         device, shape = reads.rows.device, (slots, reads.continuations)
         return cls(
@@ -89,18 +93,22 @@ class Predictions:
         self,
         slots: slice,
         first_read: int,
-        reads: Reads,
+        reads: ReadPositions,
         logits: Float[Tensor, "some_slots some_reads vocabulary"],
-        intact: Float[Tensor, "some_reads vocabulary"],
+        reference: Float[Tensor, "some_reads vocabulary"],
     ) -> None:
-        """Adds the targets of some slots at some consecutive reads; `intact`: the intact logits."""
+        """Adds the targets of some slots at some consecutive reads.
+
+        `reference`: the logits there of the removal that the KL is from.
+        """
         count = logits.shape[1]
-        wanted = (reads.read_of >= first_read) & (reads.read_of < first_read + count)
+        # Targets that are predicted at these reads; a read has several where branches part.
+        wanted = (reads.read_of >= first_read) & (reads.read_of < first_read + count)  # [targets]
         read, token = reads.read_of[wanted] - first_read, reads.token[wanted]
         continuation = reads.continuation[wanted]
-        chosen = logits[:, read, token]
-        most = logits.amax(-1)
-        normaliser = torch.logsumexp(logits, dim=-1)
+        chosen = logits[:, read, token]  # [some slots, targets wanted]
+        most = logits.amax(-1)  # [some slots, some reads]
+        normaliser = torch.logsumexp(logits, dim=-1)  # [some slots, some reads]
         self.loglikelihoods[slots].index_add_(
             1, continuation, (chosen.double() - normaliser[:, read].double())
         )
@@ -108,5 +116,5 @@ class Predictions:
         averaged = reads.in_kl[first_read : first_read + count].nonzero()[:, 0]
         if len(averaged):
             self.kl[slots, first_read + averaged] = metrics.kl_divergence(
-                intact[averaged], logits[:, averaged]
+                reference[averaged], logits[:, averaged]
             )

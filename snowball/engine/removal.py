@@ -8,7 +8,7 @@ stream.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
@@ -104,14 +104,16 @@ def pair_removals(layers: int) -> list[Removal]:
 class Step:
     """What happens at one layer: copies between slots, then one call per set of removed sublayers.
 
-    `forks` are (source, destination); `calls` maps the sublayers that stay silent to the slots that
-    pass through the layer in place. A live slot in no call skips the layer. `slot_of[i]` is the
-    slot that stands for removal i at this layer, after the forks.
+    `joins` are the slots that begin here, with states that the caller hands in. `forks` are
+    (source, destination); `calls` maps the sublayers that stay silent to the slots that pass
+    through the layer in place. A live slot in no call skips the layer. `slot_of[i]` is the slot
+    that stands for removal i at this layer, after the forks; None before it joins.
     """
 
+    joins: tuple[int, ...]
     forks: tuple[tuple[int, int], ...]
     calls: tuple[tuple[frozenset[Part], tuple[int, ...]], ...]
-    slot_of: tuple[int, ...]
+    slot_of: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,36 +123,79 @@ class Plan:
     Removal i ends in slot i. Removals that agree on the layers passed so far share the slot of the
     first of them; where they part, the slot is forked. Removing each of L layers in turn (and none)
     takes L (L + 1) / 2 layer runs, against L^2 one by one.
+
+    `reference` is the place of the removal that all are compared with. The first `wanted` removals
+    are those that were asked for; the reference follows them if it is not among them. `start` is
+    the slot that h_0 enters.
     """
 
     removals: tuple[Removal, ...]
     steps: tuple[Step, ...]
+    reference: int
+    wanted: int
+    start: int
 
     @property
     def layer_runs(self) -> int:
         """Slots that pass a layer, summed over layers (a layer with a silent sublayer counts)."""
         return sum(len(slots) for step in self.steps for _, slots in step.calls)
 
+    @property
+    def joining(self) -> frozenset[int]:
+        """The slots whose states are handed in at some layer."""
+        return frozenset(slot for step in self.steps for slot in step.joins)
+
+    def reference_slot(self, layer: int) -> int:
+        """The slot that stands for the reference after a layer."""
+        slot = self.steps[layer].slot_of[self.reference]
+        assert slot is not None, "the reference never joins late"
+        return slot
+
     def live(self, depth: int) -> tuple[int, ...]:
-        """The slots that hold a state of their own at depth `depth` (h_depth), in order."""
-        forked = {target for step in self.steps[:depth] for _, target in step.forks}
-        return (0, *sorted(forked))
+        """The slots that hold a state of their own after `depth` layers, in order."""
+        begun = {target for step in self.steps[:depth] for _, target in step.forks}
+        begun.update(slot for step in self.steps[:depth] for slot in step.joins)
+        return tuple(sorted({self.start, *begun}))
 
 
-def plan_removals(removals: Sequence[Removal], layers: int) -> Plan:
+def plan_removals(
+    removals: Sequence[Removal],
+    layers: int,
+    *,
+    reference: Removal | None = None,
+    joins: Mapping[Removal, int] | None = None,
+) -> Plan:
     """The plan for the given removals, which must be different; see `Plan`.
 
+    `reference`: what all are compared with, by default the first of them. `joins`: the layer at
+    which a removal joins the pass, with the state that enters this layer, known from another pass;
+    all others are run from the first layer on.
+
     Raises:
-        RemovalError: no removals, one twice, or a unit that a model of `layers` layers lacks.
+        RemovalError: no removals, one twice, a unit that a model of `layers` layers lacks, a join
+            of something else than these removals or beyond the layers, or of the reference.
     """
     _check(removals, layers)
-    groups: dict[int, list[int]] = {0: list(range(len(removals)))}
+    every = tuple(removals)
+    reference = every[0] if reference is None else reference
+    if reference not in every:
+        every = (*every, reference)
+        _check(every, layers)
+    joins = joins or {}
+    _check_joins(joins, every, reference, layers)
+    # Members (removals) by slot: all that have been treated alike so far, in the slot of the first.
+    begun = [index for index, removal in enumerate(every) if joins.get(removal, 0) == 0]
+    groups: dict[int, list[int]] = {begun[0]: begun}
     steps = []
     for layer in range(layers):
+        joined = [index for index, removal in enumerate(every) if joins.get(removal) == layer > 0]
+        groups.update((index, [index]) for index in joined)
         following: dict[int, list[int]] = {}
         forks, calls = [], {}
         for slot, members in groups.items():
-            for silent, share in _by_action(removals, members, layer).items():
+            # Each share of the members does one thing here. The share of the slot's own removal
+            # keeps the slot, every other share takes a copy to the slot of its first member.
+            for silent, share in _by_action(every, members, layer).items():
                 following[share[0]] = share
                 if share[0] != slot:
                     forks.append((slot, share[0]))
@@ -161,12 +206,13 @@ def plan_removals(removals: Sequence[Removal], layers: int) -> Plan:
         slot_of = {member: slot for slot, members in groups.items() for member in members}
         steps.append(
             Step(
+                tuple(joined),
                 tuple(sorted(forks)),
                 tuple((silent, tuple(sorted(slots))) for silent, slots in ordered),
-                tuple(slot_of[index] for index in range(len(removals))),
+                tuple(slot_of.get(index) for index in range(len(every))),
             )
         )
-    return Plan(tuple(removals), tuple(steps))
+    return Plan(every, tuple(steps), every.index(reference), len(removals), begun[0])
 
 
 def _by_action(
@@ -194,6 +240,21 @@ def _check(removals: Sequence[Removal], layers: int) -> None:
                     f"the removal {removal_name(removal)} needs layer {unit.layer}, but the model "
                     f"has layers 0..{layers - 1}"
                 )
+
+
+def _check_joins(
+    joins: Mapping[Removal, int], removals: Sequence[Removal], reference: Removal, layers: int
+) -> None:
+    for removal, layer in joins.items():
+        name = removal_name(removal)
+        if removal not in removals:
+            raise RemovalError(f"{name} is to join at layer {layer}, but is none of the removals")
+        if removal == reference:
+            raise RemovalError(f"{name} is the reference, whose states all layers need: run it")
+        if not 0 <= layer < layers:
+            raise RemovalError(
+                f"{name} is to join at layer {layer}, but the model has layers 0..{layers - 1}"
+            )
 
 
 def _check_overlap(removal: Removal) -> None:

@@ -21,7 +21,7 @@ BATCH_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PaddedSequences:
     """Rows of sequences, padded on the right; `rows` are their places among all sequences."""
 
     rows: list[int]
@@ -29,10 +29,12 @@ class Batch:
     lengths: Int[Tensor, " batch"]
 
 
-def in_batches(decoder: ResidualDecoder, sequences: Sequence[tuple[int, ...]]) -> list[Batch]:
+def in_batches(
+    decoder: ResidualDecoder, sequences: Sequence[tuple[int, ...]]
+) -> list[PaddedSequences]:
     """Right-padded batches of sequences of similar length, each within the memory allowance."""
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
-    batches: list[Batch] = []
+    batches: list[PaddedSequences] = []
     rows: list[int] = []
     for row in order:
         if rows and (len(rows) + 1) * row_bytes(decoder, len(sequences[row])) > BATCH_BYTES:
@@ -50,12 +52,12 @@ def row_bytes(decoder: ResidualDecoder, length: int) -> int:
     return 8 * length * (states + patterns + 3 * config.intermediate_size)
 
 
-def _pad(sequences: Sequence[tuple[int, ...]], rows: list[int]) -> Batch:
+def _pad(sequences: Sequence[tuple[int, ...]], rows: list[int]) -> PaddedSequences:
     lengths = torch.tensor([len(sequences[row]) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
     for index, row in enumerate(rows):
         ids[index, : lengths[index]] = torch.tensor(sequences[row])
-    return Batch(rows, ids, lengths)
+    return PaddedSequences(rows, ids, lengths)
 
 
 def prompts_of(dataset: Dataset) -> list[tuple[int, ...]]:
@@ -80,7 +82,7 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Reads:
+class AnswerReads:
     """Where the answers of a batch are read: positions, wanted tokens, and which of them count."""
 
     at: Int[Tensor, "batch reads"]
@@ -89,7 +91,7 @@ class Reads:
     scored: Bool[Tensor, "batch reads"]
 
     @classmethod
-    def of(cls, paths: list[Path], lengths: Int[Tensor, " batch"]) -> Reads:
+    def of(cls, paths: list[Path], lengths: Int[Tensor, " batch"]) -> AnswerReads:
         counts = torch.tensor([len(path.answer) for path in paths])
         step = torch.arange(int(counts.max()))
         used = step < counts[:, None]
@@ -100,8 +102,8 @@ class Reads:
         scored = step < torch.tensor([path.scored for path in paths])[:, None]
         return cls(at, wanted, used, scored)
 
-    def part(self, rows: slice) -> Reads:
-        return Reads(self.at[rows], self.wanted[rows], self.used[rows], self.scored[rows])
+    def part(self, rows: slice) -> AnswerReads:
+        return AnswerReads(self.at[rows], self.wanted[rows], self.used[rows], self.scored[rows])
 
     def judge(
         self, logits: Float[Tensor, "batch reads vocab"]

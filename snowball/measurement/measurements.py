@@ -20,8 +20,8 @@ from snowball.data.dataset import Dataset
 from snowball.decoders.residual_decoder import ResidualDecoder
 from snowball.measurement import answer_batches as teacher_forcing
 from snowball.measurement.answer_batches import (
+    AnswerReads,
     Path,
-    Reads,
     answer_paths,
     answers_of,
     in_batches,
@@ -179,7 +179,7 @@ def right_answers(
     emitted = torch.zeros(len(paths), dtype=torch.bool)
     likelihood = torch.zeros(len(paths), dtype=torch.float64)
     for batch in in_batches(decoder, [path.sequence for path in paths]):
-        reads = Reads.of([paths[row] for row in batch.rows], batch.lengths)
+        reads = AnswerReads.of([paths[row] for row in batch.rows], batch.lengths)
         logits = decoder.forward(batch.ids, removed, reads.at)
         emitted[batch.rows], likelihood[batch.rows], _ = reads.judge(logits)
     label, _, chosen = _label_distractor_and_choice(dataset, likelihood)
@@ -293,7 +293,7 @@ def _measure_answers(
     likelihood = torch.zeros(variants, len(paths), dtype=torch.float64)
     least = torch.zeros(variants, len(paths), dtype=torch.float64)
     for batch in _advancing(in_batches(decoder, [path.sequence for path in paths]), progress):
-        reads = Reads.of([paths[row] for row in batch.rows], batch.lengths)
+        reads = AnswerReads.of([paths[row] for row in batch.rows], batch.lengths)
         # Rows whose logits are held at a time.
         step = max(
             1, teacher_forcing.BATCH_BYTES // (16 * reads.at.shape[1] * decoder.config.vocab_size)

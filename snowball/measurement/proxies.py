@@ -21,7 +21,7 @@ from snowball import metrics
 from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder
 from snowball.errors import SnowballError
-from snowball.measurement.answer_batches import Path, Reads, in_batches, prompts_of
+from snowball.measurement.answer_batches import AnswerReads, Path, in_batches, prompts_of
 from snowball.measurement.measurements import right_answers
 
 
@@ -196,7 +196,7 @@ class _Labels:
     """Labels of a batch of examples; the weights are those of their tokens in the loss L."""
 
     ids: Tensor
-    reads: Reads
+    reads: AnswerReads
     weights: Float[Tensor, "batch reads"]
 
     def logits(
@@ -213,7 +213,7 @@ class _Labels:
 def _labels(decoder: Decoder, dataset: Dataset) -> Iterator[_Labels]:
     paths = [Path.of(dataset, index, e.label) for index, e in enumerate(dataset.examples)]
     for batch in in_batches(decoder, [path.sequence for path in paths]):
-        reads = Reads.of([paths[row] for row in batch.rows], batch.lengths)
+        reads = AnswerReads.of([paths[row] for row in batch.rows], batch.lengths)
         counts = reads.used.sum(1, keepdim=True)
         yield _Labels(batch.ids, reads, reads.used.double() / counts / len(paths))
 

@@ -404,11 +404,6 @@ def test_items_longer_than_the_context_are_named() -> None:
         list(engine.run([fits, long]))
 
 
-def test_the_intact_model_comes_first() -> None:
-    with pytest.raises(RemovalError, match="the first removal must be the intact model"):
-        AblationEngine(model_of("llama"), [frozenset({Unit(1)}), INTACT])
-
-
 def test_layers_that_the_model_lacks_are_refused() -> None:
     with pytest.raises(RemovalError, match=r"needs layer 4, but the model has layers 0\.\.3"):
         AblationEngine(model_of("llama"), [INTACT, frozenset({Unit(4)})])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.engine.packing import Batch, Row, batch_rows, group_bundles, pack_row, plain_rows
+from snowball.engine.packing import Row, RowBatch, batch_rows, group_bundles, pack_row, plain_rows
 from snowball.tasks.item import Item
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def targets_alone(item: Item, choice: int) -> list[tuple[Tokens, int]]:
     return [(whole[:end], whole[end]) for end in range(start + skipped, len(whole))]
 
 
-def seen_by(batch: Batch, row: int, place: int) -> list[int]:
+def seen_by(batch: RowBatch, row: int, place: int) -> list[int]:
     return batch.tree_mask()[row, 0, place].nonzero()[:, 0].tolist()
 
 

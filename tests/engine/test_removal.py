@@ -55,9 +55,12 @@ def defined_state(removal: Removal, layers: int) -> State:
 
 def simulated(plan: Plan) -> tuple[dict[int, State], list[tuple[int, frozenset[Part], State]]]:
     """The states in which the slots end, and every layer run: layer, silent sublayers, input."""
-    states: dict[int, State] = {0: ()}
+    states: dict[int, State] = {plan.start: ()}
     runs = []
     for layer, step in enumerate(plan.steps):
+        for slot in step.joins:
+            assert slot not in states, "a join overwrites a state"
+            states[slot] = defined_state(plan.removals[slot], layer)
         for source, target in step.forks:
             assert target not in states, "a fork overwrites a state"
             states[target] = states[source]
@@ -69,6 +72,9 @@ def simulated(plan: Plan) -> tuple[dict[int, State], list[tuple[int, frozenset[P
                 states[slot] = (*states[slot], (layer, silent))
         assert plan.live(layer + 1) == tuple(sorted(states))
         for index, slot in enumerate(step.slot_of):
+            if slot is None:
+                assert any(index in later.joins for later in plan.steps[layer + 1 :])
+                continue
             assert states[slot] == defined_state(plan.removals[index], layer + 1)
     return states, runs
 
@@ -179,6 +185,70 @@ def test_no_layer_runs_twice_on_equal_states(drawn: tuple[int, list[Removal]]) -
     layers, chosen = drawn
     _, runs = simulated(plan_removals(chosen, layers))
     assert len(set(runs)) == len(runs)
+
+
+@given(sets_of_removals(), st.data())
+def test_the_reference_is_run_whether_it_was_asked_for_or_not(
+    drawn: tuple[int, list[Removal]], data: st.DataObject
+) -> None:
+    layers, chosen = drawn
+    reference = data.draw(st.sampled_from(chosen) | removals(layers))
+    plan = plan_removals(chosen, layers, reference=reference)
+    assert plan.removals[: plan.wanted] == tuple(chosen)
+    assert plan.removals[plan.reference] == reference
+    assert len(plan.removals) - plan.wanted == (reference not in chosen)
+    states, _ = simulated(plan)
+    assert states[plan.reference] == defined_state(reference, layers)
+    slots = [plan.reference_slot(layer) for layer in range(layers)]
+    assert slots == [step.slot_of[plan.reference] for step in plan.steps]
+    assert plan_removals(chosen, layers).reference == 0
+
+
+@given(sets_of_removals(), st.data())
+def test_removals_that_join_late_end_in_their_own_states_and_run_no_layer_before(
+    drawn: tuple[int, list[Removal]], data: st.DataObject
+) -> None:
+    layers, chosen = drawn
+    late = data.draw(st.lists(st.sampled_from(chosen), unique=True))
+    joins = {one: data.draw(st.integers(0, layers - 1)) for one in late if one != chosen[0]}
+    plan = plan_removals(chosen, layers, joins=joins)
+    states, runs = simulated(plan)
+    assert states == {i: defined_state(removal, layers) for i, removal in enumerate(chosen)}
+    assert plan.layer_runs == len(runs)
+    assert plan.joining == {chosen.index(one) for one, layer in joins.items() if layer > 0}
+    for layer, step in enumerate(plan.steps):
+        waiting = {chosen.index(one) for one, start in joins.items() if start > layer}
+        assert waiting.isdisjoint(slot for _, slots in step.calls for slot in slots)
+
+
+def test_what_joins_with_known_states_saves_the_layers_before() -> None:
+    """Candidates {4, j} beside the reference {4} agree with {j} up to layer 4, run before."""
+    pairs = [frozenset({Unit(4), Unit(j)}) for j in range(4)]
+    joins = {pair: 4 for pair in pairs}
+    reference = frozenset({Unit(4)})
+    saved = plan_removals(pairs, 5, reference=reference, joins=joins)
+    # Layer 4 is removed, so that nothing is left to run but the reference.
+    assert saved.layer_runs == 4
+    assert plan_removals(pairs, 5, reference=reference).layer_runs == 4 + 3 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("removal", "layer", "message"),
+    [
+        ({Unit(2)}, 1, "2 is to join at layer 1, but is none of the removals"),
+        ({Unit(1)}, 3, r"1 is to join at layer 3, but the model has layers 0\.\.2"),
+        ({Unit(1)}, -1, "1 is to join at layer -1, but the model has layers"),
+        (set(), 1, "intact is the reference, whose states all layers need: run it"),
+    ],
+)
+def test_joins_that_mean_nothing_are_refused(removal: set[Unit], layer: int, message: str) -> None:
+    with pytest.raises(RemovalError, match=message):
+        plan_removals([INTACT, frozenset({Unit(1)})], 3, joins={frozenset(removal): layer})
+
+
+def test_a_reference_that_the_model_lacks_is_refused() -> None:
+    with pytest.raises(RemovalError, match=r"needs layer 3, but the model has layers 0\.\.2"):
+        plan_removals([INTACT], 3, reference=frozenset({Unit(3)}))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5, 32])

@@ -1,0 +1,251 @@
+"""One batch of rows on its way through the layers, with all removals of a plan at once.
+
+The batch grows as it passes the layers. Every removal that has not yet differed from the others
+shares its states with them; where it parts, the unmodified states are copied to a slot of its own.
+
+A pass is advanced one layer at a time by whoever drives it: a batch through all layers and then the
+next batch (what the engine does), or all batches through a layer and then the next layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from snowball.engine.activations import ActivationRecorder, ItemActivations
+from snowball.engine.layer_stack import Entry, LayerCall, LayerStack
+from snowball.engine.packing import RowBatch
+from snowball.engine.predictions import Predictions, ReadPositions
+from snowball.engine.removal import Plan, removal_name
+from snowball.errors import SnowballError
+from snowball.tasks.item import Item
+
+# Hidden units of an MLP per coordinate of the stream, in most decoders.
+_UNITS_PER_COORDINATE = 4
+
+
+class AblationError(SnowballError):
+    """The engine cannot run an item, or a model gives NaN or infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAblation:
+    """What every removal makes of one item.
+
+    Rows are the removals that were asked for, in the order given; the reference has a row only if
+    it is one of them. `loglikelihoods`: natural logarithms, summed over the tokens of each
+    continuation. `greedy`: whether each token of a continuation is the likeliest. `kl`:
+    KL(reference || removed) of the next token in nats, where the continuations begin, or the mean
+    over all tokens of running text.
+    """
+
+    item: int
+    loglikelihoods: Float[Tensor, "removals continuations"]
+    greedy: Bool[Tensor, "removals continuations"]
+    kl: Float[Tensor, " removals"]
+    activations: ItemActivations
+
+
+class Pass:
+    """A batch and all removals of a plan: `enter` once, `advance` over every layer, `finish`.
+
+    Between two advances `states[slot]` may be read and kept: after layer l it is h_{l+1} of the
+    removals that this slot stands for. Another pass of the same batch takes it for a removal that
+    its plan lets join at layer l + 1. `token_budget` is the number of tokens in one layer call.
+    """
+
+    def __init__(
+        self,
+        stack: LayerStack,
+        plan: Plan,
+        batch: RowBatch,
+        items: Sequence[Item],
+        token_budget: int,
+    ) -> None:
+        self.plan = plan
+        self._stack = stack
+        self._batch = batch
+        self._items = items
+        self._token_budget = token_budget
+        self._recorder = ActivationRecorder(batch, items, plan)
+        self._repeated = _RepeatedCalls(len(batch.rows))
+        self._entry: Entry
+        self.states: Float[Tensor, "slots rows length hidden"]
+
+    @torch.inference_mode()
+    def enter(self) -> None:
+        """Runs all that comes before the layers: h_0 stands in the slot `plan.start`."""
+        self._entry = self._stack.enter(**self._model_inputs())
+        hidden = self._entry.hidden  # [rows, length, hidden]
+        self.states = hidden.new_empty(len(self.plan.removals), *hidden.shape)
+        self.states[self.plan.start] = hidden
+        self._recorder.enter(hidden)
+
+    @torch.inference_mode()
+    def advance(
+        self,
+        layer: int,
+        joining: Mapping[int, Float[Tensor, "rows length hidden"]] | None = None,
+    ) -> None:
+        """Takes every slot from h_layer to h_{layer+1}; layers come in order.
+
+        `joining`: h_layer of the slots that join at this layer.
+
+        Raises:
+            ValueError: other slots than those of the plan are joining.
+            ActivationError: a state is zero, NaN or infinite.
+        """
+        step, given = self.plan.steps[layer], joining or {}
+        if given.keys() != set(step.joins):
+            raise ValueError(
+                f"layer {layer} is joined by the slots {sorted(step.joins)}, not {sorted(given)}"
+            )
+        for slot, hidden in given.items():
+            self.states[slot] = hidden
+        for source, target in step.forks:
+            self.states[target] = self.states[source]
+        for silent, slots in step.calls:
+            with self._stack.silenced(layer, silent):
+                self._run(layer, slots)
+        self._recorder.leave(layer, self.states)
+
+    @torch.inference_mode()
+    def finish(self) -> list[ItemAblation]:
+        """What every removal makes of each item of the batch.
+
+        Raises:
+            AblationError: a logit is NaN or infinite.
+        """
+        # Masks of all slots, which only the layers need: logits take their place in memory.
+        del self._entry, self._repeated
+        reads = ReadPositions(self._batch, self._items)
+        found = self._predict(reads)
+        return _by_item(found, reads, self._batch, self.plan.wanted, self._recorder.results())
+
+    def _run(self, layer: int, slots: Sequence[int]) -> None:
+        """Runs a layer on some slots in place, as many at once as the token budget holds."""
+        per_call = max(1, self._token_budget // self._batch.ids.numel())
+        for start in range(0, len(slots), per_call):
+            chosen = as_slice(slots[start : start + per_call])
+            hidden = self.states[chosen]  # [chosen slots, rows, length, hidden]
+            call = self._repeated.times(len(hidden), self._entry.calls[layer])
+            out = self._stack.run(layer, hidden.flatten(0, 1), call)  # [slots * rows, ...]
+            self.states[chosen] = out.unflatten(0, hidden.shape[:2])
+
+    def _model_inputs(self) -> dict[str, object]:
+        """A tree mask where rows branch; otherwise the model makes its own mask."""
+        batch = self._batch
+        own = not batch.branched
+        return {
+            "input_ids": batch.ids,
+            "attention_mask": batch.real.long() if own else self._stack.mask(batch.tree_mask()),
+            "position_ids": batch.positions,
+            "use_cache": False,
+        }
+
+    def _predict(self, reads: ReadPositions) -> Predictions:
+        """Log-likelihoods of the targets, from the logits of the positions that are read only."""
+        states, reference = self.states, self.plan.reference
+        found = Predictions.empty(len(states), reads)
+        # A call gives about as many logits as a layer call has hidden units.
+        at_once = self._token_budget * _UNITS_PER_COORDINATE * states.shape[-1]
+        rows_at_once = max(1, at_once // self._stack.vocabulary_size)
+        reads_at_once = max(1, rows_at_once // len(states))
+        slots_at_once = max(1, rows_at_once // reads_at_once)
+        # The slots of the reference go first: the KL of all others is from its logits.
+        starts = range(0, len(states), slots_at_once)
+        order = sorted(starts, key=lambda s: not s <= reference < s + slots_at_once)
+        for first in range(0, len(reads), reads_at_once):
+            chunk = slice(first, first + reads_at_once)
+            hidden = states[:, reads.rows[chunk], reads.positions[chunk]]  # [slots, reads, hidden]
+            of_reference = None
+            for slot in order:
+                slots = slice(slot, slot + slots_at_once)
+                logits = self._logits(hidden[slots])
+                self._check_finite(logits, slot, first, reads)
+                if of_reference is None:
+                    of_reference = logits[reference - slot].clone()
+                found.add(slots, first, reads, logits, of_reference)
+        return found
+
+    def _logits(
+        self, hidden: Float[Tensor, "slots reads hidden"]
+    ) -> Float[Tensor, "slots reads vocabulary"]:
+        logits = self._stack.unembed(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+        # Narrow floats would round each log-likelihood to two or three digits.
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _check_finite(
+        self,
+        logits: Float[Tensor, "some_slots some_reads vocabulary"],
+        first_slot: int,
+        first_read: int,
+        reads: ReadPositions,
+    ) -> None:
+        finite = logits.isfinite().all(-1)  # [slots, reads]
+        if not bool(finite.all()):
+            slot, read = (~finite).nonzero()[0].tolist()
+            name = removal_name(self.plan.removals[first_slot + slot])
+            raise AblationError(
+                f"{reads.source(first_read + read)}: logits are NaN or infinite with removal {name}"
+            )
+
+
+class _RepeatedCalls:
+    """Layer calls for several slots at once; what layers share is repeated once per batch."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        # Holding the tensor beside its copy keeps its id from being given to another.
+        self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def times(self, slots: int, call: LayerCall) -> LayerCall:
+        """The call of one slot, for `slots` of them one after the other."""
+
+        def repeat(value: Tensor) -> Tensor:
+            if (id(value), slots) not in self._made:
+                copies = value.repeat(slots, *(1 for _ in value.shape[1:]))
+                self._made[id(value), slots] = (value, copies)
+            return self._made[id(value), slots][1]
+
+        return call.with_rows(slots * self._rows, repeat)
+
+
+def as_slice(slots: Sequence[int]) -> slice | list[int]:
+    """Consecutive slots as a slice, which copies nothing."""
+    consecutive = slots[-1] - slots[0] + 1 == len(slots)
+    return slice(slots[0], slots[-1] + 1) if consecutive else list(slots)
+
+
+def _by_item(
+    found: Predictions,
+    reads: ReadPositions,
+    batch: RowBatch,
+    wanted: int,
+    activations: Mapping[int, ItemActivations],
+) -> list[ItemAblation]:
+    """Splits the results of a batch by item; an item may have several rows."""
+    # Removal i ends in slot i, and the first of them are those that were asked for.
+    loglikelihoods = found.loglikelihoods[:wanted].cpu()  # [removals, continuations of the batch]
+    greedy = (found.misses[:wanted] == 0).cpu()
+    kl, in_kl = found.kl[:wanted].cpu(), reads.in_kl.cpu()  # [removals, reads], [reads]
+    results = []
+    for item in activations:
+        rows = [index for index, row in enumerate(batch.rows) if row.item == item]
+        columns = [column for index in rows for column in reads.continuations_of(index)]
+        # The KL is read in the first row of the item: its other rows repeat the context.
+        mine = torch.isin(reads.rows, torch.tensor(rows[:1], device=reads.rows.device)).cpu()
+        results.append(
+            ItemAblation(
+                item,
+                loglikelihoods[:, columns],
+                greedy[:, columns],
+                kl[:, mine & in_kl].mean(1),
+                activations[item],
+            )
+        )
+    return results
