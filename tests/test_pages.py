@@ -179,6 +179,7 @@ MADE: dict[str, Callable[[Path], None]] = {
     "tiny-llama": tiny_llama,
     "questions.jsonl": questions,
     "report.json": report,
+    "benchmarks": lambda path: path.symlink_to(ROOT / "benchmarks"),
 }
 
 
