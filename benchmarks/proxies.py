@@ -16,23 +16,10 @@ from typing import Any
 
 import snowball
 from snowball.construction.card import provenance
-from snowball.construction.proxy_blindness.builder import FAMILIES, Family
+from snowball.criteria import FAMILIES, Family, label_of
 from snowball.files import atomic_file, write_json
 
 LAYERS, TARGET, EPSILON = 8, 3, 1e-6
-TITLES = {
-    "cosine": "cosine",
-    "cosine_last": "cosine, last token",
-    "angular": "angular distance",
-    "norm_change": "|log norm ratio|",
-    "update_norm": "size of update",
-    "perplexity": "perplexity change",
-    "kl": "KL divergence",
-    "taylor": "Taylor Σ|WG|",
-    "taylor_signed": "Taylor |ΣWG|",
-    "taylor_function": "Taylor |⟨∂L/∂y, y−x⟩|",
-    "magnitude": "magnitude Σ|W|",
-}
 
 
 def main() -> None:
@@ -82,7 +69,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines.append("|---|" + "--:|" * (LAYERS + 1))
     for name, values in found["values"].items():
         cells = [f"**{v:.2g}**" if k == TARGET else f"{v:.2g}" for k, v in enumerate(values)]
-        title = TITLES[name].replace("|", "\\|")
+        title = label_of(name).replace("|", "\\|")
         lines.append(f"| {title} | {' | '.join(cells)} | {found['ranks'][name]} |")
     relevances = [
         f"**{v:g}**" if k == TARGET else f"{v:g}" for k, v in enumerate(found["relevance"])
@@ -117,7 +104,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             )
     left.set_xscale("log")
     left.set_xlim(FLOOR / 2, CEILING)
-    left.set_yticks(range(len(rows)), [TITLES[name] for name, _ in rows], fontsize=9)
+    left.set_yticks(range(len(rows)), [label_of(name) for name, _ in rows], fontsize=9)
     left.set_xlabel("importance, in units of the least important other layer")
     left.grid(axis="y", color="0.92", zorder=0)
     right.bar(range(LAYERS), found["relevance"], color=COLOURS, width=0.7)

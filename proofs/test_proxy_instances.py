@@ -13,11 +13,10 @@ from ball_decoder import DenseDecoder, Run
 from flint import arb
 
 from snowball.construction.proxy_blindness.builder import (
-    FAMILIES,
-    Family,
     ProxyBlindModel,
     proxy_blind,
 )
+from snowball.criteria import FAMILIES, Family
 from snowball.data.dataset import Dataset, Example
 
 BITS = 192

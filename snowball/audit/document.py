@@ -7,10 +7,11 @@ document.dataset("arc_easy").relevance.layers[11].value
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from snowball import criteria
 from snowball.engine.self_check import SelfCheck
 from snowball.files import FileError, read_json, write_json
 from snowball.results.correlation import Correlations, PooledCorrelations
@@ -23,7 +24,7 @@ from snowball.typed_json import FLAT, MalformedError, from_json, to_json
 DOCUMENT = "audit.json"
 
 # The score that is judged first.
-COSINE = "cosine"
+COSINE = criteria.COSINE.name
 INTACT = "intact"
 
 RUNNING_TEXT = "running text"
@@ -31,6 +32,8 @@ ACCURACY = "accuracy"
 
 ByLayer = tuple[float, ...]
 ByRemoval = Mapping[str, float]
+
+_T = TypeVar("_T")
 
 
 class DocumentError(FileError):
@@ -146,7 +149,8 @@ class Answers:
 class DatasetFindings:
     """What was measured on one dataset; running text has a perplexity, any other has answers.
 
-    `means` holds the mean over items by metric and removal, `scores` the scores by name and layer,
+    `means` holds the mean over items by metric and removal, `scores` the scores by name, as in
+    `snowball.criteria` ("NAME (DATASET)" if measured on another dataset), and by layer,
     `angular_pairs[i][j]` the mean angular distance of the states h_i and h_j.
     """
 
@@ -254,6 +258,10 @@ class AuditDocument(Summary, Run):
     def __post_init__(self) -> None:
         for dataset in self.datasets:
             _check_sizes(dataset, self.model.layers)
+            _check_names(dataset.scores)
+            if dataset.judgement is not None:
+                _check_names(dataset.judgement.proxies)
+        _check_names(self.pooled)
         if self.above_chance and COSINE not in self.pooled:
             raise ValueError(f"the score {COSINE!r} is not among the pooled ones")
 
@@ -273,6 +281,11 @@ class AuditDocument(Summary, Run):
                 return one
         listed = ", ".join(one.name for one in self.datasets)
         raise DocumentError(f"the audit has no dataset {name!r}; it has: {listed}")
+
+    def in_current_names(self) -> Self:
+        """The document with every score under its name in `snowball.criteria`."""
+        datasets = tuple(map(_in_current_names, self.datasets))
+        return replace(self, datasets=datasets, pooled=_renamed(self.pooled))
 
     def to_json(self) -> dict[str, Any]:
         """As `audit.json` holds it."""
@@ -295,11 +308,16 @@ class AuditDocument(Summary, Run):
 
 
 def read_audit(folder: str | Path) -> AuditDocument:
-    """The document of the audit in a run folder.
+    """The document of the audit in a run folder; old names of scores are replaced.
 
     Raises:
         FileError: `audit.json` is missing, or (DocumentError) not the document of an audit.
     """
+    return read_as_written(folder).in_current_names()
+
+
+def read_as_written(folder: str | Path) -> AuditDocument:
+    """The document of the audit in a run folder, with the names it has. Raises as `read_audit`."""
     path = Path(folder) / DOCUMENT
     return AuditDocument.from_json(read_json(path), str(path))
 
@@ -311,7 +329,30 @@ def write_audit(folder: Path, document: AuditDocument) -> Path:
     return path
 
 
+# --- names ------------------------------------------------------------------------------------
+
+
+def _in_current_names(dataset: DatasetFindings) -> DatasetFindings:
+    answers = dataset.answers
+    if answers is not None and answers.judgement is not None:
+        judgement = replace(answers.judgement, proxies=_renamed(answers.judgement.proxies))
+        answers = replace(answers, judgement=judgement)
+    return replace(dataset, scores=_renamed(dataset.scores), answers=answers)
+
+
+def _renamed(by_name: Mapping[str, _T]) -> dict[str, _T]:
+    return {criteria.current_name(name): value for name, value in by_name.items()}
+
+
 # --- checks -----------------------------------------------------------------------------------
+
+
+def _check_names(by_name: Mapping[str, object]) -> None:
+    """Every name, old or not, means a criterion, and no two the same."""
+    names = [criteria.current_name(name) for name in by_name]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the score {name!r} is there twice, also under an old name")
 
 
 def _check_sizes(dataset: DatasetFindings, layers: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from snowball import criteria
 from snowball.audit.document import COSINE, AuditDocument, DatasetFindings, Judgement
 from snowball.audit.tables import confidence, interval_text, listed, pooled_by_spearman
 from snowball.files import atomic_file
@@ -56,7 +57,12 @@ def plot_all(document: AuditDocument, folder: Path) -> list[Drawn]:
     Raises:
         FileError: a file cannot be written.
     """
-    return [_written(name, draw, document, folder) for name, draw in FIGURES.items()]
+    return [plot(name, document, folder) for name in FIGURES]
+
+
+def plot(name: str, document: AuditDocument, folder: Path) -> Drawn:
+    """Writes one of `FIGURES`, as `plot_all` does."""
+    return _written(name, FIGURES[name], document, folder)
 
 
 def draw_layers(document: AuditDocument) -> Figure:
@@ -195,7 +201,7 @@ def draw_proxies(document: AuditDocument) -> Figure:
     axes.barh(places, [value for *_, value in found], color=colours, height=0.7)
     _interval_lines(axes.hlines, places, [one for _, one, _ in found])
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(places, [_shown(name) for name, *_ in found], fontsize=9)
+    axes.set_yticks(places, [_shown(criteria.label_of(name)) for name, *_ in found], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel(
         f"Spearman correlation with relevance, {confidence(document)} interval", fontsize=9

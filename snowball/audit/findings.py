@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from snowball import criteria
 from snowball.audit.document import COSINE, INTACT, AuditDocument, DatasetFindings, Judgement
 from snowball.audit.tables import (
     confidence,
@@ -81,8 +82,8 @@ def _on_proxies(document: AuditDocument) -> Iterator[str]:
     one = correlations.spearman.coefficient
     if one.value is not None:
         yield (
-            f"Of {len(found)} scores, “{best}” has the highest Spearman correlation with "
-            f"relevance, {_with_interval(document, one)}."
+            f"Of {len(found)} scores, “{criteria.label_of(best)}” has the highest Spearman "
+            f"correlation with relevance, {_with_interval(document, one)}."
         )
 
 

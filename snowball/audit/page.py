@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from snowball import criteria
 from snowball.audit.document import (
     COSINE,
     AuditDocument,
     DatasetFindings,
-    read_audit,
+    read_as_written,
 )
-from snowball.audit.figures import FIGURES
+from snowball.audit.figures import FIGURES, plot
 from snowball.audit.findings import findings
 from snowball.audit.tables import (
     Sheet,
@@ -41,6 +42,17 @@ _TITLES = {
     "proxies": "Every score compared",
     "snowball": "Snowball curves: how far a removal is felt",
 }
+# In the order in which an audit holds them.
+_COMPARED = (
+    criteria.COSINE,
+    criteria.COSINE_LAST,
+    criteria.ANGULAR,
+    criteria.NORM_RATIO,
+    criteria.KL,
+    criteria.TAYLOR,
+    criteria.TAYLOR_LOSS_CHANGE,
+    criteria.PERPLEXITY,
+)
 _CAPTIONS = {
     "layers": "Cosine score of a layer: 1 − cos(h_l, h_{l+1}) between its input and its output, "
     "mean over the tokens of the prompts (0: the direction is unchanged; 2: it is reversed). "
@@ -64,11 +76,11 @@ _CAPTIONS = {
     "(horizontal), summed over the datasets on which the model is above chance. Rank 1 is the "
     "least. A layer of a tie counts in equal parts at every rank that the tie takes.",
     "proxies": "Spearman correlation of every score with relevance, over the layers of all "
-    "datasets on which the model is above chance; both are standardised within each dataset. "
-    "Angular: arccos of the cosine, over π. Norm ratio: length of output over input. KL to "
-    "intact: KL divergence, in nats, of the next-token distribution without the layer. Taylor: "
-    "first-order change of the loss. Perplexity change: perplexity without the layer less that of "
-    "the intact model.",
+    "datasets on which the model is above chance; both are standardised within each dataset. With "
+    "x and y the states that enter and leave the layer, L the loss, p the prediction, W a weight "
+    "of the layer and G its gradient: "
+    + "; ".join(f"{one.label}: {one.formula}" for one in _COMPARED)
+    + ".",
     "snowball": "Divergence of a removal at depth k: |h_k − h′_k| / |h_k|, the distance of the "
     "state without the layer from the state of the intact model, relative to its length, mean over "
     "the tokens of the prompts. A curve begins behind the layer removed; one that rises means that "
@@ -104,12 +116,17 @@ dt { font-weight: 600; } dd { margin: 0 0 0.4rem 1.5rem; }
 def write_report(folder: Path) -> Path:
     """Writes `report.html` from the `audit.json` and the figures of a run folder, at once or not.
 
+    Where the document has old names of scores, the figure that shows all scores is drawn again.
+
     Raises:
         DocumentError: the document is not that of an audit.
         FileError: the document is missing, a figure cannot be read, or the page cannot be written.
     """
     target = folder / REPORT
-    document = read_audit(folder)
+    written = read_as_written(folder)
+    document = written.in_current_names()
+    if document != written:
+        plot("proxies", document, folder)
     write_text(target, report_html(document, _read_figures(folder)))
     return target
 
@@ -198,7 +215,10 @@ def _layer_sheet(document: AuditDocument, dataset: DatasetFindings) -> Sheet:
     columns = {
         "layer": [str(layer) for layer in layers],
         "rank by cosine": [str(rank) for rank in ranks(cosine)],
-        **{name: [score_text(v) for v in values] for name, values in dataset.scores.items()},
+        **{
+            criteria.label_of(name): [score_text(v) for v in values]
+            for name, values in dataset.scores.items()
+        },
     }
     if dataset.perplexity is not None:
         found = dataset.perplexity.by_removal

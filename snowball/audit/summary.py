@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from snowball import criteria
 from snowball.audit.document import (
     ACCURACY,
     COSINE,
@@ -115,12 +116,13 @@ def summarise(
 ) -> Summary:
     """Everything that tables, figures and the report show.
 
-    Scores whose dataset is running text (perplexity change) serve as proxies for every dataset.
+    Scores are named as in `snowball.criteria`. Those whose dataset is running text (perplexity)
+    serve as proxies for every dataset.
     """
     judged = [_Judged.of(numbers, seed, resamples) for numbers in datasets]
     perplexity = {one.numbers.name: _perplexity(one) for one in judged if one.is_text}
     proxies = {
-        f"perplexity change ({name})": np.array(found.change) for name, found in perplexity.items()
+        criteria.PERPLEXITY.on(name): np.array(found.change) for name, found in perplexity.items()
     }
     for one in judged:
         one.add_proxies(proxies)
@@ -182,27 +184,31 @@ class _Judged:
 def _scores(
     numbers: DatasetNumbers, counts: Int[np.ndarray, "resamples items"]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Every proxy of layer importance, and its resamples: high means important."""
+    """Every criterion that is measured on the dataset itself, by name, and its resamples."""
     arrays, tokens = numbers.arrays, numbers.arrays["tokens"].astype(np.int64)
     last = ROLES.index("last")
     sums = {
-        "cosine": (arrays["cosine"][:, _PROMPT].sum(1), tokens[:, _PROMPT].sum(1)),
-        "cosine, last token": (arrays["cosine"][:, last], tokens[:, last]),
-        "angular": (arrays["angular"][:, _PROMPT].sum(1), tokens[:, _PROMPT].sum(1)),
-        "norm ratio": (arrays["norm_ratio"][:, _PROMPT].sum(1), tokens[:, _PROMPT].sum(1)),
+        criteria.COSINE.name: (arrays["cosine"][:, _PROMPT].sum(1), tokens[:, _PROMPT].sum(1)),
+        criteria.COSINE_LAST.name: (arrays["cosine"][:, last], tokens[:, last]),
+        criteria.ANGULAR.name: (arrays["angular"][:, _PROMPT].sum(1), tokens[:, _PROMPT].sum(1)),
+        criteria.NORM_RATIO.name: (
+            arrays["norm_ratio"][:, _PROMPT].sum(1),
+            tokens[:, _PROMPT].sum(1),
+        ),
     }
     if numbers.layers:
         kl = numbers.values["kl"][list(numbers.layers)].T if "kl" in numbers.values else None
         if kl is not None:
-            sums["KL to intact"] = (kl, np.ones(len(kl), dtype=np.int64))
+            sums[criteria.KL.name] = (kl, np.ones(len(kl), dtype=np.int64))
     once = np.ones((1, counts.shape[1]), dtype=np.int64)
     scores = {n: intervals.resample_scores(s.T, t, once)[0] for n, (s, t) in sums.items()}
     resampled = {n: intervals.resample_scores(s.T, t, counts) for n, (s, t) in sums.items()}
     if numbers.taylor is not None:
-        for name, values in (
-            ("Taylor, |W G|", numbers.taylor.parameters),
-            ("Taylor, signed", numbers.taylor.function),
+        for criterion, values in (
+            (criteria.TAYLOR, numbers.taylor.parameters),
+            (criteria.TAYLOR_LOSS_CHANGE, numbers.taylor.function),
         ):
+            name = criterion.name
             scores[name] = np.array(values)
             resampled[name] = np.tile(scores[name], (len(counts), 1))
     return scores, resampled

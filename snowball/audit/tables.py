@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from snowball import criteria
 from snowball.audit.document import (
     COSINE,
     INTACT,
@@ -108,7 +109,10 @@ def proxy_sheet(document: AuditDocument) -> Sheet:
     """One row per score, the best Spearman correlation first; undefined ones last."""
     names = [dataset.name for dataset in document.above_chance]
     rows = [
-        (name, *(interval_text(getattr(correlations, kind).coefficient) for kind in _COEFFICIENTS))
+        (
+            criteria.label_of(name),
+            *(interval_text(getattr(correlations, kind).coefficient) for kind in _COEFFICIENTS),
+        )
         for name, correlations in pooled_by_spearman(document)
     ]
     note = (

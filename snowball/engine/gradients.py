@@ -30,6 +30,8 @@ class TaylorScores:
         parameters[l] = sum over the parameters W of layer l of sum_ij |W_ij (G_W)_ij|,
         function[l] = - mean over items of sum over tokens of <d loss / d h_{l+1}, h_{l+1} - h_l>.
 
+    In `snowball.criteria` they are `TAYLOR` and `TAYLOR_LOSS_CHANGE`.
+
     The second is the signed first-order change of the loss when the layer's update is scaled to
     nothing; the first bounds a change of its parameters, and grows with their number.
 

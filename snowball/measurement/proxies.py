@@ -33,22 +33,11 @@ class ProxyError(SnowballError):
 class Proxies:
     """What each proxy says of each layer; the more, the more important the layer.
 
-    Over all real tokens of all prompts, x entering a layer and y leaving it:
-
-        cosine           mean of 1 - cos(x, y)              cosine_last: at the last tokens only
-        angular          mean of arccos(cos(x, y)) / pi
-        norm_change      mean of |log(|y| / |x|)|
-        update_norm      mean of |y - x| / |x|
-
-    With L the mean over the examples of the mean cross-entropy of the tokens of their labels (EOS
-    included where answers end with it), L_l and p_l loss and predictions without layer l, and
-    G = dL/dW the gradients of its weights:
-
-        perplexity       exp(L_l) - exp(L)
-        kl               mean, as in L, of KL(p || p_l) in nats
-        taylor           sum |W G|                          taylor_signed: |sum W G|
-        taylor_function  |sum over tokens of <dL/dy, y - x>|
-        magnitude        sum |W|, of the weights that a decoder does not skip
+    Every field is the criterion of that name in `snowball.criteria`, where its formula stands. Of
+    states the means are over all real tokens of all prompts. The loss L is the mean over the
+    examples of the mean cross-entropy of the tokens of their labels (EOS included where answers end
+    with it), and the KL divergence is averaged as L is. Weights are those that a decoder does not
+    skip.
 
     `relevance` is the accuracy-based relevance (None: undefined), no proxy but what they stand for.
     """

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from snowball import criteria
 from snowball.errors import SnowballError
 from snowball.files import FileError, bytes_of, strict_json
 from snowball.limits import OutOfResources
@@ -23,8 +24,11 @@ from snowball.suite.files import KnownAnswer
 Verdict = Literal["right", "wrong", "failed", "incomplete", "not measured"]
 # What a test, or `snowball grade`, fails for.
 NOT_RIGHT: tuple[Verdict, ...] = ("wrong", "failed", "incomplete")
-SCORES = ("cosine", "cosine_last", "angular", "norm_ratio")
-QUANTITIES = (*SCORES, "accuracy", "relevance", "ranking")
+SCORES = tuple(
+    one.name
+    for one in (criteria.COSINE, criteria.COSINE_LAST, criteria.ANGULAR, criteria.NORM_RATIO)
+)
+QUANTITIES = (*SCORES, "accuracy", criteria.RELEVANCE.name, "ranking")
 
 
 class ReportError(SnowballError):
@@ -150,7 +154,7 @@ def judge(known: KnownAnswer, quantity: str, value: Any) -> Finding:
         return _judge_scores(known, quantity, value)
     judges: dict[str, Callable[[KnownAnswer, Any], Finding]] = {
         "accuracy": _judge_accuracy,
-        "relevance": _judge_relevance,
+        criteria.RELEVANCE.name: _judge_relevance,
         "ranking": _judge_ranking,
     }
     return judges[quantity](known, value)
@@ -165,7 +169,8 @@ def _judge_scores(known: KnownAnswer, quantity: str, value: Any) -> Finding:
     ]
     tolerance = known.answer["tolerance"]["score"]
     # The angle is sqrt(2 c)/pi for a small score c, and as ill-conditioned there.
-    tolerance = math.sqrt(2 * tolerance) / math.pi if quantity == "angular" else tolerance
+    if quantity == criteria.ANGULAR.name:
+        tolerance = math.sqrt(2 * tolerance) / math.pi
     finding = _of_layers(known, quantity, found, right, differences, tolerance)
     if finding.verdict == "wrong":
         return replace(finding, mistake=_recognised(known, quantity, found))
@@ -289,7 +294,7 @@ def _judge_relevance(known: KnownAnswer, value: Any) -> Finding:
     differences = [
         None if a is None or b is None else abs(a - b) for a, b in zip(found, right, strict=True)
     ]
-    return _of_layers(known, "relevance", found, right, differences, 1e-6)
+    return _of_layers(known, criteria.RELEVANCE.name, found, right, differences, 1e-6)
 
 
 def _judge_ranking(known: KnownAnswer, value: Any) -> Finding:

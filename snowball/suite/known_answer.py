@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from snowball import criteria
 from snowball.errors import SnowballError
 from snowball.measurement.measurements import right_answers
 from snowball.measurement.proxies import proxies
@@ -73,7 +74,7 @@ def answer_of(entry: Entry, version: str) -> dict[str, Any]:
         "accuracy": accuracy,
         "relevance": relevance,
         "ranking": ranking(relevance),
-        "mistakes": _mistakes(seen, scores["cosine"], tolerance),
+        "mistakes": _mistakes(seen, scores[criteria.COSINE.name], tolerance),
     }
 
 
@@ -87,16 +88,16 @@ def cosine_tolerance(model: KnownModel) -> float:
 
 
 def _scores(seen: Seen) -> dict[str, list[float]]:
-    """By proxy and layer: means over all tokens, BOS included; `_last`: over the last ones."""
+    """By criterion and layer: means over all tokens, BOS included; of `COSINE_LAST` the last."""
 
     def mean(name: str) -> list[float]:
         return seen.mean(lambda x, y: getattr(layer_scores(x, y), name))
 
     return {
-        "cosine": mean("cosine"),
-        "cosine_last": seen.mean(lambda x, y: cosine_score(x[-1:], y[-1:])),
-        "angular": mean("angular"),
-        "norm_ratio": mean("norm_ratio"),
+        criteria.COSINE.name: mean("cosine"),
+        criteria.COSINE_LAST.name: seen.mean(lambda x, y: cosine_score(x[-1:], y[-1:])),
+        criteria.ANGULAR.name: mean("angular"),
+        criteria.NORM_RATIO.name: mean("norm_ratio"),
     }
 
 
@@ -114,8 +115,8 @@ def _compare_scores(
     model = entry.model
     eps = torch.finfo(model.weights["lm_head.weight"].dtype).eps
     for name, tokens in (
-        ("cosine", list(chain.from_iterable(prompts))),
-        ("cosine_last", [prompt[-1] for prompt in prompts]),
+        (criteria.COSINE.name, list(chain.from_iterable(prompts))),
+        (criteria.COSINE_LAST.name, [prompt[-1] for prompt in prompts]),
     ):
         for layer, found in enumerate(scores[name]):
             closed = [model.token_scores.get(token, model.scores)[layer] for token in tokens]
@@ -185,5 +186,5 @@ def _mistakes(seen: Seen, right: Sequence[float], tolerance: float) -> list[dict
         reports = [one if math.isfinite(one) else None for one in wrong(seen)]
         off = [a is None or abs(a - b) > tolerance for a, b in zip(reports, right, strict=True)]
         if any(off):
-            found.append({"mistake": name, "quantity": "cosine", "reports": reports})
+            found.append({"mistake": name, "quantity": criteria.COSINE.name, "reports": reports})
     return found

@@ -17,9 +17,10 @@ from snowball.construction import gadgets
 from snowball.construction.counterexample.builder import Counterexample
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.gadgets.versine import angle_of_versine
-from snowball.construction.proxy_blindness.builder import FAMILIES, ProxyBlindModel
+from snowball.construction.proxy_blindness.builder import ProxyBlindModel
 from snowball.construction.universality.behaviour import Behaviour
 from snowball.construction.universality.builder import UniversalModel
+from snowball.criteria import FAMILIES
 from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from snowball.construction.counterexample.builder import counterexample
-from snowball.construction.proxy_blindness.builder import FAMILIES, Family, proxy_blind
+from snowball.construction.proxy_blindness.builder import proxy_blind
 from snowball.construction.universality.behaviour import Behaviour, Clause
 from snowball.construction.universality.builder import universal
 from snowball.construction.universality.corollaries import (
@@ -15,6 +15,7 @@ from snowball.construction.universality.corollaries import (
     inverse_ranking,
     observationally_blind_pair,
 )
+from snowball.criteria import FAMILIES, Family
 from snowball.data.dataset import Dataset
 from snowball.suite.known_answer import Entry
 from snowball.suite.known_model import (

@@ -304,7 +304,7 @@ def test_scores_are_those_of_hooks(task: str, found: dict[str, dict[str, Any]]) 
         expected = {
             "cosine": float((1 - cosine).mean()),
             "angular": float((cosine.arccos() / math.pi).mean()),
-            "norm ratio": float((after.norm(dim=-1) / before.norm(dim=-1)).mean()),
+            "norm_ratio": float((after.norm(dim=-1) / before.norm(dim=-1)).mean()),
         }
         values = {name: found[task]["scores"][name][layer] for name in expected}
         assert values == pytest.approx(expected, rel=1e-4)
@@ -318,7 +318,7 @@ def test_the_score_of_the_last_token_is_that_of_hooks(
     ends = torch.tensor([len(row) for row in READ[task]]).cumsum(0) - 1
     for layer in range(DEPTH):
         cosine = torch.cosine_similarity(states[layer][ends], states[layer + 1][ends], dim=-1)
-        value = found[task]["scores"]["cosine, last token"][layer]
+        value = found[task]["scores"]["cosine_last"][layer]
         assert value == pytest.approx(float((1 - cosine).mean()), rel=1e-4)
 
 

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from snowball.construction.errors import ConstructionError
 from snowball.construction.proxy_blindness.builder import (
-    FAMILIES,
-    Family,
     ProxyBlindModel,
     largest_epsilon,
     proxy_blind,
 )
+from snowball.criteria import FAMILIES, Family
 from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder
 from snowball.files import read_json

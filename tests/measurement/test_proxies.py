@@ -16,7 +16,10 @@ from torch import Tensor
 from snowball.construction.proxy_blindness.builder import proxy_blind
 from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder
+from snowball.engine.gradients import taylor_scores
+from snowball.engine.layer_stack import LayerStack
 from snowball.measurement.proxies import Proxies, ProxyError, proxies
+from snowball.tasks.item import Item
 
 OPEN = Dataset.from_rows(
     [
@@ -161,6 +164,25 @@ def test_transformers_finds_the_same(model: Model, dataset: Dataset) -> None:
         for name, expected in oracle.of(layer).items():
             ours = found[name][layer]
             assert ours == pytest.approx(expected, rel=2e-4, abs=ABSOLUTE[name]), (name, layer)
+
+
+def test_both_halves_mean_the_same_by_taylor() -> None:
+    """An audit of the model that `transformers` runs, and the proxies of our decoder."""
+    rows = [
+        {"prompt": [0, 3], "label": [1, 2], "distractor": [1]},
+        {"prompt": [1, 1, 1, 3], "label": [0], "distractor": [2]},
+    ]
+    dataset = Dataset.from_rows(rows)
+    config, weights = random_model(dataset, torch.float32)
+    found = proxies(Decoder(config, weights), dataset)
+    items = [
+        Item("", (dataset.bos, *e.prompt), ((*e.label, dataset.eos),)) for e in dataset.examples
+    ]
+    stack = LayerStack(huggingface_model(config, weights))
+    audited = taylor_scores(stack, items, [0] * len(items))
+    assert audited.parameters == pytest.approx(found.taylor, rel=1e-4)
+    assert list(map(abs, audited.function)) == pytest.approx(found.taylor_function, rel=1e-3)
+    assert audited.function != pytest.approx(found.taylor_signed, rel=1e-1)
 
 
 def test_transformers_ranks_the_target_last(dataset: Dataset) -> None:

@@ -28,7 +28,7 @@ from snowball.construction.proxy_blindness.conditional_recall import (
     AffineForm,
     RecallWriter,
 )
-from snowball.construction.proxy_blindness.families import FAMILIES, Family, Parts
+from snowball.construction.proxy_blindness.families import Parts
 from snowball.construction.proxy_blindness.layer_sizes import LayerSizes
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes
 from snowball.construction.reader.fingerprint import Fingerprint, closest_pair, fingerprint
@@ -47,6 +47,7 @@ from snowball.construction.reader.reader_constants import (
     recall_constants,
 )
 from snowball.construction.reader.reader_weights import write_gather, write_unembedding
+from snowball.criteria import FAMILIES, Family
 from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder, DecoderConfig
 
@@ -110,14 +111,16 @@ def proxy_blind(
     """Builds the decoder of Theorem 3.
 
     Its layer `target` has the cosine score epsilon at every token of every input and is strictly
-    the least important one by cosine score, angular distance, norm ratio, size of the update,
-    change of the perplexity, KL divergence, first-order Taylor score and magnitude of its weights.
+    the least important one by cosine score, angular distance, change of the norm, size of the
+    update, change of the perplexity, KL divergence, first-order Taylor score and magnitude of its
+    weights.
     Without it every answer is the distractor; without any other layers but the last, all of them
     included, every answer is the label.
 
-    A family of proxies that is not `fooled` ranks the target first of all layers but the reader:
-    then epsilon is the cosine score of the others, if it is cosine, and answers follow the target
-    with any *one* layer removed. Size of update and magnitude are promised if all are fooled.
+    A family of proxies (`snowball.criteria`) that is not `fooled` ranks the target first of all
+    layers but the reader: then epsilon is the cosine score of the others, if it is cosine, and
+    answers follow the target with any *one* layer removed. Size of update and magnitude are
+    promised if all are fooled.
 
     Args:
         dataset: open answers, or choices whose labels and distractors are single tokens.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 
@@ -14,11 +13,7 @@ from snowball.construction.proxy_blindness.answer_sizes import (
     near_tie,
 )
 from snowball.construction.proxy_blindness.layer_sizes import LayerSizes, layer_sizes
-
-# Proxies that stand or fall together: cosine score and angular distance, at all or the last tokens;
-# norm ratio; perplexity and KL divergence; Taylor scores of weights, signed or not, and of updates.
-Family = Literal["cosine", "norm", "loss", "taylor"]
-FAMILIES: frozenset[Family] = frozenset(get_args(Family))
+from snowball.criteria import Family
 
 
 @dataclass(frozen=True, slots=True)
