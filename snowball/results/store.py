@@ -110,6 +110,13 @@ _COMPLETED = """
 SELECT item FROM completed
 WHERE key = ? AND removal = (SELECT id FROM removals WHERE name = ?) AND item < ?
 """
+# For so many names of removals; the items are a list in JSON.
+_COMPLETE = """
+SELECT removals.name FROM completed JOIN removals ON removals.id = completed.removal
+WHERE completed.key = ? AND completed.item IN (SELECT value FROM json_each(?))
+    AND removals.name IN ({names})
+GROUP BY removals.id HAVING count(*) = ?
+"""
 _VALUES = """
 SELECT item, value FROM results
 WHERE key = ? AND removal = (SELECT id FROM removals WHERE name = ?)
@@ -126,6 +133,80 @@ WHERE EXISTS (SELECT 1 FROM results WHERE key = ? AND metric = metrics.id) ORDER
 _REMOVALS = """
 SELECT name FROM removals
 WHERE EXISTS (SELECT 1 FROM completed WHERE key = ? AND removal = removals.id) ORDER BY id
+"""
+
+# What the store that is attached as `other` holds, and this one lacks. Names first, then keys and
+# runs, which refer to names, then results: of those (key, removal, item) only that are not complete
+# here, so that the values of an item never come from two computations.
+_ABSORB = """
+INSERT INTO models (sha256) SELECT sha256 FROM other.models WHERE true ORDER BY id
+ON CONFLICT DO NOTHING;
+INSERT INTO datasets (name, sha256) SELECT name, sha256 FROM other.datasets WHERE true ORDER BY id
+ON CONFLICT DO NOTHING;
+INSERT INTO removals (name) SELECT name FROM other.removals WHERE true ORDER BY id
+ON CONFLICT DO NOTHING;
+INSERT INTO metrics (name) SELECT name FROM other.metrics WHERE true ORDER BY id
+ON CONFLICT DO NOTHING;
+INSERT INTO statistics (name) SELECT name FROM other.statistics WHERE true ORDER BY id
+ON CONFLICT DO NOTHING;
+INSERT INTO keys (model, dataset)
+SELECT models.id, datasets.id
+FROM other.keys AS theirs
+JOIN other.models AS their_models ON their_models.id = theirs.model
+JOIN other.datasets AS their_datasets ON their_datasets.id = theirs.dataset
+JOIN main.models ON models.sha256 = their_models.sha256
+JOIN main.datasets
+    ON (datasets.name, datasets.sha256) = (their_datasets.name, their_datasets.sha256)
+WHERE true ORDER BY theirs.id
+ON CONFLICT DO NOTHING;
+INSERT INTO runs (started, provenance)
+SELECT started, provenance FROM other.runs
+WHERE (started, provenance) NOT IN (SELECT started, provenance FROM main.runs)
+GROUP BY started, provenance ORDER BY min(id);
+CREATE TEMP TABLE key_ids AS
+SELECT theirs.id AS theirs, keys.id AS ours
+FROM other.keys AS theirs
+JOIN other.models AS their_models ON their_models.id = theirs.model
+JOIN other.datasets AS their_datasets ON their_datasets.id = theirs.dataset
+JOIN main.models ON models.sha256 = their_models.sha256
+JOIN main.datasets
+    ON (datasets.name, datasets.sha256) = (their_datasets.name, their_datasets.sha256)
+JOIN main.keys ON (keys.model, keys.dataset) = (models.id, datasets.id);
+CREATE TEMP TABLE run_ids AS
+SELECT theirs.id AS theirs, min(runs.id) AS ours
+FROM other.runs AS theirs JOIN main.runs USING (started, provenance) GROUP BY theirs.id;
+CREATE TEMP TABLE absorbed AS
+SELECT key_ids.ours AS key, removals.id AS removal, theirs.item, run_ids.ours AS run,
+    theirs.key AS their_key, theirs.removal AS their_removal
+FROM other.completed AS theirs
+JOIN key_ids ON key_ids.theirs = theirs.key
+JOIN run_ids ON run_ids.theirs = theirs.run
+JOIN other.removals AS their_removals ON their_removals.id = theirs.removal
+JOIN main.removals ON removals.name = their_removals.name
+WHERE NOT EXISTS (
+    SELECT 1 FROM main.completed AS ours
+    WHERE (ours.key, ours.removal, ours.item) = (key_ids.ours, removals.id, theirs.item)
+);
+INSERT INTO completed (key, removal, item, run) SELECT key, removal, item, run FROM absorbed;
+INSERT INTO results (key, removal, item, metric, value)
+SELECT absorbed.key, absorbed.removal, absorbed.item, metrics.id, theirs.value
+FROM absorbed
+JOIN other.results AS theirs
+    ON (theirs.key, theirs.removal, theirs.item) = (their_key, their_removal, absorbed.item)
+JOIN other.metrics AS their_metrics ON their_metrics.id = theirs.metric
+JOIN main.metrics ON metrics.name = their_metrics.name;
+INSERT INTO arrays (key, statistic, item, run, shape, data)
+SELECT key_ids.ours, statistics.id, theirs.item, run_ids.ours, theirs.shape, theirs.data
+FROM other.arrays AS theirs
+JOIN key_ids ON key_ids.theirs = theirs.key
+JOIN run_ids ON run_ids.theirs = theirs.run
+JOIN other.statistics AS their_statistics ON their_statistics.id = theirs.statistic
+JOIN main.statistics ON statistics.name = their_statistics.name
+WHERE true
+ON CONFLICT DO NOTHING;
+DROP TABLE temp.key_ids;
+DROP TABLE temp.run_ids;
+DROP TABLE temp.absorbed
 """
 
 _FULL = "free disk space and run again; what was written before is intact"
@@ -246,6 +327,48 @@ class Store:
                 rows = self._connection.execute(_COMPLETED, (key_id, removal, items))
                 complete.intersection_update([item for (item,) in rows])
         return [item for item in range(items) if item not in complete]
+
+    def complete(self, key: Key, removals: Sequence[str], items: Sequence[int]) -> list[str]:
+        """Those of the removals, in the order given, that have complete results for all items.
+
+        Raises:
+            StoreError: no removals, a removal or an item twice, or no items.
+        """
+        _check_removals(removals)
+        _check_items(len(items))
+        if (twice := _first_repeated(items)) is not None:
+            raise StoreError(f"item {twice} is asked for twice: name each once")
+        query = _COMPLETE.format(names=", ".join("?" * len(removals)))
+        asked = json.dumps([operator.index(item) for item in items])
+        with self._transaction("BEGIN", "read"):
+            parameters = (self._find_key(key), asked, *removals, len(items))
+            found = {name for (name,) in self._connection.execute(query, parameters)}
+        return [removal for removal in removals if removal in found]
+
+    def absorb(self, other: Path) -> None:
+        """Copies what another store holds and this one lacks, all of it or nothing.
+
+        What is complete here for a key, removal and item stays as it is, with the run that computed
+        it, and so does every array: of values that differ, ours are kept. So absorbing a store
+        twice changes nothing, nor does absorbing itself. Runs are told apart by their start and
+        provenance. The other store may be in use, and is not changed.
+
+        Raises:
+            StoreError: there is no such file, or it is no store of this schema.
+        """
+        _check_other(other)
+        if other.samefile(self._path):  # for which SQLite would wait for ever
+            return
+        with self._explained(f"absorb {other}"):
+            self._connection.execute("ATTACH ? AS other", (os.fspath(other.absolute()),))
+        try:
+            with self._transaction("BEGIN IMMEDIATE", f"absorb {other}"):
+                self._check_schema("other", other)
+                for statement in _ABSORB.split(";"):
+                    self._connection.execute(statement)
+        finally:
+            with self._explained(f"close {other}"):
+                self._connection.execute("DETACH other")
 
     def write(
         self, run: int, key: Key, removals: Sequence[str], results: Iterable[ItemResult]
@@ -386,14 +509,18 @@ class Store:
         self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def _check_header(self) -> None:
-        if (application := self._pragma("application_id")) != _APPLICATION_ID:
+        self._check_schema("main", self._path)
+
+    def _check_schema(self, schema: str, path: Path) -> None:
+        """Refuses a file, open under the name of `schema`, that is no store of this version."""
+        if (application := self._pragma(f"{schema}.application_id")) != _APPLICATION_ID:
             raise StoreError(
-                f"{self._path}: an SQLite file of another program (application_id {application}): "
+                f"{path}: an SQLite file of another program (application_id {application}): "
                 f"{_OTHER_FILE}"
             )
-        if (version := self._pragma("user_version")) != _SCHEMA_VERSION:
+        if (version := self._pragma(f"{schema}.user_version")) != _SCHEMA_VERSION:
             raise StoreError(
-                f"{self._path}: schema {version}, this version of snowball reads schema "
+                f"{path}: schema {version}, this version of snowball reads schema "
                 f"{_SCHEMA_VERSION}: use the version that wrote it, or {_OTHER_FILE}"
             )
 
@@ -509,6 +636,16 @@ def _prepare_place(path: Path) -> None:
     except OSError as error:
         remedy = _DENIED if isinstance(error, PermissionError) else _OTHER_FILE
         raise StoreError(f"{path}: cannot open: {error}: {remedy}") from error
+
+
+def _check_other(path: Path) -> None:
+    """Refuses what SQLite would create, and what is no SQLite file."""
+    try:
+        if not path.is_file():
+            raise StoreError(f"{path}: there is no such file: name a store to absorb")
+        _check_file(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot open: {error}: {_DENIED}") from error
 
 
 def _check_file(path: Path) -> None:

@@ -330,6 +330,255 @@ def test_a_reader_sees_one_state(opened: Store, run: int, path: Path) -> None:
     assert total() == pytest.approx(before + len(REMOVALS))
 
 
+# Which removals are complete
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(REMOVALS), min_size=1, unique=True),
+            st.lists(st.integers(0, 5), max_size=6, unique=True),
+        ),
+        max_size=5,
+    ),
+    st.permutations(REMOVALS).flatmap(lambda r: st.integers(1, 3).map(lambda n: r[:n])),
+    st.lists(st.integers(0, 6), min_size=1, unique=True),
+)
+def test_the_complete_removals_are_those_that_lack_no_item(
+    tmp_path_factory: pytest.TempPathFactory,
+    written: list[tuple[list[str], list[int]]],
+    removals: list[str],
+    items: list[int],
+) -> None:
+    done: set[tuple[str, int]] = set()
+    with Store(tmp_path_factory.mktemp("store") / "results.sqlite") as opened:
+        run = opened.begin_run({})
+        other = replace(KEY, dataset="other")
+        opened.write(run, other, REMOVALS, [result(item) for item in range(7)])
+        for given_removals, given_items in written:
+            batch = [result(item, given_removals) for item in given_items]
+            opened.write(run, KEY, given_removals, batch)
+            done |= {(r, i) for r in given_removals for i in given_items}
+        complete = [r for r in removals if all((r, i) in done for i in items)]
+        assert opened.complete(KEY, removals, items) == complete
+        assert opened.complete(other, removals, [0, 6]) == removals
+        assert opened.complete(other, removals, [0, 7]) == []
+
+
+def test_complete_removals_take_one_query(opened: Store, run: int) -> None:
+    many = [f"0+{layer}" for layer in range(1, 2000)]
+    opened.write(run, KEY, many[:-1], [result(item, many[:-1]) for item in range(2)])
+    asked: list[str] = []
+    opened._connection.set_trace_callback(asked.append)
+    assert opened.complete(KEY, many, [1, 0]) == many[:-1]
+    assert sum("completed" in statement for statement in asked) == 1
+
+
+# Absorbing another store
+
+
+def contents(path: Path) -> list[list[tuple[Any, ...]]]:
+    """All that a store holds, but for the ids."""
+    results = """SELECT named_results.*, started, provenance FROM named_results
+        JOIN models ON models.sha256 = named_results.model
+        JOIN datasets ON (datasets.name, datasets.sha256)
+            = (named_results.dataset, dataset_hash)
+        JOIN keys ON (keys.model, keys.dataset) = (models.id, datasets.id)
+        JOIN removals ON removals.name = removed
+        JOIN completed ON (completed.key, completed.removal, completed.item)
+            = (keys.id, removals.id, named_results.item)
+        JOIN runs ON runs.id = completed.run"""
+    of_items = """SELECT models.sha256, datasets.name, datasets.sha256, statistics.name, item,
+        shape, data, started, provenance FROM arrays
+        JOIN keys ON keys.id = arrays.key JOIN models ON models.id = keys.model
+        JOIN datasets ON datasets.id = keys.dataset JOIN statistics ON statistics.id = statistic
+        JOIN runs ON runs.id = arrays.run"""
+    listed = ["models", "datasets", "removals", "metrics", "statistics"]
+    return [
+        sorted(query(path, results)),
+        sorted(query(path, of_items)),
+        sorted(query(path, "SELECT started, provenance FROM runs")),
+        query(path, "SELECT count(*) FROM completed"),
+        *(sorted(row[1:] for row in query(path, f"SELECT * FROM {table}")) for table in listed),
+    ]
+
+
+def shard(path: Path, written: Sequence[tuple[Key, Sequence[str], Sequence[int]]]) -> Path:
+    """A store of a worker, whose provenance is its name."""
+    with Store(path) as opened:
+        run = opened.begin_run({"worker": path.stem})
+        for key, removals, items in written:
+            opened.write(run, key, removals, [result(item, removals) for item in items])
+    return path
+
+
+OTHER = Key(KEY.model, "piqa", "c" * 64)
+SHARES: list[tuple[Key, Sequence[str], Sequence[int]]] = [
+    (KEY, REMOVALS, range(0, 8, 2)),
+    (OTHER, ["2+5", "3"], range(3)),
+    (KEY, REMOVALS, range(1, 8, 2)),
+    (KEY, ["2+5"], range(8)),
+]
+
+
+def test_shards_absorbed_are_what_one_process_writes(tmp_path: Path) -> None:
+    shards = [shard(tmp_path / f"{n}.sqlite", [share]) for n, share in enumerate(SHARES)]
+    alone = shard(tmp_path / "alone.sqlite", SHARES)
+    with Store(tmp_path / "all.sqlite") as opened:
+        for one in [*shards, shards[1]]:
+            opened.absorb(one)
+        assert opened.keys() == [KEY, OTHER]
+        assert opened.removals(KEY) == [*REMOVALS, "2+5"]
+        workers = [run["provenance"]["worker"] for run in opened.runs()]
+        assert workers == ["0", "1", "2", "3"]
+        assert opened.missing(KEY, [*REMOVALS, "2+5"], 8) == []
+        opened.write(opened.begin_run({}), KEY, ["9"], [result(0, ["9"])])  # ours as before
+    view = "SELECT * FROM named_results WHERE removed != '9' ORDER BY 1, 2, 3, 4, 5, 6, 7"
+    assert query(tmp_path / "all.sqlite", view) == query(alone, view)
+    assert query(tmp_path / "all.sqlite", "PRAGMA foreign_key_check") == []
+    assert query(tmp_path / "all.sqlite", "PRAGMA integrity_check") == [("ok",)]
+    with Store(tmp_path / "all.sqlite") as one, Store(alone) as other:
+        for key, items in ((KEY, 8), (OTHER, 3)):
+            assert np.array_equal(
+                one.arrays(key, "cosine", items), other.arrays(key, "cosine", items)
+            )
+
+
+shares = st.lists(
+    st.tuples(
+        st.sampled_from([KEY, OTHER, replace(KEY, model="z")]),
+        st.lists(st.sampled_from([*REMOVALS, "\0", "2+5"]), min_size=1, max_size=3, unique=True),
+        st.lists(st.integers(0, 3), max_size=3, unique=True),
+    ),
+    max_size=4,
+)
+
+
+@given(shares, shares)
+def test_a_copy_equals_its_source_and_absorbing_again_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+    first: list[tuple[Key, list[str], list[int]]],
+    second: list[tuple[Key, list[str], list[int]]],
+) -> None:
+    folder = tmp_path_factory.mktemp("stores")
+    one, two = shard(folder / "one.sqlite", first), shard(folder / "two.sqlite", second)
+    before = contents(two)
+    with Store(folder / "copy.sqlite") as copy:
+        copy.absorb(one)
+        assert contents(folder / "copy.sqlite") == contents(one)
+        copy.absorb(two)
+    both = contents(folder / "copy.sqlite")
+    assert contents(two) == before
+    with Store(folder / "copy.sqlite") as copy:
+        for path in (one, two, one, folder / "copy.sqlite"):
+            copy.absorb(path)
+            assert contents(folder / "copy.sqlite") == both
+    with Store(one) as opened, Store(two) as other, Store(folder / "copy.sqlite") as copy:
+        for key in (KEY, OTHER, replace(KEY, model="z")):
+            for item in range(4):
+                here, there, all_of_them = (
+                    {*store.complete(key, store.removals(key) or ["3"], [item])}
+                    for store in (opened, other, copy)
+                )
+                assert all_of_them == here | there
+
+
+def test_of_values_that_differ_ours_stay_and_are_not_mixed(opened: Store, path: Path) -> None:
+    """With the run that computed them; nor does an item gain metrics of another computation."""
+    run = opened.begin_run({"mine": True})
+    mine = ItemResult(0, {"acc": [1.0]}, {"cosine": np.ones(2)})
+    opened.write(run, KEY, ["3"], [mine])
+    there = path.with_name("other.sqlite")
+    with Store(there) as other:
+        theirs = ItemResult(
+            0, {"acc": [0.0, 0.5], "f1": [0.1, 0.2]}, {"cosine": np.zeros(2), "mlp": np.zeros(1)}
+        )
+        other.write(other.begin_run({"mine": False}), KEY, ["3", "4"], [theirs])
+    opened.absorb(there)
+    assert opened.values(KEY, "acc", ["3", "4"], 1).tolist() == [[1.0], [0.5]]
+    assert opened.values(KEY, "f1", ["4"], 1).tolist() == [[0.2]]
+    with pytest.raises(StoreError, match="no 'f1' of item 0 with removal '3'"):
+        opened.values(KEY, "f1", ["3"], 1)
+    assert opened.arrays(KEY, "cosine", 1).tolist() == [[1.0, 1.0]]
+    assert opened.arrays(KEY, "mlp", 1).tolist() == [[0.0]]
+    runs = {entry["id"]: entry["provenance"]["mine"] for entry in opened.runs()}
+    done = query(path, "SELECT name, run FROM completed JOIN removals ON id = removal")
+    assert {name: runs[number] for name, number in done} == {"3": True, "4": False}
+
+
+def test_a_store_in_use_is_absorbed_with_what_it_has_committed(opened: Store, path: Path) -> None:
+    there = path.with_name("other.sqlite")
+    with Store(there) as other:
+        run = other.begin_run({})
+        other.write(run, KEY, REMOVALS, [result(0)])
+        assert there.with_name("other.sqlite-wal").stat().st_size > 0
+        opened.absorb(there)
+        other.write(run, KEY, REMOVALS, [result(1)])
+        assert opened.missing(KEY, REMOVALS, 2) == [1]
+        opened.absorb(there)
+    assert opened.missing(KEY, REMOVALS, 2) == []
+
+
+@pytest.mark.parametrize("table", ["arrays", "completed"])
+def test_a_store_that_breaks_half_way_leaves_nothing(
+    opened: Store, run: int, path: Path, table: str
+) -> None:
+    opened.write(run, KEY, REMOVALS, [result(0)])
+    before = contents(path)
+    broken = shard(path.with_name("broken.sqlite"), SHARES)
+    query(broken, f"ALTER TABLE {table} RENAME TO gone")
+    message = rf"cannot absorb .*broken.sqlite: no such table: other.{table}"
+    with pytest.raises(StoreError, match=message):
+        opened.absorb(broken)
+    assert contents(path) == before
+    query(broken, f"ALTER TABLE gone RENAME TO {table}")
+    opened.absorb(broken)
+    assert opened.missing(KEY, REMOVALS, 8) == []
+
+
+def test_a_disk_that_is_full_while_absorbing_leaves_nothing(opened: Store, path: Path) -> None:
+    there = path.with_name("other.sqlite")
+    fill(there, 300)
+    before = contents(path)
+    opened._pragma(f"max_page_count = {opened._pragma('page_count') + 10}")
+    with pytest.raises(StoreError, match="free disk space and run again"):
+        opened.absorb(there)
+    assert contents(path) == before
+    opened._pragma("max_page_count = 1000000")
+    opened.absorb(there)
+    check_finished(path, 300)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "there is no such file: name a store to absorb"),
+        (lambda path: (path.unlink(), path.mkdir()), "there is no such file: name a store"),
+        (lambda path: path.write_text("removal,item\n"), "not an SQLite file"),
+        (lambda path: path.write_bytes(b""), "an SQLite file of another program"),
+        (
+            lambda path: query(path, "PRAGMA application_id = 7"),
+            "an SQLite file of another program",
+        ),
+        (lambda path: query(path, "PRAGMA user_version = 2"), "schema 2, .* reads schema 1"),
+    ],
+    ids=["missing", "folder", "text", "empty", "another program", "another schema"],
+)
+def test_what_is_no_store_is_not_absorbed(
+    path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    fill(path, 1)
+    there = path.with_name("other.sqlite")
+    fill(there, 1, OTHER)
+    spoil(there)
+    entries = sorted(os.listdir(path.parent))
+    with Store(path) as opened:
+        with pytest.raises(StoreError, match=rf"other.sqlite: {message}"):
+            opened.absorb(there)
+        assert opened.keys() == [KEY]
+    assert sorted(os.listdir(path.parent)) == entries
+
+
 # The file
 
 
@@ -540,14 +789,19 @@ def test_removals_and_items_that_mean_nothing_are_refused(opened: Store, run: in
         with pytest.raises(StoreError, match=message):
             opened.missing(KEY, removals, 1)
         with pytest.raises(StoreError, match=message):
+            opened.complete(KEY, removals, [0])
+        with pytest.raises(StoreError, match=message):
             opened.values(KEY, "acc", removals, 1)
     for read in (
         lambda: opened.missing(KEY, REMOVALS, 0),
         lambda: opened.values(KEY, "acc", REMOVALS, 0),
         lambda: opened.arrays(KEY, "cosine", 0),
+        lambda: opened.complete(KEY, REMOVALS, []),
     ):
         with pytest.raises(StoreError, match="the number of items must be positive, not 0"):
             read()
+    with pytest.raises(StoreError, match="item 4 is asked for twice: name each once"):
+        opened.complete(KEY, REMOVALS, [4, 0, 4])
 
 
 def test_a_run_that_never_began_is_refused(opened: Store, run: int) -> None:
