@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from snowball.errors import SnowballError
 from snowball.files import FileError, strict_json
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DatasetError(SnowballError):
@@ -91,4 +94,20 @@ def _row(fields: object, source: str) -> Row:
             f"{source}: a row must be an object, got {type(fields).__name__} {fields!r:.60}. "
             'Write for example {"prompt": "...", "label": "..."}.'
         )
+    for key, value in fields.items():
+        if (half := _half_of_a_pair([key, value])) is not None:
+            raise DatasetError(
+                f'{source}: "{key!s:.60}" holds {half!r:.60} with half of a surrogate pair, which '
+                "no tokenizer can encode. Write the whole character."
+            )
     return Row(source, fields)
+
+
+def _half_of_a_pair(value: Any) -> str | None:
+    """A text within a JSON value that is no Unicode text: UTF-16 cut in the middle of a pair."""
+    if isinstance(value, str):
+        return None if value.isascii() or not _SURROGATE.search(value) else value
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    inner = map(_half_of_a_pair, value) if isinstance(value, list | tuple) else ()
+    return next((found for found in inner if found is not None), None)

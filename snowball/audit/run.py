@@ -73,7 +73,7 @@ class Audit:
         )
         self.engine = self._engine(self.removals, token_budget, packed=self.self_check.packed)
         for task in self.tasks:
-            self._check_lengths(task)
+            self._check_items(task)
 
     def key(self, task: Task) -> Key:
         """Under which the store keeps the results of a task."""
@@ -203,10 +203,10 @@ class Audit:
         model = self.pretrained.model
         return AblationEngine(model, removals, token_budget=token_budget, packed=packed)
 
-    def _check_lengths(self, task: Task) -> None:
+    def _check_items(self, task: Task) -> None:
         """Refuses now what would end the audit only after hours on the tasks before."""
         for item in task.items:
-            self.engine.check_length(item)
+            self.engine.check_item(item)
         if isinstance(task, GenerationTask):
             check_lengths(self.engine, task.prompts, task.sources, task.new_tokens)
 

@@ -202,13 +202,6 @@ def _not_empty(ids: TokenIds, row: Row, text: str) -> TokenIds:
 def _text(row: Row, key: str, value: object) -> str:
     if not isinstance(value, str):
         raise _wrong_type(row, key, "a string", value)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DatasetError(
-            f'{row.source}: "{key}" holds {value[error.start]!r}, half of a surrogate pair, which '
-            "no tokenizer can encode. Write the whole character."
-        ) from error
     return value
 
 

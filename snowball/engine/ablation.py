@@ -64,12 +64,12 @@ class AblationEngine:
         """Yields the results of one batch after the other; `ItemAblation.item` is the index.
 
         Raises:
-            AblationError: an item is longer than the model's context, a logit is NaN or infinite,
-                or memory is too small for a single item.
+            AblationError: an item is longer than the model's context or has ids that it lacks, a
+                logit is NaN or infinite, or memory is too small for a single item.
             ActivationError: a state is zero, NaN or infinite.
         """
         for item in items:
-            self.check_length(item)
+            self.check_item(item)
         bundles = [self.rows(index, item) for index, item in enumerate(items)]
         waiting = deque(group_bundles(bundles, self.token_budget))
         while waiting:
@@ -90,13 +90,20 @@ class AblationEngine:
         entered.enter()
         return entered
 
-    def check_length(self, item: Item) -> None:
-        """Raises AblationError if an item is longer than the model's context."""
+    def check_item(self, item: Item) -> None:
+        """Raises AblationError for an item beyond the model's context, or with ids it lacks."""
         limit = self.stack.context_length
         if limit is not None and item.longest > limit:
             raise AblationError(
                 f"{item.source}: {item.longest} tokens, but the model reads at most {limit}; leave "
                 "the item out or shorten its context"
+            )
+        largest = max(map(max, (item.context, *item.continuations)))
+        if largest >= self.stack.token_count:
+            raise AblationError(
+                f"{item.source}: token {largest}, but the model knows the ids below "
+                f"{self.stack.token_count} only: leave the item out, or give the tokenizer that "
+                "belongs to the model"
             )
 
     def rows(self, index: int, item: Item) -> list[Row]:

@@ -129,6 +129,12 @@ class LayerStack:
         return int(self._config.vocab_size)
 
     @property
+    def token_count(self) -> int:
+        """Ids that the model can both read and predict: 0 .. token_count - 1."""
+        embedding: Any = self.model.get_input_embeddings()
+        return min(len(embedding.weight), self.vocabulary_size)
+
+    @property
     def takes_any_mask(self) -> bool:
         """Whether the attention follows an arbitrary mask (some kernels know causal ones only)."""
         return self._config._attn_implementation in ("eager", "sdpa")

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from snowball.pretrained.config import check_folder, read_config
+from snowball.pretrained.gguf import check_gguf
 from snowball.pretrained.location import locate
 from snowball.pretrained.refusal import PretrainedError, reason
-from snowball.pretrained.vocabulary import check_vocabulary, read_tokenizer
+from snowball.pretrained.vocabulary import drop_appended, read_tokenizer
 from snowball.pretrained.weights import check_skeleton, check_values, count_weights, read_model
 
 if TYPE_CHECKING:
@@ -91,8 +92,12 @@ def load_pretrained(
         attention = check_skeleton(location, config, tensors, size)
         tokenizer = read_tokenizer(location)
         model = read_model(location, config, attention, DTYPES[dtype])
+        if location.gguf is not None:
+            check_gguf(location, model)
     check_values(location, model)
-    check_vocabulary(location, model, tokenizer)
+    if location.gguf is not None:
+        embedding: Any = model.get_input_embeddings()
+        drop_appended(tokenizer, len(embedding.weight))
     sha256 = _fingerprint(model)
     try:
         model.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from snowball.pretrained.location import Location
 from snowball.pretrained.refusal import PretrainedError, reason
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 _APPENDED = "<|endoftext|>"
 
@@ -43,25 +43,7 @@ def read_tokenizer(location: Location) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
-def check_vocabulary(
-    location: Location, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> None:
-    """Raises PretrainedError if the tokenizer has ids that the embedding lacks."""
-    if tokenizer is None:
-        return
-    embedding: Any = model.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    if location.gguf is not None:
-        _drop_appended(tokenizer, rows)
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise PretrainedError(
-            f"{location.tensors}: the tokenizer has ids up to {largest}, the embedding only {rows} "
-            "rows: they do not belong together"
-        )
-
-
-def _drop_appended(tokenizer: Any, rows: int) -> None:
+def drop_appended(tokenizer: Any, rows: int) -> None:
     """Drops the token that transformers appends to the byte-level vocabulary of a GGUF file.
 
     It does so where the file has no such token (Llama 3, say), so there is no embedding for it.

@@ -22,6 +22,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _GGUF_HEADER = struct.Struct("<4sIQ")  # magic, version, number of tensors
 _MOST_PARAMETERS_PER_BYTE = 8  # no format stores a weight in less than a bit
 _LISTED = 3  # names in an error
+_MASKED = -1e4  # what old masks put in, or less
 
 
 def check_skeleton(location: Location, config: PreTrainedConfig, tensors: int, size: int) -> str:
@@ -143,9 +144,40 @@ def read_model(
         raise PretrainedError(
             f"{location.tensors}: transformers cannot load it: {reason(error)}"
         ) from error
-    _check_loading(location.tensors, info)
+    constants = _old_constants(location, info["unexpected_keys"])
+    _check_loading(
+        location.tensors, {**info, "unexpected_keys": info["unexpected_keys"] - constants}
+    )
     _check_dtype(location.tensors, model, dtype)
     return model
+
+
+def _old_constants(location: Location, names: set[str]) -> set[str]:
+    """Those of the tensors that are no weights: older versions saved masks and positions too."""
+    if location.gguf is not None or not names:
+        return set()
+    found = set()
+    for path in _weight_files(location.folder):
+        with safe_open(path, "pt") as file:
+            held = names.intersection(file.keys())
+            found |= {name for name in held if _is_constant(name, file.get_tensor(name))}
+    return found
+
+
+def _is_constant(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a causal mask, what a mask puts in, or the numbers of the positions."""
+    kind = name.rpartition(".")[2]
+    if kind == "masked_bias":
+        return tensor.numel() == 1 and float(tensor) <= _MASKED
+    if kind == "position_ids":
+        return torch.equal(tensor.flatten(), torch.arange(tensor.numel(), dtype=tensor.dtype))
+    if kind in ("bias", "causal_mask", "mask") and tensor.ndim >= 2:
+        side = tensor.shape[-1]
+        triangle = torch.ones(side, side, dtype=torch.bool).tril()
+        return tensor.numel() == side**2 and torch.equal(
+            tensor.reshape(side, side), triangle.to(tensor.dtype)
+        )
+    return False
 
 
 def _check_loading(path: str, info: dict[str, Any]) -> None:

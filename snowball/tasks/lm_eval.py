@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from jaxtyping import Bool
 
 from snowball.tasks.item import TokenIds
 from snowball.tasks.task import (
@@ -155,24 +156,44 @@ def _scored(
         )
     if any(one[correctness][0] not in (0, 1) for one in undecided):
         raise TaskError(f"lm-eval task {name!r}: its {correctness} is a share, not right or wrong")
-    chance = tuple(1 / len(requests) if len(requests) > 1 else 0.0 for requests in documents)
-    wanted = tuple(
-        _wanted(
-            lambda *answers, i=index, metric=correctness: score(i, *answers)[metric], len(requests)
+    right = [
+        _right_answers(
+            lambda *found, i=index, metric=correctness: score(i, *found)[metric],
+            _answers(task, requests),
+            len(requests),
         )
         for index, requests in enumerate(documents)
-    )
+    ]
     return ScoredTask(
-        name, tuple(items), wanted, score, correctness, chance, _sha256(name, task, items)
+        name=name,
+        items=tuple(items),
+        wanted=tuple(int(one.argmax()) for one in right),
+        score=score,
+        correctness=correctness,
+        # What is asked once is answered by any text at all, which nobody guesses.
+        chance=tuple(float(one.mean()) if len(one) > 1 else 0.0 for one in right),
+        sha256=_sha256(name, task, items),
     )
 
 
-def _wanted(right: Callable[[np.ndarray, np.ndarray], np.ndarray], choices: int) -> int:
-    """The choice that lm-eval counts as right, found by preferring each choice in turn."""
-    if choices == 1:
-        return 0
-    preferred = np.eye(choices, dtype=bool)
-    return int(np.argmax(right(np.where(preferred, -1.0, -1e3), preferred)))
+def _answers(task: LMEvalTask, requests: Sequence[Instance]) -> int:
+    """How many answers a document has: for `acc_mutual_info` lm-eval asks each of them twice.
+
+    First all of them after the question, then all of them without it.
+    """
+    metrics = getattr(task, "_metric_fn_list", ())
+    twice = task.OUTPUT_TYPE == "multiple_choice" and "acc_mutual_info" in metrics
+    return len(requests) // 2 if twice else len(requests)
+
+
+def _right_answers(
+    right: Callable[[np.ndarray, np.ndarray], np.ndarray], answers: int, requests: int
+) -> Bool[np.ndarray, " answers"]:
+    """Which answers lm-eval counts as right, found by preferring each answer in turn."""
+    preferred = np.eye(answers, requests, dtype=bool)
+    loglikelihoods = np.where(preferred, -1.0, -1e3)
+    loglikelihoods[:, answers:] = 0.0  # without the question all answers are equally likely
+    return right(loglikelihoods, preferred) > 0
 
 
 def _rolling(

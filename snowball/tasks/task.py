@@ -107,7 +107,10 @@ Task = ScoredTask | GenerationTask
 
 
 class Encoder:
-    """Text as token ids, as lm-eval encodes it: the tokenizer's own BOS, if it adds one, no EOS."""
+    """Text as token ids, as lm-eval encodes it: the tokenizer's own BOS, if it adds one, no EOS.
+
+    A text that begins with the text of BOS (chat templates write it) gets no second one.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -119,10 +122,13 @@ class Encoder:
         if start is None:
             raise TaskError("the tokenizer has neither BOS nor EOS; an empty context needs one")
         self.start = start
+        self._start_text = str(tokenizer.decode([start]))
 
     def __call__(self, text: str) -> TokenIds:
-        ids = self.tokenizer(text, verbose=False)["input_ids"]
-        return tuple(ids[: len(ids) - self._suffix])
+        started = bool(self._start_text) and text.startswith(self._start_text)
+        encoded = self.tokenizer(text, verbose=False, add_special_tokens=not started)
+        ids = encoded["input_ids"]
+        return tuple(ids if started else ids[: len(ids) - self._suffix])
 
     def pair(self, context: str, continuation: str) -> tuple[TokenIds, TokenIds]:
         """A context and its continuation, which takes over the context's trailing spaces.

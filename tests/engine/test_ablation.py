@@ -13,6 +13,7 @@ from tiny_models import (
     CONTEXT,
     DEPTH,
     ITEMS,
+    VOCABULARY,
     WINDOW,
     logits_of,
     loglikelihoods_of,
@@ -392,6 +393,21 @@ def test_other_errors_pass_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Refusals
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        Item("strange", (1, VOCABULARY), ((2,),)),
+        Item("strange", (1,), ((2,), (3, VOCABULARY))),
+    ],
+)
+def test_ids_that_the_model_lacks_are_refused_by_item(item: Item) -> None:
+    engine = AblationEngine(tiny_model("llama"), [INTACT])
+    assert len(list(engine.run([Item("known", (1,), ((VOCABULARY - 1,),))]))) == 1
+    message = f"strange: token {VOCABULARY}, but the model knows the ids below {VOCABULARY} only"
+    with pytest.raises(AblationError, match=message):
+        list(engine.run([ITEMS[0], item]))
 
 
 def test_items_longer_than_the_context_are_named() -> None:

@@ -536,13 +536,13 @@ def test_a_malformed_tokenizer(folder: Path) -> None:
     assert refusal(folder).startswith(f"{folder}: transformers cannot read the tokenizer: ")
 
 
-def test_a_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
+def test_a_tokenizer_larger_than_the_embedding_is_taken(tmp_path: Path) -> None:
+    """Many models have a token that they never read; rows that use it are refused by the engine."""
     tiny_llama(vocab_size=257, eos_token_id=0).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    assert refusal(tmp_path / "model") == (
-        f"{tmp_path / 'model'}: the tokenizer has ids up to 257, the embedding only 257 rows: they "
-        "do not belong together"
-    )
+    loaded = load_pretrained(str(tmp_path / "model"))
+    assert loaded.tokenizer is not None
+    assert max(loaded.tokenizer.get_vocab().values()) == 257
 
 
 # GGUF
@@ -554,7 +554,13 @@ def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, model: Any) -> None:
+def write_gguf(
+    path: Path,
+    model: Any,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    settings: Mapping[str, float] | None = None,
+) -> None:
+    """A Llama as GGUF; with further tensors and settings of numbers."""
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     config, tokenizer = model.config, byte_tokenizer()
@@ -585,6 +591,10 @@ def write_gguf(path: Path, model: Any) -> None:
             tensor = interleave(tensor, config.num_key_value_heads)
         stored = names.get_name(name, try_suffixes=(".weight",))
         writer.add_tensor(stored, tensor.numpy().astype(np.float32))
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values.astype(np.float32))
+    for name, number in (settings or {}).items():
+        writer.add_float32(name, number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -623,6 +633,85 @@ def test_gguf_saved_as_a_folder_keeps_its_fingerprint(gguf_file: Path, tmp_path:
     loaded.model.save_pretrained(tmp_path / "resaved")
     loaded.tokenizer.save_pretrained(tmp_path / "resaved")
     assert load_pretrained(str(tmp_path / "resaved")).sha256 == loaded.sha256
+
+
+def test_tensors_of_a_gguf_without_a_place_are_refused_by_name(tmp_path: Path) -> None:
+    """Biases of an architecture that transformers takes for one without."""
+    biases = {f"blk.{layer}.attn_q.bias": np.ones(16) for layer in range(2)}
+    write_gguf(tmp_path / "model.gguf", tiny_llama(), tensors=biases)
+    message = refusal(tmp_path / "model.gguf")
+    assert "2 tensors for which transformers has no place in 'llama'" in message
+    assert "blk.0.attn_q.bias, blk.1.attn_q.bias" in message
+
+
+def test_rotary_factors_of_a_gguf_that_change_nothing_are_taken(tmp_path: Path) -> None:
+    model = tiny_llama()
+    write_gguf(tmp_path / "plain.gguf", model)
+    write_gguf(tmp_path / "ones.gguf", model, tensors={"rope_freqs.weight": np.ones(2)})
+    write_gguf(tmp_path / "others.gguf", model, tensors={"rope_freqs.weight": np.array([1, 8])})
+    plain, ones = (load_pretrained(str(tmp_path / f"{n}.gguf")) for n in ("plain", "ones"))
+    assert ones.sha256 == plain.sha256
+    assert "rope_freqs.weight" in refusal(tmp_path / "others.gguf")
+
+
+def test_settings_of_a_gguf_that_are_not_read_are_refused_unless_neutral(tmp_path: Path) -> None:
+    model = tiny_llama()
+    write_gguf(tmp_path / "one.gguf", model, settings={"llama.rope.scaling.factor": 1.0})
+    load_pretrained(str(tmp_path / "one.gguf"))
+    write_gguf(tmp_path / "two.gguf", model, settings={"llama.rope.scaling.factor": 2.0})
+    message = refusal(tmp_path / "two.gguf")
+    assert "settings that transformers does not read in 'llama'" in message
+    assert "llama.rope.scaling.factor = 2.0" in message
+
+
+def old_buffers() -> dict[str, torch.Tensor]:
+    """What older versions of transformers saved beside the weights of a GPT-2."""
+    triangle = torch.ones(8, 8, dtype=torch.bool).tril()[None, None]
+    return {
+        "transformer.h.0.attn.bias": triangle,
+        "transformer.h.1.attn.masked_bias": torch.tensor(-1e4),
+        "transformer.h.1.attn.causal_mask": triangle.float(),
+        "transformer.position_ids": torch.arange(8)[None],
+    }
+
+
+def with_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), **tensors}, path, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def gpt2(folder: Path) -> Path:
+    """The tokenizer of the other folder, and a GPT-2."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8}
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_constant_buffers_of_old_checkpoints_are_no_weights(gpt2: Path) -> None:
+    before = load_pretrained(str(gpt2)).sha256
+    with_tensors(gpt2, old_buffers())
+    assert load_pretrained(str(gpt2)).sha256 == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("transformer.h.1.attn.masked_bias", torch.tensor(0.5)),
+        ("transformer.h.1.attn.masked_bias", torch.full((2,), -1e4)),
+        ("transformer.h.1.attn.causal_mask", torch.ones(1, 1, 8, 8)),
+        ("transformer.h.1.attn.causal_mask", torch.ones(8)),
+        ("transformer.position_ids", torch.arange(1, 9)[None]),
+        ("transformer.h.1.attn.scale", torch.tensor(-1e4)),
+    ],
+)
+def test_what_only_looks_like_an_old_buffer_is_refused(
+    gpt2: Path, name: str, change: torch.Tensor
+) -> None:
+    with_tensors(gpt2, {**old_buffers(), name: change})
+    assert name in refusal(gpt2)
 
 
 def test_a_folder_of_one_gguf(gguf_file: Path) -> None:

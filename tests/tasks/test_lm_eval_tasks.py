@@ -146,6 +146,16 @@ WARM = SAMPLED.replace("do_sample: true, ", "")
 UNLIMITED = OPEN.replace("max_gen_toks: 8, ", "")
 NEW_NAME = OPEN.replace("max_gen_toks: 8", "max_new_tokens: 5")
 BY_LENGTH = CHOICE.replace("{metric: acc}, ", "")
+MUTUAL = CHOICE.replace("{metric: acc_norm}", "{metric: acc_mutual_info}")
+SEVERAL = CHOICE.replace("doc_to_target: label", "doc_to_target: good")
+ONLY_MUTUAL = MUTUAL.replace("{metric: acc}, ", "")
+CONTEXTS = """
+output_type: multiple_choice
+doc_to_text: label
+doc_to_choice: "{{choices}}"
+doc_to_target: question
+metric_list: [{metric: acc}]
+"""
 SHARE = f"{CHOICE}process_results: !function own.share\n"
 NO_ACCURACY = ENDING.replace(", {metric: acc}", "")
 NO_NUMBER = CHOICE.replace("[{metric: acc}, {metric: acc_norm}]", "[{metric: brier_score}]")
@@ -186,6 +196,7 @@ GROUP = "group: family\ntask: [choice, ending]\n"
 def write_tasks(folder: Path) -> None:
     rows: dict[str, Sequence[dict[str, Any]]] = {
         "choice": questions(12),
+        "several": [{**row, "good": [0, len(row["choices"]) - 1]} for row in questions(12)],
         "train": questions(6, start=20),
         "ending": endings(),
         "rolling": [{"text": text} for text in TEXTS],
@@ -207,6 +218,10 @@ def write_tasks(folder: Path) -> None:
         "unlimited": ("open", UNLIMITED),
         "new_name": ("open", NEW_NAME),
         "by_length": ("choice", BY_LENGTH),
+        "mutual": ("choice", MUTUAL),
+        "only_mutual": ("choice", ONLY_MUTUAL),
+        "several": ("several", SEVERAL),
+        "contexts": ("choice", CONTEXTS),
         "share": ("choice", SHARE),
         "no_accuracy": ("ending", NO_ACCURACY),
         "no_number": ("choice", NO_NUMBER),
@@ -417,6 +432,28 @@ def test_the_right_choice_and_chance_are_known_for_each_document(folder: Path) -
     assert task.chance == tuple(1 / len(row["choices"]) for row in rows)
     assert len(set(task.chance)) == 3
     assert task.correctness == "acc"
+
+
+@pytest.mark.parametrize("name", ["mutual", "only_mutual", "contexts"])
+def test_chance_counts_answers_and_not_what_is_asked(folder: Path, name: str) -> None:
+    """Mutual information asks for each answer twice, and other tasks vary the context."""
+    task = scored(folder, name)
+    rows = questions(12)
+    asked = [len(item.continuations) for item in task.items]
+    answers = [len(row["choices"]) for row in rows]
+    assert asked == ([2 * n for n in answers] if "mutual" in name else answers)
+    assert task.chance == tuple(1 / n for n in answers)
+    assert task.wanted == tuple(row["label"] for row in rows)
+
+
+def test_chance_counts_every_right_answer(folder: Path) -> None:
+    task = scored(folder, "several")
+    assert task.chance == tuple(2 / len(row["choices"]) for row in questions(12))
+    assert set(task.wanted) == {0}
+
+
+def test_what_is_not_chosen_is_guessed_by_nobody(folder: Path) -> None:
+    assert set(scored(folder, "ending").chance) == {0.0}
 
 
 def test_the_limit_keeps_the_first_documents_and_sources_name_them(folder: Path) -> None:

@@ -63,6 +63,25 @@ def test_an_empty_context_is_bos() -> None:
     assert Encoder(TOKENIZER).pair("", "b") == ((BOS,), (ord("b"),))
 
 
+def spelled_tokenizer(bos: str = "<s>") -> Any:
+    """Reads the text of BOS in a text as BOS, as the tokenizers of chat models do."""
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
+    raw = byte_tokenizer().backend_tokenizer
+    raw.encode_special_tokens = False
+    raw.add_special_tokens([AddedToken(bos, special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>")
+
+
+def test_a_text_that_begins_with_bos_gets_no_second_one() -> None:
+    """As lm-eval encodes what a chat template has written."""
+    encoder = Encoder(spelled_tokenizer())
+    assert encoder("<bos>ab") == encoder("ab") == (BOS, ord("a"), ord("b"))
+    assert encoder.pair("<bos>a", " b") == encoder.pair("a", " b")
+    assert encoder("a<bos>b") == (BOS, ord("a"), BOS, ord("b"))
+
+
 def test_a_tokenizer_that_ends_with_eos_is_kept_from_it() -> None:
     from tokenizers.processors import TemplateProcessing
 
@@ -243,6 +262,9 @@ def test_split_and_limit_choose_rows(tmp_path: Path) -> None:
         ([{"prompt": 3, "answer": "x"}], "'prompt' must be a text, not 3"),
         ([{"text": 3}], "'text' must be a text"),
         ([[1, 2]], "a row must be an object"),
+        ([{**CHOICE, "context": "a \ud83d b"}], r"rows\.jsonl:1: .* half of a surrogate pair"),
+        ([CHOICE, {**CHOICE, "choices": ["a", "\udc00"]}], r"rows\.jsonl:2: .* surrogate pair"),
+        ([{**CHOICE, "other": [{"x\ud800": 1}]}], "surrogate pair"),
     ],
 )
 def test_bad_rows_are_refused_by_line(tmp_path: Path, rows: list[Any], message: str) -> None:
