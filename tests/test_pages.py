@@ -367,6 +367,12 @@ def test_every_package_has_a_page_which_names_modules_that_exist(folder: Path) -
         assert (folder / name).is_file(), name
 
 
+def test_the_map_names_every_module_that_stands_alone() -> None:
+    modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    named = re.findall(r"[\[`](\w+\.py)[\]`]", (PACKAGE / "README.md").read_text(encoding="utf-8"))
+    assert modules <= set(named)
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     reached, waiting = set[Path](), [ROOT / "README.md"]
     while waiting:
