@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from snowball.engine.gradients import TaylorScores, taylor_scores
 from snowball.engine.removal import INTACT, Removal, plan_removals, removal_name
 from snowball.engine.self_check import SelfCheck, check_engine
 from snowball.errors import SnowballError
+from snowball.progress import Advance
 from snowball.results.store import ItemResult, Key, Store
 from snowball.tasks.item import Item
 from snowball.tasks.task import GenerationTask, ScoredTask, Task
@@ -33,9 +34,6 @@ _TAYLOR = ("parameters", "function")
 # Fewer layers have no correlation that could be anything but 1 or -1, fewer items no two halves.
 _FEWEST_LAYERS = 3
 _FEWEST_ITEMS = 2
-
-# Called with the number of tokens just done.
-Progress = Callable[[int], None]
 
 
 class AuditError(SnowballError):
@@ -95,8 +93,8 @@ class Audit:
         intact = plan_removals([INTACT], self.engine.stack.depth)
         return _PASSES_OF_A_GRADIENT * engine_cost(self.engine, intact, items).operations
 
-    def run(self, task: Task, store: Store, run: int, progress: Progress) -> None:
-        """Measures the items of a task that the store lacks, batch by batch.
+    def run(self, task: Task, store: Store, run: int, advance: Advance) -> None:
+        """Measures the items of a task that the store lacks, batch by batch, and counts tokens.
 
         Raises:
             AblationError, ActivationError: a value is NaN or infinite.
@@ -104,12 +102,12 @@ class Audit:
         """
         indices, items = self._waiting(task, store)
         if isinstance(task, GenerationTask):
-            self._run_generation(task, indices, store, run, progress)
+            self._run_generation(task, indices, store, run, advance)
             return
         for batch in self.engine.run(items):
             found = [_result(task, indices[one.item], one) for one in batch]
             store.write(run, self.key(task), self.names(), found)
-            progress(sum(_tokens(items[one.item]) for one in batch))
+            advance(sum(_tokens(items[one.item]) for one in batch))
 
     def measure_taylor(self, task: Task, store: Store, run: int) -> None:
         """Takes Taylor scores from the first items, unless the store has them.
@@ -168,7 +166,7 @@ class Audit:
         return indices, [items[index] for index in indices]
 
     def _run_generation(
-        self, task: GenerationTask, indices: list[int], store: Store, run: int, progress: Progress
+        self, task: GenerationTask, indices: list[int], store: Store, run: int, advance: Advance
     ) -> None:
         prompts = task.items
         # The scores need the prompts to pass the intact model only.
@@ -195,7 +193,7 @@ class Audit:
                 values = {name: list(v) for name, v in task.score(index, texts).items()}
                 results.append(ItemResult(index, values, scores[index].arrays()))
             store.write(run, self.key(task), self.names(), results)
-            progress(sum(len(waiting[one.prompt]) for one in batch))
+            advance(sum(len(waiting[one.prompt]) for one in batch))
 
     def _engine(
         self, removals: Sequence[Removal], token_budget: int | None, *, packed: bool

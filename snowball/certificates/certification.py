@@ -32,6 +32,7 @@ from snowball.decoders.decoder import Decoder, DecoderConfig
 from snowball.files import FileError, sha256_of
 from snowball.limits import ACTIVATION_BYTES, WEIGHT_BYTES, OutOfResources, require
 from snowball.measurement.measurements import measure_layer
+from snowball.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,6 @@ _RESOLUTION = {
     "bfloat16": Fraction(1, 2**7),
 }
 
-Progress = Callable[[int], None]
 _Result = TypeVar("_Result")
 
 
@@ -85,7 +85,7 @@ def _until_decided(layers: int, attempt: Callable[[Effort], _Result]) -> _Result
 
 @_typed_errors()
 def verify(
-    certificate: Certificate, folder: Path, data_path: Path, progress: Progress | None = None
+    certificate: Certificate, folder: Path, data_path: Path, progress: Progress = silent
 ) -> None:
     """Recomputes every enclosure with ball arithmetic, measures again with torch, and compares.
 
@@ -158,7 +158,7 @@ def _require_measurable(subject: Subject) -> None:
 
 @_typed_errors()
 def certify(
-    folder: Path, data_path: Path | None = None, progress: Progress | None = None
+    folder: Path, data_path: Path | None = None, progress: Progress = silent
 ) -> Certificate:
     """Proves the claims about a counterexample folder, and states them.
 
@@ -185,7 +185,7 @@ def certify(
 
 
 def _prove(
-    subject: Subject, claim: Claim, effort: Effort, progress: Progress | None
+    subject: Subject, claim: Claim, effort: Effort, progress: Progress
 ) -> tuple[Enclosures, Certificate]:
     """Enclosures, and a certificate of them that is judged and lacks the runtime claims only."""
     from snowball.certificates.enclosure import Place, enclose

@@ -8,7 +8,7 @@ Results are exact rational ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
@@ -38,8 +38,7 @@ from snowball.certificates.exact_model import ExactModel, Layer
 from snowball.certificates.reader_enclosure import positions, read
 from snowball.certificates.token_data import TokenData
 from snowball.limits import require_balls
-
-Progress = Callable[[int], None]
+from snowball.progress import Progress, silent
 
 
 class Place(NamedTuple):
@@ -74,20 +73,18 @@ def enclose(
     low: Fraction,
     high: Fraction,
     effort: Effort,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Enclosures:
     """Encloses the scores of all layers and the margins of all answers.
 
     Scores of the layers before the last hold at every token of every input, those of the last one
-    at every position of the data. `progress` is called with the share of work done since the last
-    call, in thousandths.
+    at every position of the data.
 
     Raises:
         Undecided: the effort is too small, for instance a norm is not certainly positive.
         Rejection: the varied weight is zero, or the stream is.
         OutOfResources: it takes more memory than the limits allow.
     """
-    advance = progress or (lambda _: None)
     if shipped_weight(model, place) == 0:
         raise Rejection("existence", f"the weight at {place} is zero")
     # Scores and touched coordinates: of a few passages at once, and as fractions.
@@ -101,7 +98,10 @@ def enclose(
         intact = _over_pieces(model, place, low, high, effort.pieces)
         removed = _pass(model, removed=place.layer)
     last = model.config.layers - 1
-    with precision(effort.reader_bits):
+    with (
+        precision(effort.reader_bits),
+        progress("enclosing what the last layer computes", 1000, "‰") as advance,
+    ):
         answers = positions(model, data, with_target=True)
         whole = read(model, intact, answers, effort, lambda share: advance(share * 2 // 3))
         answers = positions(model, data, with_target=False)

@@ -7,7 +7,7 @@ order of summation (Higham 2002, section 3.1). Everything else is ball arithmeti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ from snowball.certificates.certainty import Enclosure, Range, Rejection
 from snowball.certificates.exact_model import Doubles, ExactModel, Layer, Sparse
 from snowball.certificates.token_data import TokenData, TokenIds
 from snowball.limits import BLOCK_BYTES, DENSE, ball_bytes, require, require_balls
+from snowball.progress import Advance
 
 # Positions whose gates are bounded by one matrix product.
 _BLOCK = 256
@@ -42,8 +43,6 @@ _BLOCK = 256
 _LOG2_E = 1.442695
 # More than all products of a sum can lose by underflow, 2^-1075 each.
 _UNDERFLOW = 1e-290
-
-Progress = Callable[[int], None]
 
 
 @dataclass(slots=True)
@@ -94,7 +93,7 @@ def read(
     passage: Passage,
     positions: Sequence[Position],
     effort: Effort,
-    progress: Progress,
+    advance: Advance,
 ) -> Reading:
     reader = _Reader(model, passage, positions, effort)
     scores: list[Enclosure] = []
@@ -109,7 +108,7 @@ def read(
         margins += reader.margins(block, leaving)
         margins = [*range_of(margins)] if margins else []
         share = 1000 * (start + len(block)) // len(positions)
-        progress(share - done)
+        advance(share - done)
         done = share
     return Reading(range_of(scores), range_of(margins).least)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, pairwise
 
@@ -20,11 +20,10 @@ from snowball.decoders.residual_decoder import ResidualDecoder
 from snowball.measurement.answer_batches import in_batches, prompts_of
 from snowball.measurement.measurements import CURVE_PROMPTS, right_answers
 from snowball.metrics import accuracy_based_relevance, cosine_score, token_roles
+from snowball.progress import Progress, silent
 
 # All sets of removals of ten layers; of deeper models this many are drawn.
 MOST_SETS = 1 << 10
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +84,11 @@ def measure_universal(
     decoder: ResidualDecoder,
     dataset: Dataset,
     card: UniversalCard,
-    progress: Progress = lambda _: None,
+    progress: Progress = silent,
 ) -> UniversalFindings:
     """Measures scores and answers under sets of removals, and without each layer that reads.
 
     Scores are measured on the first prompts under every set, answers on the whole dataset.
-    `progress` is called with 1 after each set, `len(removal_sets(removable(card)))` times.
 
     Raises:
         UndefinedScoreError: a residual state is zero, NaN or infinite.
@@ -99,14 +97,15 @@ def measure_universal(
     tallies = [_Tally() for _ in every]
     accuracies: dict[frozenset[int], float] = {}
     wrong: list[tuple[tuple[int, ...], int]] = []
-    for removed in sets:
-        _add_scores(tallies, decoder, dataset, card, removed)
-        right = right_answers(decoder, dataset, removed)
-        expected = torch.tensor([behaviour(every - removed) for behaviour in card.behaviours])
-        differing = (right != expected).nonzero().flatten().tolist()
-        wrong += [(tuple(sorted(removed)), example) for example in differing]
-        accuracies[removed] = float(right.double().mean())
-        progress(1)
+    with progress("measuring sets of removals", len(sets), "sets") as advance:
+        for removed in sets:
+            _add_scores(tallies, decoder, dataset, card, removed)
+            right = right_answers(decoder, dataset, removed)
+            expected = torch.tensor([behaviour(every - removed) for behaviour in card.behaviours])
+            differing = (right != expected).nonzero().flatten().tolist()
+            wrong += [(tuple(sorted(removed)), example) for example in differing]
+            accuracies[removed] = float(right.double().mean())
+            advance(1)
     for reader in {card.gather, card.layers - 1}:
         right = right_answers(decoder, dataset, {reader})
         accuracies[frozenset({reader})] = float(right.double().mean())

@@ -294,8 +294,7 @@ def _judge(decoder: ResidualDecoder, dataset: Dataset, card: Card, run: Path | N
     from snowball.checks.guarantees import guarantees
     from snowball.measurement.measurements import measure
 
-    with progress_bar("measuring scores, curves and removals", 1000) as advance:
-        found = measure(decoder, dataset, follow=[card.target], progress=advance)
+    found = measure(decoder, dataset, follow=[card.target], progress=progress_bar)
     judged = guarantees(found, card.epsilon, card.target, decoder.dtype, card.reading_layers)
     rows = report.layer_rows(found, [role.name for role in card.roles])
     title = f"{len(dataset.examples)} examples, chance {found.chance:.3g}, accuracy "

@@ -237,10 +237,10 @@ def _measure(prepared: Audit, store: Store) -> None:
         f"{minutes:.1f} min{more}."
     )
     run = store.begin_run(provenance())
-    with progress_bar("measuring", cost.tokens) as advance:
+    with progress_bar("measuring", cost.tokens, "tokens") as advance:
         for task in prepared.tasks:
             prepared.run(task, store, run, advance)
-    with progress_bar("gradients", len(prepared.tasks)) as advance:
+    with progress_bar("gradients", len(prepared.tasks), "tasks") as advance:
         for task in prepared.tasks:
             prepared.measure_taylor(task, store, run)
             advance(1)

@@ -128,8 +128,7 @@ def prove(folder: Path, data: Path | None = None) -> tuple[Certificate | None, V
     from snowball.certificates.certification import certify as prove_claims
 
     try:
-        with progress_bar("certifying by ball arithmetic", 1000) as advance:
-            return prove_claims(folder, data, advance), Verdict("flint", "PASS")
+        return prove_claims(folder, data, progress_bar), Verdict("flint", "PASS")
     except Rejection as rejection:
         return None, Verdict("flint", "REJECT", f"not certified: {rejection}")
     except OutOfResources as error:
@@ -142,8 +141,7 @@ def _check_with_flint(claims: Certificate, folder: Path, data: Path) -> Verdict:
     from snowball.certificates.certification import verify as check
 
     try:
-        with progress_bar("checking by ball arithmetic", 1000) as advance:
-            check(claims, folder, data, advance)
+        check(claims, folder, data, progress_bar)
     except Rejection as rejection:
         return Verdict("flint", "REJECT", str(rejection))
     except OutOfResources as error:

@@ -36,11 +36,9 @@ def suite(
     ranking, and what known mistakes report instead.
     """
     with refusals():
-        from snowball.suite import models as suite_models
         from snowball.suite.files import read_suite, write_suite
 
-        with progress_bar("building and measuring models", len(suite_models.NAMES)) as advance:
-            write_suite(out, advance)
+        write_suite(out, progress_bar)
         models = list(read_suite(out))
         table = _table("model", "layers", "exposes")
         for one in models:

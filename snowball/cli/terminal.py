@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from snowball.errors import SnowballError
+from snowball.progress import Advance
 
 out = Console()
 errors = Console(stderr=True)
@@ -49,11 +50,12 @@ def resumable(how: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left; call it with the amount just done."""
-    from rich.progress import Progress, TimeRemainingColumn
+def progress_bar(title: str, total: int, unit: str) -> Iterator[Advance]:
+    """A bar with the amount done and the time left: the `Progress` of the terminal."""
+    from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
-    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+    amount = TextColumn(f"{{task.completed:,}} of {total:,} {unit}")
+    columns = (*Progress.get_default_columns()[:-1], amount, TimeRemainingColumn())
     bar = Progress(*columns, console=errors)
     task = bar.add_task(title, total=total)
     bar.start()

@@ -25,8 +25,6 @@ def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
     from snowball.checks.report import csv_text, guarantee_lines, write_run
     from snowball.checks.universal_guarantees import (
         measure_universal,
-        removable,
-        removal_sets,
         universal_guarantees,
     )
     from snowball.construction.card import provenance
@@ -38,9 +36,7 @@ def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
             "without DATA"
         )
     decoder, dataset, card = load_universal(folder)
-    sets = len(removal_sets(removable(card)))
-    with progress_bar("measuring sets of removals", sets) as advance:
-        found = measure_universal(decoder, dataset, card, advance)
+    found = measure_universal(decoder, dataset, card, progress_bar)
     judged = universal_guarantees(found, decoder.dtype)
     console.print(_table(found))
     for line in guarantee_lines(judged):

@@ -6,7 +6,7 @@ Nothing here knows how a decoder was built: every number comes from forward pass
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
@@ -27,11 +27,10 @@ from snowball.measurement.answer_batches import (
     in_batches,
     prompts_of,
 )
+from snowball.progress import Advance, Progress, silent
 
 # Prompts on which the snowball curves of all removals are measured.
 CURVE_PROMPTS = 64
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +114,11 @@ def measure(
     decoder: ResidualDecoder,
     dataset: Dataset,
     follow: Iterable[int] = (),
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Measurements:
     """Measures scores on all prompts, answers with every single layer removed, and snowball curves.
 
     Curves are measured on the first prompts, those of the layers in `follow` on all of them.
-    `progress` is called with the share of work done since the last call, in thousandths.
 
     Raises:
         UndefinedScoreError: a residual state is zero, NaN or infinite.
@@ -131,12 +129,12 @@ def measure(
         raise ValueError(
             f"cannot follow layer {min(wrong)}: layers are 0..{decoder.num_layers - 1}"
         )
-    advance = progress or (lambda _: None)
-    scores, tokens = _measure_scores(decoder, dataset, lambda share: advance(share // 4))
-    curves = _measure_curves(decoder, dataset, followed, lambda share: advance(share // 4))
-    intact, *without = _measure_answers(
-        decoder, dataset, lambda share: advance(share // 2), range(-1, decoder.num_layers)
-    )
+    with progress("measuring scores, curves and removals", 1000, "‰") as advance:
+        scores, tokens = _measure_scores(decoder, dataset, lambda share: advance(share // 4))
+        curves = _measure_curves(decoder, dataset, followed, lambda share: advance(share // 4))
+        intact, *without = _measure_answers(
+            decoder, dataset, lambda share: advance(share // 2), range(-1, decoder.num_layers)
+        )
     return Measurements(
         tokens=tokens,
         examples=len(dataset.examples),
@@ -155,14 +153,14 @@ def measure(
 
 @torch.inference_mode()
 def measure_layer(
-    decoder: ResidualDecoder, dataset: Dataset, layer: int, progress: Progress | None = None
+    decoder: ResidualDecoder, dataset: Dataset, layer: int, progress: Progress = silent
 ) -> tuple[tuple[LayerProxies, ...], Answers, Answers]:
     """The scores of all layers, and the answers with all layers and without one: as `measure`."""
-    advance = progress or (lambda _: None)
-    scores, _ = _measure_scores(decoder, dataset, lambda share: advance(share // 2))
-    intact, without = _measure_answers(
-        decoder, dataset, lambda share: advance(share // 2), (-1, layer)
-    )
+    with progress("measuring scores and a removal", 1000, "‰") as advance:
+        scores, _ = _measure_scores(decoder, dataset, lambda share: advance(share // 2))
+        intact, without = _measure_answers(
+            decoder, dataset, lambda share: advance(share // 2), (-1, layer)
+        )
     return scores, intact, without
 
 
@@ -211,12 +209,12 @@ class _Tally:
 
 
 def _measure_scores(
-    decoder: ResidualDecoder, dataset: Dataset, progress: Progress
+    decoder: ResidualDecoder, dataset: Dataset, advance: Advance
 ) -> tuple[tuple[LayerProxies, ...], int]:
     tallies = [[_Tally() for _ in metrics.LayerScores._fields] for _ in range(decoder.num_layers)]
     batches = in_batches(decoder, prompts_of(dataset))
     tokens = 0
-    for batch in _advancing(batches, progress):
+    for batch in _advancing(batches, advance):
         states = decoder.residual_states(batch.ids)
         roles = metrics.token_roles(batch.lengths, batch.ids.shape[1])
         tokens += int(batch.lengths.sum())
@@ -227,14 +225,14 @@ def _measure_scores(
 
 
 def _measure_curves(
-    decoder: ResidualDecoder, dataset: Dataset, follow: set[int], progress: Progress
+    decoder: ResidualDecoder, dataset: Dataset, follow: set[int], advance: Advance
 ) -> tuple[SnowballCurve, ...]:
     prompts = prompts_of(dataset)
     curves = [_CurveTally(layer, decoder.num_layers) for layer in range(decoder.num_layers)]
     few = in_batches(decoder, prompts[:CURVE_PROMPTS])
     rest = in_batches(decoder, prompts[CURVE_PROMPTS:]) if prompts[CURVE_PROMPTS:] else []
     work = [(b, curves) for b in few] + [(b, [curves[k] for k in sorted(follow)]) for b in rest]
-    for batch, followed in _advancing(work, progress):
+    for batch, followed in _advancing(work, advance):
         if followed:
             states = decoder.residual_states(batch.ids)
             real = metrics.token_roles(batch.lengths, batch.ids.shape[1]).real
@@ -284,7 +282,7 @@ class _CurveTally:
 
 
 def _measure_answers(
-    decoder: ResidualDecoder, dataset: Dataset, progress: Progress, removed: Sequence[int]
+    decoder: ResidualDecoder, dataset: Dataset, advance: Advance, removed: Sequence[int]
 ) -> list[Answers]:
     """Answers of the decoder without each of the given layers; -1 for the intact one."""
     paths = answer_paths(dataset)
@@ -292,7 +290,7 @@ def _measure_answers(
     emitted = torch.zeros(variants, len(paths), dtype=torch.bool)
     likelihood = torch.zeros(variants, len(paths), dtype=torch.float64)
     least = torch.zeros(variants, len(paths), dtype=torch.float64)
-    for batch in _advancing(in_batches(decoder, [path.sequence for path in paths]), progress):
+    for batch in _advancing(in_batches(decoder, [path.sequence for path in paths]), advance):
         reads = AnswerReads.of([paths[row] for row in batch.rows], batch.lengths)
         # Rows whose logits are held at a time.
         step = max(
@@ -367,10 +365,11 @@ def _label_distractor_and_choice(
 _Item = TypeVar("_Item")
 
 
-def _advancing(items: Sequence[_Item], progress: Progress) -> Iterator[_Item]:
+def _advancing(items: Sequence[_Item], advance: Advance) -> Iterator[_Item]:
+    """The items, with the share of them that are done, in thousandths."""
     done = 0
     for index, item in enumerate(items):
         yield item
         share = 1000 * (index + 1) // len(items)
-        progress(share - done)
+        advance(share - done)
         done = share

@@ -7,7 +7,7 @@ checkpoint, `dataset.jsonl` (token ids), `questions.jsonl` (the same as text) an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from snowball.construction.card import DATASET, provenance
 from snowball.decoders.checkpoint import CheckpointError, write_checkpoint
 from snowball.files import new_folder, read_json, sha256_of, write_json, write_text
 from snowball.limits import WEIGHT_BYTES
+from snowball.progress import Progress, silent
 from snowball.suite import models as suite_models
 from snowball.suite.known_answer import Entry, answer_of
 
@@ -49,23 +50,25 @@ class KnownAnswer:
         return self.folder / QUESTIONS
 
 
-def write_suite(folder: Path, progress: Callable[[int], None] = lambda _: None) -> None:
+def write_suite(folder: Path, progress: Progress = silent) -> None:
     """Builds every model, measures it, and writes the suite, all of it or nothing.
-
-    `progress` is called with 1 after each of the `len(suite_models.NAMES)` models.
 
     Raises:
         FileError: the folder exists or cannot be written.
         AnswerError: a model does not do what its theorem says.
     """
-    with new_folder(folder) as partial:
+    models = len(suite_models.NAMES)
+    with (
+        new_folder(folder) as partial,
+        progress("building and measuring models", models, "models") as advance,
+    ):
         weights: dict[str, str] = {}
         for entry in suite_models.entries():
             _write_model(entry, partial / entry.name)
             weights[entry.name] = sha256_of(
                 partial / entry.name / "model.safetensors", WEIGHT_BYTES
             )
-            progress(1)
+            advance(1)
         index = {
             "format": FORMAT,
             "version": VERSION,

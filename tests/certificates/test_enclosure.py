@@ -14,6 +14,7 @@ from ball_decoder import DenseDecoder
 from flint import arb
 from hypothesis import example, given
 from hypothesis import strategies as st
+from recorded_progress import Recorded
 from safetensors.torch import load_file
 from strategies import datasets, depths_and_targets, epsilons
 
@@ -237,7 +238,7 @@ def test_a_zero_weight_is_refused(subject: Subject) -> None:
 
 
 def test_progress_adds_up(subject: Subject) -> None:
-    shares: list[int] = []
+    progress = Recorded()
     weight = shipped_weight(subject.model, subject.place)
     enclose(
         subject.model,
@@ -246,9 +247,11 @@ def test_progress_adds_up(subject: Subject) -> None:
         weight - Fraction(1, 10**9),
         weight + Fraction(1, 10**9),
         Effort.of(4, 0),
-        shares.append,
+        progress,
     )
-    assert 990 <= sum(shares) <= 1000
+    task = progress.only()
+    assert (task.total, task.unit) == (1000, "‰")
+    assert 990 <= sum(task.amounts) <= 1000
 
 
 def test_positions_are_the_different_prefixes(subject: Subject) -> None:

@@ -88,7 +88,7 @@ def test_ctrl_c_inside_a_destructor_is_not_lost(tmp_path: Path) -> None:
 BAR = f"""
 from snowball.cli import suite, terminal
 def work(out):
-    with terminal.refusals(), terminal.progress_bar("working", 10) as advance:
+    with terminal.refusals(), terminal.progress_bar("working", 10, "steps") as advance:
         advance(1)
         {WAIT}
 import snowball.cli.app as cli

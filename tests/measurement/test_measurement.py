@@ -10,6 +10,7 @@ from typing import Any
 import mpmath
 import pytest
 import torch
+from recorded_progress import Recorded
 from torch import Tensor
 
 from snowball.construction.counterexample.builder import counterexample
@@ -439,8 +440,11 @@ def test_other_dtypes_answer_alike(dataset: Dataset, dtype: torch.dtype) -> None
 
 def test_progress_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_forcing, "BATCH_BYTES", 3000)
-    shares: list[int] = []
-    measure(Decoder(*random_model(SINGLE)), SINGLE, progress=shares.append)
+    progress = Recorded()
+    measure(Decoder(*random_model(SINGLE)), SINGLE, progress=progress)
+    task = progress.only()
+    shares = task.amounts
+    assert (task.total, task.unit) == (1000, "‰")
     assert len(shares) > 10
     assert min(shares) >= 0
     # Each share is rounded down.

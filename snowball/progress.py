@@ -1,0 +1,26 @@
+"""How long work tells how far it is: one type, for every function that takes a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+# Called with the amount of work just done, in the unit of the task.
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Shows the progress of a task of `total` units, such as tokens or models.
+
+    with progress("measuring", 1000, "tokens") as advance:
+        advance(30)  # 30 more are done
+    """
+
+    def __call__(self, title: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
+
+
+@contextmanager
+def silent(title: str, total: int, unit: str) -> Iterator[Advance]:
+    """Shows nothing: the default of every function that takes a `Progress`."""
+    yield lambda amount: None

@@ -1,0 +1,41 @@
+"""One type of progress: silent by default, a bar in the terminal."""
+
+import io
+
+import pytest
+from recorded_progress import Recorded, Task
+from rich.console import Console
+
+from snowball.cli import terminal
+from snowball.progress import Progress, silent
+
+
+@pytest.mark.parametrize("progress", [silent, terminal.progress_bar])
+def test_errors_pass_through(progress: Progress) -> None:
+    with pytest.raises(KeyboardInterrupt), progress("measuring", 10, "tokens"):
+        raise KeyboardInterrupt
+
+
+def test_silence_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with silent("measuring", 10, "tokens") as advance:
+        advance(10)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_bar_shows_title_amount_and_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=120, force_terminal=True, color_system=None)
+    monkeypatch.setattr(terminal, "errors", console)
+    with terminal.progress_bar("measuring", 20_000, "tokens") as advance:
+        advance(1_500)
+        advance(500)
+    last = shown.getvalue().split("\r")[-1]
+    assert all(text in last for text in ("measuring", " 10% ", "2,000 of 20,000 tokens")), last
+
+
+def test_what_is_recorded() -> None:
+    recorded = Recorded()
+    with recorded("measuring", 3, "tokens") as advance:
+        advance(1)
+        advance(2)
+    assert recorded.only() == Task("measuring", 3, "tokens", [1, 2], True)
