@@ -18,9 +18,9 @@ import torch
 from rich.progress import track
 
 from snowball import Dataset, Example, counterexample
-from snowball.construction.card import provenance
 from snowball.decoders.tokenizer import load_tokenizer
 from snowball.files import write_json
+from snowball.provenance import provenance
 
 
 @torch.inference_mode()

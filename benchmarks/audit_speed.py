@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from snowball.construction.card import provenance
 from snowball.engine.ablation import AblationEngine
 from snowball.engine.cost import engine_cost, matmul_rate, one_by_one_cost
 from snowball.engine.deletion import deleted
 from snowball.engine.removal import INTACT, Removal, layer_removals
 from snowball.files import write_json
 from snowball.pretrained.loading import Pretrained, device_name, load_pretrained
+from snowball.provenance import provenance
 from snowball.tasks.item import Item
 from snowball.tasks.task import ScoredTask, read_task
 

@@ -44,8 +44,8 @@ def main() -> None:
     figures = [run_in_process(size) for size in arguments.sizes]
     print_table(figures)
     if arguments.out is not None:
-        from snowball.construction.card import provenance
         from snowball.files import write_json
+        from snowball.provenance import provenance
 
         host = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
         origin = {**provenance(), "command": "python benchmarks/build_scaling.py"}
@@ -60,7 +60,7 @@ def run_in_process(size: int) -> dict[str, Any]:
 
 def measure_one(size: int) -> dict[str, Any]:
     from snowball.checks.guarantees import guarantees
-    from snowball.construction.card import load_counterexample
+    from snowball.construction.counterexample.card import load_counterexample
     from snowball.construction.reader.fingerprint import fingerprint
     from snowball.construction.reader.prefix_tree import prefix_tree
     from snowball.data.dataset import Dataset

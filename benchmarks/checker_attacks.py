@@ -34,10 +34,10 @@ from checker_tampers import TAMPERS, WEIGHTS, Document, Subject, falsehood
 
 from snowball.certificates import checker
 from snowball.certificates.certification import certify
-from snowball.construction.card import provenance
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
 from snowball.files import write_json
+from snowball.provenance import provenance
 
 FUZZ = Path(__file__).with_name("checker_fuzz.py")
 

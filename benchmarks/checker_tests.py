@@ -21,8 +21,8 @@ from typing import Any
 
 from checker_attacks import processor
 
-from snowball.construction.card import provenance
 from snowball.files import write_json
+from snowball.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_checker*.py"))

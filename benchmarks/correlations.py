@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import snowball
-from snowball.construction.card import provenance
 from snowball.files import atomic_file, write_json
+from snowball.provenance import provenance
 
 LAYERS = 12
 CORRELATIONS = (-1.0, 0.0, 1.0)

@@ -23,8 +23,8 @@ from typing import Any
 
 from peers_table import findings, page
 
-from snowball.construction.card import provenance
 from snowball.files import read_json, write_json, write_text
+from snowball.provenance import provenance
 from snowball.suite.files import read_suite
 
 ADAPTERS = Path(__file__).parent / "peers"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import snowball
-from snowball.construction.card import provenance
 from snowball.criteria import FAMILIES, Family, label_of
 from snowball.files import atomic_file, write_json
+from snowball.provenance import provenance
 
 LAYERS, TARGET, EPSILON = 8, 3, 1e-6
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from snowball.checks.guarantees import Guarantee, guarantees
-    from snowball.construction.card import load_counterexample
     from snowball.construction.counterexample.builder import Counterexample, counterexample
+    from snowball.construction.counterexample.card import load_counterexample
     from snowball.construction.errors import ConstructionError
     from snowball.construction.proxy_blindness.builder import ProxyBlindModel, proxy_blind
     from snowball.construction.universality.behaviour import Behaviour, Clause
@@ -88,7 +88,7 @@ __all__ = [
 _NAMES = {
     "checks.guarantees": "Guarantee guarantees",
     "construction.errors": "ConstructionError",
-    "construction.card": "load_counterexample",
+    "construction.counterexample.card": "load_counterexample",
     "construction.counterexample.builder": "Counterexample counterexample",
     "construction.proxy_blindness.builder": "ProxyBlindModel proxy_blind",
     "construction.universality.behaviour": "Behaviour Clause",

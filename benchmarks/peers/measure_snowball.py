@@ -8,7 +8,7 @@ from typing import Any
 from protocol import Case, Way, accuracies, main
 
 import snowball
-from snowball.construction.card import load_model
+from snowball.construction.folder import load_model
 from snowball.decoders.checkpoint import read_checkpoint
 from snowball.decoders.decoder import Decoder
 

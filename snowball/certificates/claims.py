@@ -7,10 +7,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from snowball.certificates.certainty import Rejection
-from snowball.construction.card import read_card, theorem_of
+from snowball.construction.cards import read_card
 from snowball.construction.gadgets.residual_stream import ResidualStream
-from snowball.construction.universality import card as universal_card
-from snowball.construction.universality.card import UniversalCard, read_universal_card
+from snowball.construction.universality.card import UniversalCard
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,9 @@ def claim_of(folder: Path) -> Claim:
         FileError: the card is missing or malformed.
         Rejection: the card makes no such claim.
     """
-    if theorem_of(folder) == universal_card.THEOREM:
-        return _of_universal(read_universal_card(folder))
     card = read_card(folder)
+    if isinstance(card, UniversalCard):
+        return _of_universal(card)
     switch = ResidualStream(card.subspaces, card.width)["switch"].start
     return Claim(Decimal(repr(card.epsilon)), card.target, card.layers, switch)
 

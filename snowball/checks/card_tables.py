@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from snowball.construction.card import Card
+from snowball.construction.counterexample.card import CounterexampleCard
 from snowball.decoders.architectures.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def card_tables(card: Card) -> list[Table]:
+def card_tables(card: CounterexampleCard) -> list[Table]:
     """Subspaces of the residual stream, gadgets by layer, and constants with their inequalities."""
     return [_subspaces(card), _layers(card), _constants(card)]
 
@@ -26,7 +26,7 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
-def _subspaces(card: Card) -> Table:
+def _subspaces(card: CounterexampleCard) -> Table:
     family = card.body.get("architecture", "llama")
     twins = ARCHITECTURES[family].mirrored if family in ARCHITECTURES else False
     title = "residual stream" + (", followed by its negative for the LayerNorm" if twins else "")
@@ -36,7 +36,7 @@ def _subspaces(card: Card) -> Table:
     return table
 
 
-def _spans(card: Card) -> Iterator[tuple[str, int, int]]:
+def _spans(card: CounterexampleCard) -> Iterator[tuple[str, int, int]]:
     start = 0
     for name, size in card.subspaces.items():
         yield name, start, size
@@ -45,14 +45,14 @@ def _spans(card: Card) -> Iterator[tuple[str, int, int]]:
         yield "(padding)", start, card.width - start
 
 
-def _layers(card: Card) -> Table:
+def _layers(card: CounterexampleCard) -> Table:
     table = _table("layers", "layer", "role", "gadgets", "cosine score (closed form)")
     for layer, role in enumerate(card.roles):
         table.add_row(str(layer), role.name, "; ".join(role.gadgets), f"{role.score:.6g}")
     return table
 
 
-def _constants(card: Card) -> Table:
+def _constants(card: CounterexampleCard) -> Table:
     table = _table("constants", "symbol", "value", "meaning", "inequality", "left <= right")
     for constant in card.constants:
         table.add_row(

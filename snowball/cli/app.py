@@ -21,8 +21,8 @@ from snowball.files import new_folder, refuse_existing
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from snowball.construction.card import Card
     from snowball.construction.counterexample.builder import Counterexample
+    from snowball.construction.counterexample.card import CounterexampleCard
     from snowball.data.dataset import Dataset
     from snowball.decoders.residual_decoder import ResidualDecoder
 
@@ -113,7 +113,7 @@ def demo(
     layers.csv, scores.png (score against relevance) and snowball.png (divergence by depth).
     """
     with refusals():
-        from snowball.construction.card import load_counterexample
+        from snowball.construction.counterexample.card import load_counterexample
         from snowball.data.dataset import Dataset
 
         started = time.monotonic()
@@ -196,11 +196,13 @@ def check(
     A model of `snowball.universal` is measured under every set of removed layers.
     """
     with refusals():
-        from snowball.construction.card import load_counterexample, load_dataset_for, theorem_of
-        from snowball.construction.universality.card import THEOREM
+        from snowball.construction.cards import read_card
+        from snowball.construction.counterexample.card import load_counterexample
+        from snowball.construction.folder import load_dataset_for
+        from snowball.construction.universality.card import UniversalCard
 
         with new_folder(report) if report is not None else nullcontext() as run:
-            if theorem_of(folder) == THEOREM:
+            if isinstance(read_card(folder), UniversalCard):
                 holds = cli_universal.judge(folder, data, run)
             else:
                 decoder, dataset, card = load_counterexample(folder)
@@ -218,9 +220,9 @@ def show(
     """Show the subspaces, the gadgets of each layer, and every constant with its inequality."""
     with refusals():
         from snowball.checks.card_tables import card_tables
-        from snowball.construction.card import read_card
+        from snowball.construction.counterexample.card import read_counterexample_card
 
-        card = read_card(folder)
+        card = read_counterexample_card(folder)
         if json:
             console.print_json(data=dict(card.body))
         else:
@@ -288,7 +290,9 @@ def _construct(
         )
 
 
-def _judge(decoder: ResidualDecoder, dataset: Dataset, card: Card, run: Path | None) -> bool:
+def _judge(
+    decoder: ResidualDecoder, dataset: Dataset, card: CounterexampleCard, run: Path | None
+) -> bool:
     """Measures, prints table and guarantees, fills the run folder if there is one."""
     from snowball.checks import report
     from snowball.checks.guarantees import guarantees
@@ -324,8 +328,8 @@ def _certify(run: Path) -> int:
     return verdict.status
 
 
-def _context(card: Card, dataset: Dataset) -> dict[str, Any]:
-    from snowball.construction.card import provenance
+def _context(card: CounterexampleCard, dataset: Dataset) -> dict[str, Any]:
+    from snowball.provenance import provenance
 
     return {
         "epsilon": card.epsilon,

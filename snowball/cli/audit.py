@@ -171,11 +171,11 @@ def _own_task(loaded: Pretrained, limit: int | None) -> Task:
             "give at least one --task: a JSONL file, FILE:SPLIT or lm-eval:NAME; only "
             "counterexample folders bring their own"
         )
-    from snowball.construction.card import DATASET, PROXY_BLINDNESS, theorem_of
+    from snowball.construction.folder import DATASET, Theorem, theorem_of
     from snowball.data.dataset import Dataset
     from snowball.tasks.task import task_of_dataset
 
-    if theorem_of(Path(loaded.name)) == PROXY_BLINDNESS:
+    if theorem_of(Path(loaded.name)) == Theorem.PROXY_BLINDNESS:
         raise SnowballError(
             f"{loaded.name}: labels and distractors of this model nearly tie, so that summed "
             "log-likelihoods of answers of several tokens say nothing; give a --task"
@@ -220,8 +220,8 @@ def _describe(prepared: Audit) -> None:
 
 
 def _measure(prepared: Audit, store: Store) -> None:
-    from snowball.construction.card import provenance
     from snowball.engine.cost import matmul_rate
+    from snowball.provenance import provenance
     from snowball.tasks.task import GenerationTask
 
     cost = prepared.cost(store)
@@ -258,8 +258,8 @@ def _document(
 
     from snowball.audit.document import AuditDocument, AuditedModel, Run
     from snowball.audit.summary import dataset_numbers, summarise
-    from snowball.construction.card import provenance
     from snowball.pretrained.loading import device_name
+    from snowball.provenance import provenance
 
     depth = prepared.engine.stack.depth
     names = prepared.names()

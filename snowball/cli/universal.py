@@ -27,8 +27,8 @@ def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
         measure_universal,
         universal_guarantees,
     )
-    from snowball.construction.card import provenance
     from snowball.construction.universality.card import load_universal
+    from snowball.provenance import provenance
 
     if data is not None:
         raise SnowballError(

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snowball.construction.card import DATASET, provenance
+from snowball.construction.folder import DATASET
 from snowball.decoders.checkpoint import CheckpointError, write_checkpoint
 from snowball.files import new_folder, read_json, sha256_of, write_json, write_text
 from snowball.limits import WEIGHT_BYTES
 from snowball.progress import Progress, silent
+from snowball.provenance import provenance
 from snowball.suite import models as suite_models
 from snowball.suite.known_answer import Entry, answer_of
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from typer.main import get_command
 
 from snowball.cli.app import app
-from snowball.construction.card import load_counterexample
+from snowball.construction.counterexample.card import load_counterexample
 from snowball.data.dataset import Dataset
 
 TEXT: Rows = [

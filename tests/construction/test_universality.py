@@ -17,7 +17,6 @@ from snowball.checks.universal_guarantees import removal_sets
 from snowball.construction.errors import ConstructionError
 from snowball.construction.universality.behaviour import Behaviour, Clause
 from snowball.construction.universality.builder import UniversalModel, universal
-from snowball.construction.universality.card import write_universal
 from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import read_checkpoint
 from snowball.decoders.decoder import Decoder
@@ -239,7 +238,7 @@ def test_the_card_says_what_was_built(tmp_path: Path) -> None:
     behaviour = Behaviour((Clause(frozenset({0}), frozenset({1})),))
     own = [behaviour, Behaviour.never(), behaviour]
     model = universal(WORDS, scores=[0.3, 1e-6, 0.2], answers=own)
-    card = read_json(write_universal(model, tmp_path / "model") / "snowball.json")
+    card = read_json(model.save_pretrained(tmp_path / "model") / "snowball.json")
     assert card["theorem"] == "thm:universality"
     assert card["scores"] == [0.3, 1e-6, 0.2]
     assert card["behaviours"] == [[{"present": [0], "absent": [1]}], []]

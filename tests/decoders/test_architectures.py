@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from strategies import datasets, dtypes, epsilons, inputs
 
 from snowball.checks.guarantees import SCORE_TOLERANCE, guarantees
-from snowball.construction.card import load_counterexample
 from snowball.construction.counterexample.builder import Counterexample, counterexample
+from snowball.construction.counterexample.card import load_counterexample
 from snowball.construction.errors import ConstructionError
 from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.registry import ARCHITECTURES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from snowball.construction.counterexample.constants import (
 )
 from snowball.construction.counterexample.layer_roles import LayerRole, layer_roles
 from snowball.construction.errors import ConstructionError
+from snowball.construction.folder import Theorem, write_folder
 from snowball.construction.gadgets.positional_kernel import position_table
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes, unembedding_rows
@@ -69,9 +70,21 @@ class Counterexample:
         Raises:
             FileError: the folder exists.
         """
-        from snowball.construction.card import write_counterexample
+        return write_folder(self, folder, self.architecture)
 
-        return write_counterexample(self, Path(folder))
+    def facts(self) -> dict[str, Any]:
+        """What its card says of this model alone."""
+        return {
+            "theorem": Theorem.COUNTEREXAMPLE,
+            "architecture": self.architecture.name,
+            "epsilon": self.epsilon,
+            "layers": self.config.num_hidden_layers,
+            "target": self.target,
+            "roles": [asdict(role) for role in self.roles],
+            "distances": list(self.distances),
+            "nodes": self.nodes,
+            "closest": self.closest,
+        }
 
 
 def counterexample(

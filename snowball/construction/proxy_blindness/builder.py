@@ -12,6 +12,7 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from snowball.construction.allocation import allocate, check_vocabulary
 from snowball.construction.arguments import check_dtype, check_integers
 from snowball.construction.constant import Constant, refuse_violations
 from snowball.construction.errors import ConstructionError
+from snowball.construction.folder import Theorem, write_folder
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.proxy_blindness.answer_sizes import AnswerSizes, Wanted
 from snowball.construction.proxy_blindness.conditional_recall import (
@@ -88,9 +90,18 @@ class ProxyBlindModel:
         Raises:
             FileError: the folder exists.
         """
-        from snowball.construction.proxy_blindness.card import write_proxy_blind
+        return write_folder(self, folder)
 
-        return write_proxy_blind(self, Path(folder))
+    def facts(self) -> dict[str, Any]:
+        """What its card says of this model alone."""
+        return {
+            "theorem": Theorem.PROXY_BLINDNESS,
+            "epsilon": self.epsilon,
+            "layers": self.layers,
+            "target": self.target,
+            "fooled": sorted(self.fooled),
+            "scores": list(self.scores),
+        }
 
 
 def largest_epsilon(layers: int) -> float:

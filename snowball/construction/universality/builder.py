@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -16,6 +17,7 @@ from snowball.construction.allocation import allocate, check_vocabulary
 from snowball.construction.arguments import check_dtype, check_integers, checked_numbers
 from snowball.construction.constant import Constant, refuse_violations
 from snowball.construction.errors import ConstructionError
+from snowball.construction.folder import Theorem, write_folder
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes
 from snowball.construction.reader.fingerprint import Fingerprint, closest_pair, fingerprint
@@ -104,9 +106,24 @@ class UniversalModel:
         Raises:
             FileError: the folder exists.
         """
-        from snowball.construction.universality.card import write_universal
+        return write_folder(self, folder)
 
-        return write_universal(self, Path(folder))
+    def facts(self) -> dict[str, Any]:
+        """What its card says: `behaviours[b]` is a list of clauses, `behaviour_of[i]` is b."""
+        kinds = list(dict.fromkeys(self.behaviours))
+        return {
+            "theorem": Theorem.UNIVERSALITY,
+            "scores": list(self.scores),
+            "behaviours": [
+                [{"present": sorted(c.present), "absent": sorted(c.absent)} for c in kind.clauses]
+                for kind in kinds
+            ],
+            "token_scores": [
+                {"token": token, "scores": list(some)} for token, some in self.token_scores.items()
+            ],
+            "gather": self.gather,
+            "behaviour_of": [kinds.index(behaviour) for behaviour in self.behaviours],
+        }
 
 
 def universal(

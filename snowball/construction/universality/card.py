@@ -1,4 +1,4 @@
-"""The card of a model with prescribed scores and behaviours, and its folder as a whole."""
+"""The card of a universal model, read back and checked, and its folder as a whole."""
 
 from __future__ import annotations
 
@@ -7,24 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snowball.construction.card import (
-    CARD,
-    FORMAT,
-    check_format,
-    common_facts,
-    entry,
-    load_model,
-    stream_of,
-    write_folder,
-)
+from snowball.construction.card_entries import entry, stream_of
+from snowball.construction.folder import CARD, Theorem, check_format, load_model
 from snowball.construction.universality.behaviour import Behaviour, Clause
-from snowball.construction.universality.builder import UniversalModel
 from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import CheckpointError
 from snowball.decoders.residual_decoder import ResidualDecoder
 from snowball.files import read_json
-
-THEOREM = "thm:universality"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +36,6 @@ class UniversalCard:
         return len(self.scores)
 
 
-def write_universal(built: UniversalModel, folder: Path) -> Path:
-    """Writes the folder of a model with prescribed scores and behaviours, all of it or nothing.
-
-    Raises:
-        FileError: the folder exists or cannot be written.
-    """
-    return write_folder(built, universal_card_of(built), folder)
-
-
-def universal_card_of(built: UniversalModel) -> dict[str, Any]:
-    """The card of such a model: `behaviours[b]` is a list of clauses, `behaviour_of[i]` is b."""
-    kinds = list(dict.fromkeys(built.behaviours))
-    return {
-        "format": FORMAT,
-        "theorem": THEOREM,
-        "scores": list(built.scores),
-        "behaviours": [
-            [{"present": sorted(c.present), "absent": sorted(c.absent)} for c in kind.clauses]
-            for kind in kinds
-        ],
-        "token_scores": [
-            {"token": token, "scores": list(some)} for token, some in built.token_scores.items()
-        ],
-        "gather": built.gather,
-        "behaviour_of": [kinds.index(behaviour) for behaviour in built.behaviours],
-        **common_facts(built),
-    }
-
-
 def read_universal_card(folder: Path) -> UniversalCard:
     """Reads `snowball.json`.
 
@@ -85,7 +45,7 @@ def read_universal_card(folder: Path) -> UniversalCard:
     """
     path = folder / CARD
     body = read_json(path)
-    check_format(path, body, THEOREM)
+    check_format(path, body, Theorem.UNIVERSALITY)
     try:
         scores = _scores(entry(body, "scores", list))
         kinds = [_behaviour(kind, len(scores)) for kind in entry(body, "behaviours", list)]
