@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from snowball.audit.document import AuditDocument, read_audit
+    from snowball.audit.folder import run_audit
     from snowball.checks.guarantees import Guarantee, guarantees
     from snowball.construction.counterexample.builder import Counterexample, counterexample
     from snowball.construction.counterexample.card import load_counterexample
@@ -44,8 +46,11 @@ if TYPE_CHECKING:
         divergence,
         norm_ratio,
     )
+    from snowball.model_tasks import read_tasks
+    from snowball.pretrained.loading import Pretrained, load_pretrained
 
 __all__ = [
+    "AuditDocument",
     "Behaviour",
     "Clause",
     "ConstructionError",
@@ -59,6 +64,7 @@ __all__ = [
     "Guarantee",
     "LayerIrrelevance",
     "Measurements",
+    "Pretrained",
     "Proxies",
     "ProxyBlindModel",
     "UniversalModel",
@@ -76,16 +82,22 @@ __all__ = [
     "inverse_ranking",
     "irrelevance",
     "load_counterexample",
+    "load_pretrained",
     "measure",
     "norm_ratio",
     "observationally_blind_pair",
     "proxies",
     "proxy_blind",
+    "read_audit",
+    "read_tasks",
     "right_answers",
+    "run_audit",
     "universal",
 ]
 
 _NAMES = {
+    "audit.document": "AuditDocument read_audit",
+    "audit.folder": "run_audit",
     "checks.guarantees": "Guarantee guarantees",
     "construction.errors": "ConstructionError",
     "construction.counterexample.card": "load_counterexample",
@@ -107,6 +119,8 @@ _NAMES = {
         "accuracy accuracy_based_relevance angular_distance angular_distances cosine_score "
         "divergence norm_ratio"
     ),
+    "model_tasks": "read_tasks",
+    "pretrained.loading": "Pretrained load_pretrained",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 

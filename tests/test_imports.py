@@ -45,7 +45,7 @@ ROWS = (
     {"checks"},
     {"certificates"},
     {"lipschitz"},
-    {"suite"},
+    {"suite", "model_tasks"},
     {"__init__", "pytest_plugin"},
     {"cli"},
     {"__main__"},
@@ -61,6 +61,9 @@ ROOMS = (
     {"counterexample", "universality", "proxy_blindness"},
     {"cards"},
 )
+# Two halves, each the other's oracle: what is built and proved, what is measured of real models.
+THEORY = {"decoders", "data", "measurement", "construction", "checks", "certificates", "lipschitz"}
+PRACTICE = {"pretrained", "tasks", "engine", "results", "audit"}
 
 
 def _name(path: Path) -> str:
@@ -152,6 +155,13 @@ def test_imports_point_one_way(module: str) -> None:
     for name in imports(_tree(module)):
         inside = name.partition(".")[0] == module.partition(".")[0]
         assert inside or row(name) < row(module), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_neither_half_imports_the_other(module: str) -> None:
+    half = next((h for h in (THEORY, PRACTICE) if module.partition(".")[0] in h), set())
+    other = (THEORY | PRACTICE) - half if half else set()
+    assert not {name for name in imports(_tree(module)) if name.partition(".")[0] in other}
 
 
 def test_within_packages_nothing_goes_round() -> None:

@@ -51,7 +51,14 @@ def resumable(how: str) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(title: str, total: int, unit: str) -> Iterator[Advance]:
-    """A bar with the amount done and the time left: the `Progress` of the terminal."""
+    """A bar with the amount done and the time left, or a spinner: the `Progress` of the terminal.
+
+    A spinner, which leaves nothing behind, is for work of one single step.
+    """
+    if total == 1:
+        with out.status(title):
+            yield lambda amount: None
+        return
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
     amount = TextColumn(f"{{task.completed:,}} of {total:,} {unit}")

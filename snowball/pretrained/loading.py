@@ -55,7 +55,7 @@ class Pretrained:
     `sha256` identifies what is computed: every tensor of the state dict in its dtype, and the
     config entries that matter. So it does not depend on the files, but does on the dtype.
     `source` is "hub", "folder", "counterexample" or "gguf". Only a counterexample for token ids
-    has no tokenizer.
+    has no tokenizer. `device` is as it was asked for.
     """
 
     model: PreTrainedModel
@@ -63,6 +63,7 @@ class Pretrained:
     name: str
     sha256: str
     source: str
+    device: str
 
 
 def load_pretrained(
@@ -104,7 +105,7 @@ def load_pretrained(
         torch.nn.Module.to(model, device)
     except RuntimeError as error:  # out of memory, most likely
         raise PretrainedError(f"{name}: cannot move to {device}: {reason(error)}") from error
-    return Pretrained(model, tokenizer, name, sha256, location.source)
+    return Pretrained(model, tokenizer, name, sha256, location.source, device)
 
 
 def check_device(device: str) -> None:

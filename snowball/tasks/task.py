@@ -25,8 +25,6 @@ from snowball.tasks.item import Item, TokenIds
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from snowball.data.dataset import Dataset
-
 # Tokens of one window of running text: long enough for most of the benefit of context.
 TEXT_WINDOW = 512
 # Longest answer generated: a chain of reasoning of a grade-school problem has 50 to 200 tokens.
@@ -182,22 +180,6 @@ def task_of_rows(name: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerB
     encoder = Encoder(tokenizer)
     build = {_CHOICE: _multiple_choice, _OPEN: _generation, _TEXT: _running_text}[next(iter(forms))]
     return build(name, rows, encoder)
-
-
-def task_of_dataset(name: str, dataset: Dataset) -> ScoredTask:
-    """The examples of a counterexample as multiple choice (label or distractor, without choices).
-
-    Every context begins with BOS; choices end with EOS where the dataset scores it.
-    """
-    end = (dataset.eos,) if dataset.scores_eos or dataset.ends_with_eos else ()
-    items, labels = [], []
-    for example in dataset.examples:
-        choices = example.choices or (example.label, example.distractor)
-        labels.append(choices.index(example.label))
-        context = (dataset.bos, *example.prompt)
-        items.append(Item(example.source, context, tuple((*choice, *end) for choice in choices)))
-    lengths = [[len(tokens) for tokens in item.continuations] for item in items]
-    return multiple_choice_task(name, items, labels, lengths)
 
 
 def correctness_metrics(task: Task) -> list[str]:

@@ -178,7 +178,7 @@ def test_one_pass_costs_less_than_the_loop() -> None:
 def audit() -> Audit:
     items = [Item(f"x:{index}", (1, 5 + index), ((7, 8, 9), (10,))) for index in range(4)]
     task = multiple_choice_task("x", items, [0] * 4, [[1, 1]] * 4)
-    return Audit(Pretrained(llama(), None, "tiny", "0" * 64, "folder"), [task], REMOVALS)
+    return Audit(Pretrained(llama(), None, "tiny", "0" * 64, "folder", "cpu"), [task], REMOVALS)
 
 
 @pytest.fixture

@@ -291,7 +291,7 @@ def samples(folder: Path, name: str, model: Any, **options: Any) -> list[dict[st
 
 def measured(task: Task, folder: Path, metric: str) -> np.ndarray:
     """The values in the store after an audit: intact, then without the layer."""
-    pretrained = Pretrained(models().intact, byte_tokenizer(), "tiny", "0" * 64, "folder")
+    pretrained = Pretrained(models().intact, byte_tokenizer(), "tiny", "0" * 64, "folder", "cpu")
     audit = Audit(pretrained, [task], [REMOVAL])
     with Store(folder / "results.sqlite") as store:
         audit.run(task, store, store.begin_run({}), lambda tokens: None)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from snowball.data.dataset import Dataset
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.jsonl import DatasetError
+from snowball.model_tasks import task_of_dataset
 from snowball.tasks.item import Item
 from snowball.tasks.task import (
     TEXT_WINDOW,
@@ -25,7 +26,6 @@ from snowball.tasks.task import (
     item_of_pairs,
     multiple_choice_task,
     read_task,
-    task_of_dataset,
 )
 
 TOKENIZER = byte_tokenizer()

@@ -1,0 +1,184 @@
+"""An audit into a folder, which goes on where it was interrupted; and what the folder holds.
+
+model = load_pretrained("checkpoints/smollm2-135m-instruct.gguf")
+tasks = read_tasks(model, ["questions.jsonl", "lm-eval:arc_easy"], limit=100)
+document = run_audit(model, tasks, "runs/smollm2", remove=["attention"])
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snowball.audit.document import AuditDocument, AuditedModel, Run, write_audit
+from snowball.audit.figures import plot_all
+from snowball.audit.page import write_report
+from snowball.audit.run import Audit, AuditError
+from snowball.audit.summary import Summary, dataset_numbers, summarise
+from snowball.audit.tables import layer_csv, removal_csv
+from snowball.engine.cost import matmul_rate
+from snowball.engine.named_removals import named_removals
+from snowball.files import FileError, make_folder, write_text
+from snowball.pretrained.loading import device_name
+from snowball.progress import Progress, silent
+from snowball.provenance import provenance
+from snowball.results.store import Store
+from snowball.tasks.reading import check_names
+from snowball.tasks.task import GenerationTask, Task
+
+if TYPE_CHECKING:
+    from snowball.pretrained.loading import Pretrained
+
+STORE = "results.sqlite"
+LAYERS, REMOVALS = "layers.csv", "removals.csv"
+
+# Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.
+_USUAL_SHARE = 0.6
+
+# Called with one sentence for people to read.
+Tell = Callable[[str], None]
+
+
+def run_audit(
+    model: Pretrained,
+    tasks: Sequence[Task],
+    folder: str | Path,
+    *,
+    remove: Sequence[str] = (),
+    seed: int = 0,
+    token_budget: int | None = None,
+    tell: Tell | None = None,
+    progress: Progress = silent,
+) -> AuditDocument:
+    """Removes every layer, and what `remove` names, on every task; writes all results to a folder.
+
+    `remove`: "attention", "mlp", "pairs", "blocks:N", or sets such as "2+5" and
+    "3.attention+4.mlp". `seed` is that of the bootstrap. `token_budget` bounds the tokens in one
+    layer call, and so the memory; default 2048 (CPU) or 32768 (GPU). `tell` is called with
+    sentences: how the self-check went, how long it will take.
+
+    Every result is in `results.sqlite` as soon as it is computed, and what is there is not measured
+    again: after an interruption, or with more tasks or removals, the same call goes on. Besides,
+    the folder gets `audit.json`, which `read_audit` reads, two tables (CSV), figures and a page.
+
+    Raises:
+        AuditError: no tasks, fewer than three layers, or a task of one item.
+        TaskError: two tasks of one name.
+        RemovalError: a removal that the model lacks, or whose name says nothing.
+        SelfCheckError: the engine disagrees with true deletion of layers.
+        AblationError, ActivationError, GradientError: an item too long for the model, a value that
+            is NaN or infinite, too little memory.
+        FileError, StoreError: a file cannot be written, or is another program's.
+    """
+    started = time.monotonic()
+    folder = Path(folder)
+    tell = tell or _say_nothing
+    refuse_file(folder)
+    if not tasks:
+        raise AuditError("no tasks: give at least one, as read_tasks returns them")
+    check_names(tasks)
+    depth = int(model.model.config.get_text_config().num_hidden_layers)
+    removals = named_removals(depth, remove)
+    with progress("checking the engine against true deletion", 1, "checks") as advance:
+        audit = Audit(model, tasks, removals, token_budget)
+        advance(1)
+    _tell_check(audit, tell)
+    make_folder(folder)
+    with Store(folder / STORE) as store:
+        if tell is not _say_nothing:
+            tell(_estimate(audit, store))
+        _measure(audit, store, progress)
+        with progress("statistics", 1, "summaries") as advance:
+            summary = _summary(audit, store, seed)
+            advance(1)
+    document = AuditDocument.of(_run(audit, seed), summary, time.monotonic() - started)
+    _write(folder, document, tell)
+    return document
+
+
+def refuse_file(folder: Path) -> None:
+    """Raises FileError if something that is no folder is in the place of the run folder."""
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder} is a file: choose another folder")
+
+
+def _say_nothing(sentence: str) -> None:
+    pass
+
+
+def _tell_check(audit: Audit, tell: Tell) -> None:
+    check = audit.self_check
+    tell(
+        f"Self-check: {len(check.removals)} removals on {check.items} items agree with true "
+        f"deletion to {check.worst:.1e} nats a token."
+    )
+    if check.reason is not None:
+        tell(f"Answer choices do not share the row of their question: {check.reason}")
+
+
+def _estimate(audit: Audit, store: Store) -> str:
+    """How long what is not yet in the store will take, from the rate of one matrix product."""
+    cost = audit.cost(store)
+    rate = matmul_rate(audit.engine.stack, audit.engine.token_budget)
+    operations = cost.operations + audit.gradient_operations(store)
+    minutes = operations / rate / _USUAL_SHARE / 60
+    generates = any(isinstance(task, GenerationTask) for task in audit.tasks)
+    more = ", and more for generation" if generates else ""
+    return (
+        f"{len(audit.removals)} models on {cost.tokens:,} tokens: {operations:.2e} operations; "
+        f"this machine multiplies at {rate / 1e9:.0f} billion a second, so about {minutes:.1f} "
+        f"min{more}."
+    )
+
+
+def _measure(audit: Audit, store: Store, progress: Progress) -> None:
+    run = store.begin_run(provenance())
+    with progress("measuring", audit.cost(store).tokens, "tokens") as advance:
+        for task in audit.tasks:
+            audit.run(task, store, run, advance)
+    with progress("gradients", len(audit.tasks), "tasks") as advance:
+        for task in audit.tasks:
+            audit.measure_taylor(task, store, run)
+            advance(1)
+
+
+def _summary(audit: Audit, store: Store, seed: int) -> Summary:
+    depth, names = audit.engine.stack.depth, audit.names()
+    numbers = [
+        dataset_numbers(store, audit.key(task), task, names, depth, audit.taylor(task, store))
+        for task in audit.tasks
+    ]
+    return summarise(numbers, seed)
+
+
+def _run(audit: Audit, seed: int) -> Run:
+    model = audit.pretrained
+    return Run(
+        model=AuditedModel(
+            name=model.name,
+            sha256=model.sha256,
+            source=model.source,
+            layers=audit.engine.stack.depth,
+            dtype=str(model.model.dtype).removeprefix("torch."),
+            device=model.device,
+            device_name=device_name(model.model.device),
+        ),
+        removals=tuple(audit.names()),
+        self_check=audit.self_check,
+        seed=seed,
+        provenance={**provenance(), "transformers": version("transformers")},
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _write(folder: Path, document: AuditDocument, tell: Tell) -> None:
+    write_audit(folder, document)
+    write_text(folder / LAYERS, layer_csv(document))
+    write_text(folder / REMOVALS, removal_csv(document))
+    for figure in plot_all(document, folder):
+        if figure.reason is not None:
+            tell(f"No figure {figure.name}: {figure.reason}")
+    write_report(folder)

@@ -1,0 +1,87 @@
+"""The tasks of a model: those that are named, or the dataset that it was built for.
+
+Tasks know nothing of counterexamples, and datasets of counterexamples nothing of tasks: this module
+joins the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snowball.construction.folder import DATASET, Theorem, theorem_of
+from snowball.data.dataset import Dataset
+from snowball.tasks.item import Item
+from snowball.tasks.reading import check_names, judged_by, read_named_task
+from snowball.tasks.task import ScoredTask, Task, TaskError, multiple_choice_task
+
+if TYPE_CHECKING:
+    from snowball.pretrained.loading import Pretrained
+
+
+def read_tasks(
+    model: Pretrained,
+    names: str | Path | Sequence[str | Path] = (),
+    *,
+    limit: int | None = None,
+    metric: str | None = None,
+    include: Path | None = None,
+) -> list[Task]:
+    """The named tasks, as token ids of the model; without names the dataset it was built for.
+
+    A name is a JSONL file (`read_task` has the forms of its rows), "FILE:SPLIT" for the rows whose
+    "split" is that, or "lm-eval:NAME". `limit` keeps the first items of each. `metric` decides what
+    is right in the tasks that have it, such as "acc_norm"; default "acc" or "exact_match".
+    `include` is a folder with lm-eval task files (YAML) of your own.
+
+    Raises:
+        TaskError: no names for a model that brings no dataset, or no tokenizer for names; two tasks
+            of one name; no task with the metric; a task that lm-eval cannot ask.
+        DatasetError: a file cannot be read; file and line are named.
+    """
+    listed = [names] if isinstance(names, str | Path) else names
+    tasks = [read_named_task(str(one), model, limit=limit, include=include) for one in listed]
+    tasks = tasks or [_own_task(model, limit)]
+    check_names(tasks)
+    return tasks if metric is None else judged_by(metric, tasks)
+
+
+def task_of_dataset(name: str, dataset: Dataset) -> ScoredTask:
+    """The examples of a counterexample as multiple choice (label or distractor, without choices).
+
+    Every context begins with BOS; choices end with EOS where the dataset scores it.
+    """
+    end = (dataset.eos,) if dataset.scores_eos or dataset.ends_with_eos else ()
+    items, labels = [], []
+    for example in dataset.examples:
+        choices = example.choices or (example.label, example.distractor)
+        labels.append(choices.index(example.label))
+        context = (dataset.bos, *example.prompt)
+        items.append(Item(example.source, context, tuple((*choice, *end) for choice in choices)))
+    lengths = [[len(tokens) for tokens in item.continuations] for item in items]
+    return multiple_choice_task(name, items, labels, lengths)
+
+
+def _own_task(model: Pretrained, limit: int | None) -> Task:
+    """The dataset that a counterexample was built for."""
+    if model.source != "counterexample":
+        raise TaskError(
+            "give at least one task (--task): a JSONL file, FILE:SPLIT or lm-eval:NAME; only "
+            "counterexample folders bring their own"
+        )
+    folder = Path(model.name)
+    if theorem_of(folder) == Theorem.PROXY_BLINDNESS:
+        raise TaskError(
+            f"{model.name}: labels and distractors of this model nearly tie, so that summed "
+            "log-likelihoods of answers of several tokens say nothing; give a task (--task)"
+        )
+    config = model.model.config
+    dataset = Dataset.from_jsonl(
+        folder / DATASET,
+        vocabulary_size=config.vocab_size,
+        bos=config.bos_token_id,
+        eos=config.eos_token_id,
+        limit=limit,
+    )
+    return task_of_dataset("dataset", dataset)

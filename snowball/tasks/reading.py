@@ -1,0 +1,66 @@
+"""Tasks by name: files, files with a split, tasks of lm-eval; and which metric decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snowball.tasks.task import Task, TaskError, correctness_metrics, read_task
+
+if TYPE_CHECKING:
+    from snowball.pretrained.loading import Pretrained
+
+LM_EVAL = "lm-eval:"
+
+
+def read_named_task(
+    name: str, pretrained: Pretrained, *, limit: int | None = None, include: Path | None = None
+) -> Task:
+    """The task of a JSONL file, of the rows of a split ("FILE:SPLIT"), or of "lm-eval:NAME".
+
+    `limit` keeps the first items; `include` is a folder with lm-eval task files of your own.
+
+    Raises:
+        TaskError: the model has no tokenizer, the limit is below 1, or lm-eval cannot be asked.
+        DatasetError: the file cannot be read; file and line are named.
+    """
+    if pretrained.tokenizer is None:
+        raise TaskError(f"{pretrained.name} has no tokenizer, so that {name} cannot be read")
+    if limit is not None and limit < 1:
+        raise TaskError(f"the limit of {name} must be at least 1, not {limit}")
+    if name.startswith(LM_EVAL):
+        from snowball.tasks.lm_eval import read_lm_eval_task
+
+        plain = name.removeprefix(LM_EVAL)
+        return read_lm_eval_task(plain, pretrained.tokenizer, limit=limit, include=include)
+    path, split = name, None
+    if not Path(name).exists() and ":" in name:
+        path, _, split = name.rpartition(":")
+    return read_task(path, pretrained.tokenizer, split=split, limit=limit)
+
+
+def judged_by(metric: str, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks, judged by the metric where they have it.
+
+    Raises:
+        TaskError: none of them has it.
+    """
+    known = [correctness_metrics(task) for task in tasks]
+    if not any(metric in names for names in known):
+        listed = ", ".join(dict.fromkeys(name for names in known for name in names)) or "none"
+        raise TaskError(f"no task has the metric {metric!r}; theirs: {listed}")
+    return [
+        replace(task, correctness=metric) if metric in names else task
+        for task, names in zip(tasks, known, strict=True)
+    ]
+
+
+def check_names(tasks: Sequence[Task]) -> None:
+    """Raises TaskError if two tasks have one name, under which results could not be told apart."""
+    taken: set[str] = set()
+    for one in tasks:
+        if one.name in taken:
+            raise TaskError(f"two tasks are called {one.name!r}: rename one of the files")
+        taken.add(one.name)

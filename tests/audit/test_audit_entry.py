@@ -1,0 +1,196 @@
+"""An audit from Python: what the documentation shows, resumption, silence, and refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli_audit import choice_rows, llama, snowball, write
+
+import snowball as package
+from snowball.audit.run import AuditError
+from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.errors import SnowballError
+from snowball.pretrained.loading import Pretrained
+from snowball.results.store import Store
+from snowball.tasks.task import TaskError
+from tests.tiny_models import DEPTH
+
+WHEN = ("time", "seconds", "provenance")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    model = llama()
+    model.save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    write(folder / "questions.jsonl", choice_rows(model))
+    write(folder / "text.jsonl", [{"text": "And so does the cat."}])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(inputs: Path) -> Pretrained:
+    return package.load_pretrained(str(inputs / "model"))
+
+
+@pytest.fixture(scope="module")
+def audited(inputs: Path, model: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "x"
+    package.run_audit(model, package.read_tasks(model, inputs / "questions.jsonl"), folder)
+    return folder
+
+
+def apart_from_when(folder: Path) -> dict[str, Any]:
+    document = json.loads((folder / "audit.json").read_text())
+    return {key: value for key, value in document.items() if key not in WHEN}
+
+
+def test_a_handful_of_lines(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As the page of `audit` states it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-llama").symlink_to(inputs / "model")
+    (tmp_path / "questions.jsonl").symlink_to(inputs / "questions.jsonl")
+
+    model = package.load_pretrained("tiny-llama")
+    tasks = package.read_tasks(model, ["questions.jsonl"], limit=100)
+    document = package.run_audit(model, tasks, "runs/tiny", remove=["attention"])
+    relevance = document.dataset("questions").relevance
+    assert package.read_audit("runs/tiny") == document
+
+    assert relevance is not None
+    assert len(relevance.layers) == DEPTH
+    attentions = [f"{layer}.attention" for layer in range(DEPTH)]
+    assert list(document.removals) == ["intact", *map(str, range(DEPTH)), *attentions]
+    assert capfd.readouterr() == ("", ""), "silent, unless progress is asked for"
+
+
+def test_it_is_what_the_command_line_does(inputs: Path, audited: Path, tmp_path: Path) -> None:
+    words = ("--task", inputs / "questions.jsonl", "--out", tmp_path / "run")
+    done = snowball("audit", inputs / "model", *words)
+    assert done.status == 0, done.errors
+    assert apart_from_when(tmp_path / "run") == apart_from_when(audited)
+    assert {one.name for one in (tmp_path / "run").iterdir()} == {
+        one.name for one in audited.iterdir()
+    }
+
+
+def test_a_second_run_measures_nothing(
+    inputs: Path, model: Pretrained, audited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = apart_from_when(audited)
+    monkeypatch.setattr(Store, "write", lambda *_: pytest.fail("measured again"))
+    tasks = package.read_tasks(model, inputs / "questions.jsonl")
+    package.run_audit(model, tasks, audited)
+    assert apart_from_when(audited) == before
+
+
+def test_a_run_goes_on_with_another_task(
+    inputs: Path, model: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = package.read_tasks(model, [inputs / "questions.jsonl"])
+    first = package.run_audit(model, questions, tmp_path)
+    both = [*questions, *package.read_tasks(model, [inputs / "text.jsonl"])]
+    written: set[str] = set()
+    right = Store.write
+
+    def write(self: Store, run: int, key: Any, *rest: Any) -> None:
+        written.add(key.dataset)
+        right(self, run, key, *rest)
+
+    monkeypatch.setattr(Store, "write", write)
+    second = package.run_audit(model, both, tmp_path)
+    assert written == {"text", "text: first 16"}
+    assert [one.name for one in second.datasets] == ["questions", "text"]
+    before, after = first.datasets[0].answers, second.datasets[0].answers
+    assert before is not None
+    assert after is not None
+    assert (after.accuracy, after.relevance) == (before.accuracy, before.relevance)
+
+
+def test_progress_and_sentences_reach_who_asks_for_them(
+    inputs: Path, model: Pretrained, tmp_path: Path
+) -> None:
+    totals: dict[str, tuple[int, str]] = {}
+    done: dict[str, int] = {}
+    told: list[str] = []
+
+    @contextmanager
+    def progress(title: str, total: int, unit: str) -> Iterator[Any]:
+        totals[title], done[title] = (total, unit), 0
+
+        def advance(amount: int) -> None:
+            done[title] += amount
+
+        yield advance
+
+    tasks = package.read_tasks(model, inputs / "questions.jsonl", limit=4)
+    package.run_audit(model, tasks, tmp_path / "run", tell=told.append, progress=progress)
+    assert {title: total for title, (total, _) in totals.items()} == done
+    assert totals["measuring"][1] == "tokens"
+    assert totals["measuring"][0] > 0
+    assert told[0].startswith("Self-check: ")
+    assert f"{DEPTH + 1} models on " in told[1]
+
+
+def test_a_counterexample_brings_its_own_task(tmp_path: Path) -> None:
+    rows = [{"prompt": p, "label": l, "distractor": d} for p, l, d in ["axy", "byx", "czx"]]
+    dataset = package.Dataset.from_jsonl(
+        write(tmp_path / "data.jsonl", rows), tokenizer=byte_tokenizer()
+    )
+    built = package.counterexample(dataset, layers=5, target=2, epsilon=1e-4)
+    built.save_pretrained(tmp_path / "built")
+    model = package.load_pretrained(str(tmp_path / "built"))
+    document = package.run_audit(model, package.read_tasks(model), tmp_path / "run")
+    (found,) = document.datasets
+    assert found.answers is not None
+    assert found.answers.accuracy["intact"].value == 1
+    assert found.answers.accuracy["2"].value == 0
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+def test_no_task_is_refused(model: Pretrained, tmp_path: Path) -> None:
+    with pytest.raises(AuditError, match="no tasks: give at least one"):
+        package.run_audit(model, [], tmp_path / "run")
+    with pytest.raises(TaskError, match="give at least one task"):
+        package.read_tasks(model)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_tasks_of_one_name_are_refused(inputs: Path, model: Pretrained, tmp_path: Path) -> None:
+    tasks = package.read_tasks(model, inputs / "questions.jsonl")
+    with pytest.raises(TaskError, match="two tasks are called 'questions'"):
+        package.run_audit(model, [*tasks, *tasks], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    inputs: Path, model: Pretrained, tmp_path: Path
+) -> None:
+    (tmp_path / "run").write_text("mine")
+    tasks = package.read_tasks(model, inputs / "questions.jsonl")
+    with pytest.raises(SnowballError, match="run is a file: choose another folder"):
+        package.run_audit(model, tasks, tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(limit: int, inputs: Path, model: Pretrained) -> None:
+    with pytest.raises(TaskError, match=rf"must be at least 1, not {limit}"):
+        package.read_tasks(model, inputs / "questions.jsonl", limit=limit)
+
+
+def test_a_metric_that_no_task_has_is_refused(inputs: Path, model: Pretrained) -> None:
+    (task,) = package.read_tasks(model, inputs / "questions.jsonl", metric="acc_norm")
+    assert task.correctness == "acc_norm"
+    with pytest.raises(TaskError, match="no task has the metric 'f1'; theirs: acc, acc_norm"):
+        package.read_tasks(model, inputs / "questions.jsonl", metric="f1")
