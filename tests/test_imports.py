@@ -32,7 +32,7 @@ BALLS = {"certificates.balls", "certificates.enclosure", "certificates.reader_en
 ROWS = (
     {"errors", "limits", "progress"},
     {"files", "provenance"},
-    {"criteria", "jsonl", "metrics", "typed_json"},
+    {"criteria", "jsonl", "metrics", "tokenizer_files", "typed_json"},
     {"decoders"},
     {"data"},
     {"measurement"},

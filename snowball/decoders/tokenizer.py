@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.errors import SnowballError
+from snowball.tokenizer_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -14,15 +15,6 @@ if TYPE_CHECKING:
 
 BOS = "<bos>"
 EOS = "<eos>"
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
-)
 
 
 class TokenizerError(SnowballError):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from snowball.decoders.tokenizer import TOKENIZER_FILES
 from snowball.pretrained.location import Location
 from snowball.pretrained.refusal import PretrainedError, reason
+from snowball.tokenizer_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
