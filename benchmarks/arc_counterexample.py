@@ -126,7 +126,7 @@ def main() -> None:
             **provenance(),
             "command": "python benchmarks/arc_counterexample.py",
             "transformers": transformers_version,
-            "dataset_sha256": dataset.fingerprint,
+            "dataset_sha256": dataset.sha256,
         },
     }
     write_json(arguments.out / "result.json", result)

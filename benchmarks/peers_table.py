@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from snowball.suite.files import KnownAnswer
-from snowball.suite.grading import QUANTITIES, Finding, judge
+from snowball.suite.grading import QUANTITIES, Finding, grade_quantity
 
 Record = Mapping[str, Any]
 
@@ -20,7 +20,9 @@ def findings(record: Record, suite: Sequence[KnownAnswer]) -> list[dict[str, Any
     found: list[Finding] = []
     for known in suite:
         reported = models[known.name]
-        found += [judge(known, name, reported[name]) for name in QUANTITIES if name in reported]
+        found += [
+            grade_quantity(known, name, reported[name]) for name in QUANTITIES if name in reported
+        ]
         if "error" in reported:
             found.append(Finding(known.name, "run", "failed", detail=reported["error"]))
     return [asdict(one) for one in found]

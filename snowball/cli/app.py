@@ -121,7 +121,7 @@ def demo(
             built = _construct(Dataset.capitals(), epsilon, layers, target, dtype, seed)
             built.save_pretrained(run / "checkpoint")
             decoder, dataset, card = load_counterexample(run / "checkpoint")
-            holds = _judge(decoder, dataset, card, run)
+            holds = _check_counterexample(decoder, dataset, card, run)
             certified = _certify(run)
         say(f"Written to {out} in {time.monotonic() - started:.0f} s.")
     raise typer.Exit(certified if holds else 1)
@@ -203,12 +203,12 @@ def check(
 
         with new_folder(report) if report is not None else nullcontext() as run:
             if isinstance(read_card(folder), UniversalCard):
-                holds = cli_universal.judge(folder, data, run)
+                holds = cli_universal.check(folder, data, run)
             else:
                 decoder, dataset, card = load_counterexample(folder)
                 if data is not None:
                     dataset = load_dataset_for(folder, data, split, limit)
-                holds = _judge(decoder, dataset, card, run)
+                holds = _check_counterexample(decoder, dataset, card, run)
     raise typer.Exit(0 if holds else 1)
 
 
@@ -290,7 +290,7 @@ def _construct(
         )
 
 
-def _judge(
+def _check_counterexample(
     decoder: ResidualDecoder, dataset: Dataset, card: CounterexampleCard, run: Path | None
 ) -> bool:
     """Measures, prints table and guarantees, fills the run folder if there is one."""
@@ -334,7 +334,7 @@ def _context(card: CounterexampleCard, dataset: Dataset) -> dict[str, Any]:
     return {
         "epsilon": card.epsilon,
         "target": card.target,
-        "dataset_sha256": dataset.fingerprint,
+        "dataset_sha256": dataset.sha256,
         "provenance": provenance(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

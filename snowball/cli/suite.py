@@ -56,14 +56,13 @@ def grade(
 ) -> None:
     """Judge what a tool reports of the models of the suite; status 1 if something is not right."""
     with refusals():
+        from snowball.suite import grading
         from snowball.suite.files import read_suite
-        from snowball.suite.grading import NOT_RIGHT, read_report
-        from snowball.suite.grading import grade as judge
 
         if out is not None:
             refuse_existing(out)
-        reported = read_report(report)
-        findings = judge(reported, list(read_suite(suite)))
+        reported = grading.read_report(report)
+        findings = grading.grade(reported, list(read_suite(suite)))
         console.print(findings_table(reported, findings))
         counts = {name: sum(f.verdict == name for f in findings) for name in _STYLE}
         say(", ".join(f"{number} {name}" for name, number in counts.items()))
@@ -71,7 +70,7 @@ def grade(
             header = {"tool": reported.tool, "version": reported.version}
             found = [one.to_json() for one in findings]
             write_json(out, {**header, "command": reported.command, "findings": found})
-    raise typer.Exit(1 if any(counts[name] for name in NOT_RIGHT) else 0)
+    raise typer.Exit(1 if any(counts[name] for name in grading.NOT_RIGHT) else 0)
 
 
 def findings_table(report: ToolReport, findings: Sequence[Finding]) -> Table:

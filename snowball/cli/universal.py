@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from snowball.checks.universal_guarantees import UniversalFindings
 
 
-def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
+def check(folder: Path, data: Path | None, run: Path | None) -> bool:
     """Measures a folder, prints table and guarantees, and fills the run folder if there is one.
 
     Raises:
@@ -42,7 +42,7 @@ def judge(folder: Path, data: Path | None, run: Path | None) -> bool:
     for line in guarantee_lines(judged):
         console.print(line, highlight=False, soft_wrap=True)
     if run is not None:
-        context = {"dataset_sha256": dataset.fingerprint, "provenance": provenance()}
+        context = {"dataset_sha256": dataset.sha256, "provenance": provenance()}
         report = {"guarantees": [asdict(one) for one in judged], "measurements": asdict(found)}
         write_run(run, context | report, csv_text([asdict(row) for row in found.layers]))
     return all(one.holds for one in judged)

@@ -112,7 +112,7 @@ def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "eos": dataset.eos,
         "chance": dataset.chance,
         "majority": dataset.majority,
-        "sha256": dataset.fingerprint,
+        "sha256": dataset.sha256,
     }
 
 

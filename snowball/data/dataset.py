@@ -177,7 +177,7 @@ class Dataset:
         return max(labels.values()) / len(self.examples)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def sha256(self) -> str:
         """The SHA-256, in hexadecimal, of the ids of the model and of the rows of `to_jsonl`."""
         ids = {"vocabulary_size": self.vocabulary_size, "bos": self.bos, "eos": self.eos}
         digest = hashlib.sha256(_json_line(ids))

@@ -110,8 +110,8 @@ def irrelevance(
             f"{decoder.config.vocab_size}: encode it with the tokenizer of this decoder"
         )
     tubes = TubeDecoder(decoder)
-    judge = _choice if dataset.multiple_choice else _open_answer
-    found = [judge(tubes, dataset, example, chosen) for example in dataset.examples]
+    bound = _choice if dataset.multiple_choice else _open_answer
+    found = [bound(tubes, dataset, example, chosen) for example in dataset.examples]
     return tuple(
         LayerIrrelevance(
             layer,

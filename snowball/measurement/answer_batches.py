@@ -105,7 +105,7 @@ class AnswerReads:
     def part(self, rows: slice) -> AnswerReads:
         return AnswerReads(self.at[rows], self.wanted[rows], self.used[rows], self.scored[rows])
 
-    def judge(
+    def outcomes(
         self, logits: Float[Tensor, "batch reads vocab"]
     ) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Whether greedy decoding emits the answer, its log-likelihood, its least probability."""

@@ -179,7 +179,7 @@ def right_answers(
     for batch in in_batches(decoder, [path.sequence for path in paths]):
         reads = AnswerReads.of([paths[row] for row in batch.rows], batch.lengths)
         logits = decoder.forward(batch.ids, removed, reads.at)
-        emitted[batch.rows], likelihood[batch.rows], _ = reads.judge(logits)
+        emitted[batch.rows], likelihood[batch.rows], _ = reads.outcomes(logits)
     label, _, chosen = _label_distractor_and_choice(dataset, likelihood)
     return chosen == label if dataset.multiple_choice else emitted[label]
 
@@ -301,7 +301,7 @@ def _measure_answers(
             states = _states_until_last(decoder, batch.ids[rows])
             for variant, layer in enumerate(removed):
                 logits = _logits_without(decoder, states, layer, reads.at[rows])
-                one = reads.part(rows).judge(logits)
+                one = reads.part(rows).outcomes(logits)
                 where = torch.tensor(batch.rows[rows])
                 emitted[variant, where], likelihood[variant, where], least[variant, where] = one
     return [_answers(dataset, paths, emitted[v], likelihood[v], least[v]) for v in range(variants)]

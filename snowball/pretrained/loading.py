@@ -99,7 +99,7 @@ def load_pretrained(
     if location.gguf is not None:
         embedding: Any = model.get_input_embeddings()
         drop_appended(tokenizer, len(embedding.weight))
-    sha256 = _fingerprint(model)
+    sha256 = _sha256_of(model)
     try:
         model.eval().requires_grad_(False)
         torch.nn.Module.to(model, device)
@@ -130,7 +130,7 @@ def device_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def _fingerprint(model: PreTrainedModel) -> str:
+def _sha256_of(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(json.dumps(_essentials(model.config.to_diff_dict())).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

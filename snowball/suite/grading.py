@@ -102,14 +102,14 @@ def grade(report: ToolReport, suite: Sequence[KnownAnswer]) -> list[Finding]:
     if unknown := sorted(report.models.keys() - known):
         raise ReportError(f"{report.tool}: no model {unknown[0]!r:.60} is in the suite")
     findings = [
-        finding for one in suite for finding in judge_model(one, report.models.get(one.name, {}))
+        finding for one in suite for finding in grade_model(one, report.models.get(one.name, {}))
     ]
     if all(one.verdict == "not measured" for one in findings):
         raise ReportError(f"{report.tool}: the report has nothing that can be judged")
     return findings
 
 
-def judge_model(known: KnownAnswer, reported: Mapping[str, Any]) -> list[Finding]:
+def grade_model(known: KnownAnswer, reported: Mapping[str, Any]) -> list[Finding]:
     """Judges what was reported of one model; raises as `grade` does."""
     for quantity in reported:
         if quantity not in (*QUANTITIES, "error"):
@@ -119,7 +119,7 @@ def judge_model(known: KnownAnswer, reported: Mapping[str, Any]) -> list[Finding
     if (error := reported.get("error")) is not None:
         return [Finding(known.name, "run", "failed", detail=str(error))]
     return [
-        judge(known, quantity, reported[quantity])
+        grade_quantity(known, quantity, reported[quantity])
         if quantity in reported
         else Finding(known.name, quantity, "not measured")
         for quantity in QUANTITIES
@@ -136,7 +136,7 @@ def check(known: KnownAnswer, **reported: Any) -> None:
     """
     wrong = [
         one
-        for one in judge_model(known, reported)
+        for one in grade_model(known, reported)
         if one.verdict in NOT_RIGHT or (one.verdict == "not measured" and one.quantity in reported)
     ]
     lines = [
@@ -148,19 +148,19 @@ def check(known: KnownAnswer, **reported: Any) -> None:
         raise AssertionError("\n".join([*lines, f"the trap: {known.answer['trap']}"]))
 
 
-def judge(known: KnownAnswer, quantity: str, value: Any) -> Finding:
+def grade_quantity(known: KnownAnswer, quantity: str, value: Any) -> Finding:
     """Judges one quantity; raises as `grade` does."""
     if quantity in SCORES:
-        return _judge_scores(known, quantity, value)
-    judges: dict[str, Callable[[KnownAnswer, Any], Finding]] = {
-        "accuracy": _judge_accuracy,
-        criteria.RELEVANCE.name: _judge_relevance,
-        "ranking": _judge_ranking,
+        return _grade_scores(known, quantity, value)
+    graders: dict[str, Callable[[KnownAnswer, Any], Finding]] = {
+        "accuracy": _grade_accuracy,
+        criteria.RELEVANCE.name: _grade_relevance,
+        "ranking": _grade_ranking,
     }
-    return judges[quantity](known, value)
+    return graders[quantity](known, value)
 
 
-def _judge_scores(known: KnownAnswer, quantity: str, value: Any) -> Finding:
+def _grade_scores(known: KnownAnswer, quantity: str, value: Any) -> Finding:
     right: list[float] = known.answer["scores"][quantity]
     found = _numbers(known, quantity, value)
     differences = [
@@ -233,7 +233,7 @@ def _recognised(known: KnownAnswer, quantity: str, found: Sequence[float | None]
     return " or ".join(names) or None
 
 
-def _judge_accuracy(known: KnownAnswer, value: Any) -> Finding:
+def _grade_accuracy(known: KnownAnswer, value: Any) -> Finding:
     """Sets of layers of which nothing is promised are not judged."""
     if not isinstance(value, dict) or not value:
         raise ReportError(f"{known.name}: accuracy must be an object such as {{'': 1.0, '3': 0.0}}")
@@ -288,7 +288,7 @@ def _other_removal(known: KnownAnswer, value: Mapping[str, float]) -> str | None
     return None
 
 
-def _judge_relevance(known: KnownAnswer, value: Any) -> Finding:
+def _grade_relevance(known: KnownAnswer, value: Any) -> Finding:
     right: list[float | None] = known.answer["relevance"]
     found = _numbers(known, "relevance", value)
     differences = [
@@ -297,7 +297,7 @@ def _judge_relevance(known: KnownAnswer, value: Any) -> Finding:
     return _of_layers(known, criteria.RELEVANCE.name, found, right, differences, 1e-6)
 
 
-def _judge_ranking(known: KnownAnswer, value: Any) -> Finding:
+def _grade_ranking(known: KnownAnswer, value: Any) -> Finding:
     """Any order within a group of equal relevance is right."""
     groups: list[list[int]] = known.answer["ranking"]
     layers = sum(map(len, groups))

@@ -47,7 +47,7 @@ def test_what_is_written_is_read_back(model: Path) -> None:
     for removed in subsets(range(3)):
         present = frozenset(range(3)) - removed
         assert [b(present) for b in card.behaviours] == [b(present) for b in BEHAVIOURS]
-    assert dataset.fingerprint == WORDS.fingerprint
+    assert dataset.sha256 == WORDS.sha256
     assert decoder.num_layers == 4
 
 

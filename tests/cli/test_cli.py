@@ -107,7 +107,7 @@ def test_demo_writes_checkpoint_report_and_pictures(demo: tuple[Path, Done]) -> 
     ]
     decoder, dataset, card = load_counterexample(run / "checkpoint")
     assert (decoder.num_layers, decoder.dtype, card.target) == (8, torch.float32, 3)
-    assert dataset.fingerprint == Dataset.capitals().fingerprint
+    assert dataset.sha256 == Dataset.capitals().sha256
     for name in ("scores.png", "snowball.png"):
         pixels = picture(run / name)
         assert min(pixels.shape[:2]) > 300
@@ -118,7 +118,7 @@ def test_demo_reports_what_it_measured(demo: tuple[Path, Done]) -> None:
     run, _ = demo
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert (report["epsilon"], report["target"]) == (1e-6, 3)
-    assert report["dataset_sha256"] == Dataset.capitals().fingerprint
+    assert report["dataset_sha256"] == Dataset.capitals().sha256
     assert set(report["provenance"]) == {"snowball", "torch", "python", "command"}
     assert report["provenance"]["torch"] == torch.__version__
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", report["time"])
@@ -394,7 +394,7 @@ def test_the_card_says_what_was_built(text_model: Path) -> None:
     card = json.loads((text_model / "snowball.json").read_text(encoding="utf-8"))
     _, dataset, _ = load_counterexample(text_model)
     assert (card["format"], card["theorem"], card["dtype"]) == (1, "thm:snowball", "float32")
-    assert card["dataset"]["sha256"] == dataset.fingerprint
+    assert card["dataset"]["sha256"] == dataset.sha256
     assert [role["name"] for role in card["roles"]] == ["filler", "target", "amplifier", "reader"]
     assert all(constant["left"] <= constant["right"] for constant in card["constants"])
 

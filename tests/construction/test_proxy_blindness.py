@@ -289,7 +289,7 @@ def test_the_card_says_what_was_built(tmp_path: Path) -> None:
     assert card["scores"] == list(model.scores)
     facts = card["dataset"]
     assert isinstance(facts, dict)
-    assert facts["sha256"] == WORDS.fingerprint
+    assert facts["sha256"] == WORDS.sha256
 
 
 @pytest.mark.parametrize("target", [-1, 3, 4])

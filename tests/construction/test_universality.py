@@ -245,7 +245,7 @@ def test_the_card_says_what_was_built(tmp_path: Path) -> None:
     assert card["behaviour_of"] == [0, 1, 0]
     facts = card["dataset"]
     assert isinstance(facts, dict)
-    assert facts["sha256"] == WORDS.fingerprint
+    assert facts["sha256"] == WORDS.sha256
 
 
 @pytest.mark.parametrize("layer", [-1, 2, 3])

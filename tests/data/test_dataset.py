@@ -222,7 +222,7 @@ def test_written_dataset_reads_back_equal(tmp_path_factory: Any, data: Dataset) 
     data.to_jsonl(path)
     again = Dataset.from_jsonl(path, None, data.vocabulary_size, bos=data.bos, eos=data.eos)
     assert again == data
-    assert again.fingerprint == data.fingerprint
+    assert again.sha256 == data.sha256
 
 
 def test_written_choices_read_back_equal(tmp_path: Path) -> None:
@@ -303,26 +303,26 @@ def test_chance_and_majority_of_choices() -> None:
     assert data.majority == 2 / 3
 
 
-def test_fingerprint_depends_on_rows_and_ids_but_not_on_sources() -> None:
+def test_sha256_depends_on_rows_and_ids_but_not_on_sources() -> None:
     rows = [tokens([0], [1]), tokens([1], [2])]
     prints = {
-        Dataset.from_rows(rows).fingerprint,
-        Dataset.from_rows(rows[::-1]).fingerprint,
-        Dataset.from_rows(rows, vocabulary_size=4).fingerprint,
-        Dataset.from_rows(rows, bos=3, eos=4).fingerprint,
-        Dataset.from_rows(rows, bos=4, eos=3).fingerprint,
+        Dataset.from_rows(rows).sha256,
+        Dataset.from_rows(rows[::-1]).sha256,
+        Dataset.from_rows(rows, vocabulary_size=4).sha256,
+        Dataset.from_rows(rows, bos=3, eos=4).sha256,
+        Dataset.from_rows(rows, bos=4, eos=3).sha256,
     }
     assert len(prints) == 4
-    assert Dataset.from_rows(rows, name="other").fingerprint in prints
+    assert Dataset.from_rows(rows, name="other").sha256 in prints
 
 
-def test_fingerprint_is_the_digest_of_ids_and_written_rows(tmp_path: Path) -> None:
+def test_sha256_is_the_digest_of_ids_and_written_rows(tmp_path: Path) -> None:
     data = Dataset.from_rows([tokens([0], [1])])
     data.to_jsonl(tmp_path / "data.jsonl")
     written = b'{"prompt":[0],"label":[1],"distractor":[0]}\n'
     assert (tmp_path / "data.jsonl").read_bytes() == written
     ids = b'{"vocabulary_size":4,"bos":2,"eos":3}\n'
-    assert data.fingerprint == hashlib.sha256(ids + written).hexdigest()
+    assert data.sha256 == hashlib.sha256(ids + written).hexdigest()
 
 
 def test_ids_decode_to_text_or_to_themselves() -> None:

@@ -167,7 +167,7 @@ def test_loading_is_quiet_and_leaves_the_settings(
 # Identity
 
 
-def test_the_fingerprint_is_of_the_content(folder: Path, tmp_path: Path) -> None:
+def test_the_sha256_is_of_the_content(folder: Path, tmp_path: Path) -> None:
     first = load_pretrained(str(folder)).sha256
     assert first == load_pretrained(str(folder)).sha256
     moved = shutil.copytree(folder, tmp_path / "moved")
@@ -176,7 +176,7 @@ def test_the_fingerprint_is_of_the_content(folder: Path, tmp_path: Path) -> None
     assert load_pretrained(str(moved)).sha256 == first
 
 
-def test_the_fingerprint_sees_weights_config_and_dtype(folder: Path, tmp_path: Path) -> None:
+def test_the_sha256_sees_weights_config_and_dtype(folder: Path, tmp_path: Path) -> None:
     found = {
         load_pretrained(str(folder)).sha256,
         load_pretrained(str(folder), dtype="bfloat16").sha256,
@@ -627,7 +627,7 @@ def test_gguf_is_what_a_folder_of_the_same_weights_is(
         assert torch.equal(tensor, other.state_dict()[name])
 
 
-def test_gguf_saved_as_a_folder_keeps_its_fingerprint(gguf_file: Path, tmp_path: Path) -> None:
+def test_gguf_saved_as_a_folder_keeps_its_sha256(gguf_file: Path, tmp_path: Path) -> None:
     loaded = load_pretrained(str(gguf_file))
     assert loaded.tokenizer is not None
     loaded.model.save_pretrained(tmp_path / "resaved")

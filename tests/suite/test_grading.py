@@ -11,7 +11,14 @@ import pytest
 from command_line import refused, snowball
 
 from snowball.suite.files import KnownAnswer
-from snowball.suite.grading import QUANTITIES, Finding, ReportError, check, judge, judge_model
+from snowball.suite.grading import (
+    QUANTITIES,
+    Finding,
+    ReportError,
+    check,
+    grade_model,
+    grade_quantity,
+)
 from snowball.suite.models import NAMES
 
 pytest_plugins = ["pytester"]
@@ -39,7 +46,7 @@ KNOWN = KnownAnswer("model", Path("model"), ANSWER)
 
 
 def verdict(quantity: str, value: Any) -> Finding:
-    return judge(KNOWN, quantity, value)
+    return grade_quantity(KNOWN, quantity, value)
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
@@ -74,10 +81,10 @@ def test_a_list_without_numbers_measures_nothing() -> None:
 
 def test_a_relevance_that_is_undefined_is_not_judged() -> None:
     undefined = KnownAnswer("model", Path("model"), {**ANSWER, "relevance": [0.5, None, 1.0, 0.75]})
-    assert judge(undefined, "relevance", [0.5, None, 1.0, 0.75]).verdict == "right"
-    assert judge(undefined, "relevance", [0.5, 0.3, 1.0, 0.75]).verdict == "right"
+    assert grade_quantity(undefined, "relevance", [0.5, None, 1.0, 0.75]).verdict == "right"
+    assert grade_quantity(undefined, "relevance", [0.5, 0.3, 1.0, 0.75]).verdict == "right"
     nothing = KnownAnswer("model", Path("model"), {**ANSWER, "relevance": [None] * 4})
-    assert judge(nothing, "relevance", [0.5, 0.3, 1.0, 0.75]).verdict == "not measured"
+    assert grade_quantity(nothing, "relevance", [0.5, 0.3, 1.0, 0.75]).verdict == "not measured"
 
 
 def test_nan_is_recognised_where_the_mistake_gives_it() -> None:
@@ -85,7 +92,7 @@ def test_nan_is_recognised_where_the_mistake_gives_it() -> None:
     known = KnownAnswer("model", Path("model"), {**ANSWER, "mistakes": [nan]})
 
     def mistake(*reports: float | None) -> str | None:
-        return judge(known, "cosine", list(reports)).mistake
+        return grade_quantity(known, "cosine", list(reports)).mistake
 
     inf, nothing = math.inf, math.nan
     assert mistake(nothing, 0.2, nothing, 0.0) == "float16"
@@ -185,7 +192,7 @@ def test_check_raises_with_the_mistake_and_the_trap() -> None:
 
 
 def test_what_is_not_reported_is_not_measured() -> None:
-    assert {one.verdict for one in judge_model(KNOWN, {})} == {"not measured"}
+    assert {one.verdict for one in grade_model(KNOWN, {})} == {"not measured"}
 
 
 # The command
