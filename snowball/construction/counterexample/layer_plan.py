@@ -168,21 +168,26 @@ def layer_plan(
     derived from them. `code_square` is the squared norm of code and learned position.
     """
     free = 1 - epsilon / 2
+    # U^2 = 9 (1 + |code|^2) / q, so that constant and code are at most the share q/8 of C.
     filler = rounded(math.sqrt(9 * (1 + code_square) / free), dtype)
     base = 1 + code_square + filler**2
+    # sin^2(theta_0) = h^2 / (C + h^2), solved for h.
     share = min(epsilon / 2, free / 3)
     exact_half = math.sqrt(base * share / (1 - share))
     # A switch that the dtype rounds to 0 is kept as it is: the builder refuses it by its size.
     half = rounded(exact_half, dtype) or exact_half
+    # What reading may add to the squared norm; `end` is sqrt(C) tan(theta_L).
     added = base * free / (64 * reading_layers)
     end = math.sqrt(base * (free / 2) / (1 - free / 2))
     amplifying = layers - 1 - target
     gain = min((end / half) ** (1 / amplifying), largest_gain)
 
+    # |s_0| .. |s_{L-1}|: h up to the target, then one gain for each amplifier.
     switch = [half] * (target + 1) + [half * gain**i for i in range(amplifying)]
     # A layer that reads makes up for the norm that it adds, the reader also for what that costs it.
     if reading_layers > 1:
         switch[-1] *= 1 + 2 * added / base
+    # |s_L|, the last of L + 1; each norm is R_k^2 = C + s_k^2.
     switch.append(end * (1 + 2 * reading_layers * added / base))
     norm = [math.sqrt(base + s * s) for s in switch]
 
@@ -190,15 +195,19 @@ def layer_plan(
     for layer in range(layers):
         if layer == target:
             score = epsilon
+            # The flip scores 2 h^2 / R^2 by itself, the rotation what is missing to epsilon.
             # Not below 0 where rounding h up to the dtype has overshot epsilon.
             moved = (
                 max(epsilon * norm[layer] ** 2 - 2 * half**2, 0.0) if share < epsilon / 2 else 0.0
             )
         else:
+            # From epsilon + q/4 to epsilon + q/2, growing with depth. The score is
+            # 1 - (x . y) / (R_k R_{k+1}) with x . y = C - moved + s_k s_{k+1}, solved for `moved`.
             score = epsilon + free / 4 * (1 + layer / (layers - 1))
             product = norm[layer] * norm[layer + 1]
             moved = (score - 1) * product + base + switch[layer] * switch[layer + 1]
         scores.append(score)
+        # The rotation moves the filler by `moved = U^2 (1 - cos angle)`.
         angles.append(angle_of_versine(moved / filler**2))
     return LayerPlan(
         epsilon=epsilon,

@@ -47,16 +47,20 @@ def gather(
     code, context = stream["code"], stream["context"]
     width = code.stop - code.start
 
+    # Scores are divided by sqrt(head_dim), and read a stream that the norm has multiplied by rho.
     strength = coldness * kernel.amplitudes * math.sqrt(head_dim) / rho
+    # (heads, planes): by how much each head turns its queries, theta_m D_h.
     angle = torch.tensor(distances, dtype=torch.float64)[:, None] * kernel.frequencies
     if "position" in stream.dimensions:
         _match_positions(layer, rho, strength, angle)
     else:
         _match_rotations(layer, rho, strength, angle)
 
+    # Values: coordinate c of every head is coordinate c of the code.
     slots = torch.arange(width)
     for values in layer.value.split(head_dim):
         values[slots, code.start + slots] = 1.0
+    # Output: (heads, block) places of the context, each reading one coordinate of its head.
     layout = context_layout(width)
     head = torch.arange(heads)[:, None]
     written = context.start + head * len(layout) + torch.arange(len(layout))
@@ -72,6 +76,7 @@ def _match_rotations(
     """Keys are the unit vector (1, 0) in every plane of RoPE, queries are turned by `-angle`."""
     const, heads = layer.stream["const"].start, len(angle)
     head_dim = len(layer.query) // heads
+    # RoPE pairs coordinate m of a head with m + head_dim/2: first all cosines, then all sines.
     for keys in layer.key.split(head_dim):
         keys[: head_dim // 2, const] = 1 / rho
     queries = torch.cat((strength * angle.cos(), -strength * angle.sin()), dim=1)
@@ -91,11 +96,14 @@ def _match_positions(
     """
     place, (heads, planes) = layer.stream["position"], angle.shape
     head_dim, size = len(layer.query) // heads, position_size(planes)
+    # Where a position holds its cosines and sines, and the rows of a head that read them.
     cosines, row = place.start + torch.arange(planes), torch.arange(planes)
     sines = cosines + planes
     for keys in layer.key.split(head_dim):
         keys[row, cosines] = 1 / (rho * size)
         keys[row + planes, sines] = 1 / (rho * size)
+    # (heads, planes) each: of a position's plane (c, s) a query reads
+    # (along c + across s, along s - across c), each of them a row.
     along, across = strength * angle.cos() / size, strength * angle.sin() / size
     for head, queries in enumerate(layer.query.split(head_dim)):
         queries[row, cosines] = along[head].to(queries.dtype)

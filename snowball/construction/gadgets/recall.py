@@ -38,9 +38,10 @@ def recall(
     """
     assert layer.gate is not None, "without gates it is `odd_recall`"
     stream = layer.stream
-    keys = _mismatch_rows(layer.gate, units, stream, signs)
+    keys = _mismatch_rows(layer.gate, units, stream, signs)  # (units, heads, block), a view
     keys[:, -1, _last_subtraction(signs.shape[2])] += separation / 2
     keys *= sharpness
+    # One up weight for each unit, at a place of its own; its answer is a column of `down`.
     rows = torch.arange(units.start, units.stop)
     layer.up[rows, up_reads] = up.to(layer.up.dtype)
     layer.down[stream["answer"], units] = down.to(layer.down.dtype)
@@ -69,6 +70,7 @@ def odd_recall(
     Proof: lem:odd-activation, lem:odd-recall.
     """
     stream, nodes = layer.stream, len(signs)
+    # First the units that read M + y for all nodes, then those that read M - y.
     twins = (slice(units.start, units.start + nodes), slice(units.start + nodes, units.stop))
     for sign, half in zip((1, -1), twins, strict=True):
         keys = _mismatch_rows(layer.up, half, stream, signs)
@@ -83,8 +85,11 @@ def _mismatch_rows(
 ) -> Float[Tensor, "nodes heads block"]:
     """Writes rows that read `sum_blocks sum_c (sign_c x_c - x_0)`, and returns them by block."""
     layout = context_layout(signs.shape[2])
-    keys = matrix[units, stream["context"]].unflatten(1, (-1, len(layout)))  # in place
+    # (nodes, heads * block) as (nodes, heads, block), a view: what follows writes into the matrix.
+    keys = matrix[units, stream["context"]].unflatten(1, (-1, len(layout)))
     keys.copy_(signs[:, :, layout])
+    # x_0 is subtracted once for each sign that follows one of its places, up to the next of them;
+    # its own term is x_0 - x_0 = 0 and stands nowhere.
     subtracts = (layout == 0).nonzero().flatten()
     ends = torch.cat((subtracts[1:], torch.tensor([len(layout)])))
     keys[:, :, subtracts] *= (subtracts + 1 - ends).to(keys.dtype)

@@ -108,6 +108,7 @@ class Wanted:
 
     @classmethod
     def of(cls, tree: PrefixTree, answers: AnswerCodes, dataset: Dataset) -> Wanted:
+        # (2, pairs): every pair of tokens once, whatever nodes want it; then places in `tokens`.
         wanted = torch.stack((tree.with_target, tree.without_target)).unique(dim=1)
         first, second = torch.searchsorted(answers.tokens, wanted.contiguous())
         return cls(
@@ -125,7 +126,7 @@ class Wanted:
     @property
     def _apart(self) -> Float[Tensor, " pairs"]:
         """`width - code_a . code_b` where a and b differ."""
-        differ = self.first != self.second
+        differ = self.first != self.second  # (pairs,); the products are of (differing, width)
         products = (self.codes[self.first[differ]] * self.codes[self.second[differ]]).sum(1)
         return self.width - products
 
@@ -167,9 +168,11 @@ class Wanted:
 
     def _blocks(self) -> Iterator[_Block]:
         for a, b in zip(self.first.split(_BLOCK), self.second.split(_BLOCK), strict=True):
+            # Where a = b the code counts once, and nothing sets the two apart.
             alone = (a == b)[:, None]
             first, second = self.codes[a], self.codes[b].masked_fill(alone, 0)
             apart = (first - second).masked_fill(alone, 0)
+            # (pairs, width) by (width, answers)
             yield _Block((first + second) @ self.codes.T, apart @ self.codes.T, a, b, self.others)
 
 
@@ -188,6 +191,7 @@ class _Block:
     ) -> Float[Tensor, "pairs answers_and_rest"]:
         """Logarithms of the probabilities of all answer tokens, and of all other tokens."""
         logits = confidence * self.sums + lead / 2 * self.differences
+        # One more column for all tokens that no node wants: log of `others` times e^0.
         unwanted = torch.full((len(logits), 1), math.log(self.others), dtype=logits.dtype)
         return torch.cat((logits, unwanted), dim=1).log_softmax(1)
 
@@ -196,6 +200,7 @@ class _Block:
 
     def rest(self, confidence: float) -> Float[Tensor, " pairs"]:
         """Probability of all tokens but the wanted ones."""
+        # (pairs, 2): the columns of the two wanted tokens, whose probabilities are taken out.
         both = torch.stack((self.first, self.second), dim=1)
         return self._log_chances(confidence).exp().scatter(1, both, 0).sum(1)
 
@@ -205,6 +210,7 @@ class _Block:
         chances = self._log_chances(confidence, lead).exp()
 
         def mean_behind(products: Tensor) -> Tensor:
+            # What the right token leads each other one by, averaged over tokens; the rest has 0.
             own = products.gather(1, self.first[:, None])
             return ((own - F.pad(products, (0, 1))) * chances).sum(1)
 

@@ -297,6 +297,7 @@ def _constants(
     logit += sizes.lead / 2 * wanted.most_apart
     least_lead = sizes.lead * wanted.least_apart
     half = min(plan.halves)
+    # Per layer, what it does to the squared norm: growth w^2 / R^2, and 2 h^2 / R^2 of the switch.
     grown = [(w / norm) ** 2 for w, norm in zip(plan.growths, plan.norms, strict=False)]
     apart = min(abs(grown[parts.target] - grown[other]) for other in parts.others)
     turned = max(2 * (plan.halves[k] / plan.norms[k]) ** 2 for k in range(parts.reader))
@@ -388,6 +389,7 @@ def _write_answers(
         answers.codes[torch.searchsorted(answers.tokens, tokens)].double()
         for tokens in (writer.tree.with_target, writer.tree.without_target)
     )
+    # (nodes, width): a + b, or a where they agree.
     sure = right + wrong.masked_fill(answers.agree[:, None], 0)
     writer.write_less(
         torch.arange(len(sure)),
@@ -396,6 +398,7 @@ def _write_answers(
         AffineForm.missing(parts.others),
         steep=parts.confidence_is_steep,
     )
+    # The nodes whose tokens differ, by number; kappa * lead/(2 kappa) is half of the lead each way.
     differ = (~answers.agree).nonzero().flatten()
     lead = sizes.lead / (2 * sizes.confidence) * (right - wrong)[differ]
     writer.write_less(

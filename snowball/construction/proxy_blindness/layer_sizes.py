@@ -49,11 +49,13 @@ def layer_sizes(
     shares, factor = [], 1.0  # of the squared norm of a token, before any layer
     for score, growth in zip(scores, growths, strict=True):
         ratio = math.sqrt(1 + growth)
+        # score = 1 - (1 - moved) / sqrt(1 + g), solved for what the switch has to move.
         moved = score * ratio - growth / (1 + ratio)  # 2 h^2 / R^2
         if not moved > 0:
             raise ValueError(f"a growth by {growth} alone scores {score} or more")
         shares.append((moved / 2 * factor, growth * factor))
         factor *= 1 + growth
+    # R^2 = rest + sum h^2 before any layer, with each h^2 a share of R^2.
     free = 1 - sum(half for half, _ in shares)
     if not free > 0:
         raise ValueError("the switches would hold the whole norm")
@@ -61,6 +63,7 @@ def layer_sizes(
     exact = [[math.sqrt(share * square) for share in one] for one in zip(*shares, strict=True)]
     # What the dtype rounds to 0 is kept as it is: the builder refuses it by its size.
     halves, added = ([rounded(size, dtype) or size for size in one] for one in exact)
+    # R_0^2 .. R_L^2, of the rounded sizes.
     squares = [rest + sum(half**2 for half in halves)]
     for growth in added:
         squares.append(squares[-1] + growth**2)

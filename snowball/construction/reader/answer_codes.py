@@ -47,7 +47,7 @@ def answer_codes(tree: PrefixTree, seed: int, *, tied: bool = False) -> AnswerCo
         ValueError: no width in reach gives that gap.
     """
     tokens, index = torch.cat((tree.with_target, tree.without_target)).unique(return_inverse=True)
-    wanted = index.view(2, -1)
+    wanted = index.view(2, -1)  # (2, nodes): places among the answer tokens
     width = max(4, 1 << (len(tokens) - 1).bit_length()) if len(tokens) <= 64 else 96
     while width <= _WIDEST_CODE:
         codes = sign_codes(len(tokens), width, seed)
@@ -58,6 +58,7 @@ def answer_codes(tree: PrefixTree, seed: int, *, tied: bool = False) -> AnswerCo
             gap = min(gap, _smallest_tied_gap(codes, wanted.unique(dim=1)))
         if 2 * gap >= width:
             agree = wanted[0] == wanted[1]
+            # (nodes, width) each: a - b where the tokens differ, a alone where they agree.
             other = codes[wanted[1]] * ~agree[:, None]
             return AnswerCodes(tokens, codes, codes[wanted[0]] - other, agree, gap)
         width = -(-width * 5 // 4 // 32) * 32
@@ -71,8 +72,8 @@ def _smallest_gap(codes: Int8[Tensor, "answers width"], pairs: Int[Tensor, "2 pa
     for first, second in (pairs, pairs.flip(0)):
         for start in range(0, len(first), _BLOCK):
             a, b = first[start : start + _BLOCK], second[start : start + _BLOCK]
-            written = real[a] - real[b] * (a != b)[:, None]
-            products = written @ real.T
+            written = real[a] - real[b] * (a != b)[:, None]  # (pairs, width)
+            products = written @ real.T  # (pairs, answers)
             own = products.gather(1, a[:, None])
             others = products.scatter(1, a[:, None], -torch.inf).amax(1, keepdim=True)
             gaps.append(int((own - others.clamp(min=0)).min()))
@@ -85,7 +86,7 @@ def _smallest_tied_gap(codes: Int8[Tensor, "answers width"], pairs: Int[Tensor, 
     gaps = [codes.shape[1]]
     first, second = pairs[:, pairs[0] != pairs[1]]
     for a, b in zip(first.split(_BLOCK), second.split(_BLOCK), strict=True):
-        products = (real[a] + real[b]) @ real.T
+        products = (real[a] + real[b]) @ real.T  # (pairs, answers)
         own = products.gather(1, a[:, None])
         both = torch.stack((a, b), dim=1)
         others = products.scatter(1, both, -torch.inf).amax(1, keepdim=True)

@@ -142,21 +142,24 @@ def _close_pairs(
     nodes = torch.arange(len(tree))
     # A scattered order makes the pairs of an early stop typical of the whole.
     order = torch.randperm(len(tree), generator=torch.Generator().manual_seed(0))
-    seen = tree.tokens_at(nodes, torch.tensor(distances))[order]
+    seen = tree.tokens_at(nodes, torch.tensor(distances))[order]  # (nodes, distances), -1 outside
+    # X: (nodes, distances * width), the signs of all tokens seen, 0 beyond BOS.
     signs = (codes[seen.clamp(min=0)] * (seen >= 0)[..., None]).flatten(1).float()
-    inside = (seen >= 0).sum(1)
+    inside = (seen >= 0).sum(1)  # c_i: how many distances lie inside node i
     found, closest, fewest = [], None, None
     for start in range(0, len(tree), _BLOCK):
         rows = slice(start, min(start + _BLOCK, len(tree)))
+        # One strip of the Gram matrix, (rows, nodes from the first row on).
         common = torch.minimum(inside[rows, None], inside[None, start:])
         differing = (codes.shape[1] * common - signs[rows] @ signs[start:].T) / 2
         # Each pair once: only columns after the row.
         differing += torch.full_like(differing, math.inf).tril()
+        # The closest pair so far; both indices count from `start`, in the scattered order.
         smallest = int(differing.argmin())
         i, j = divmod(smallest, differing.shape[1])
         if math.isfinite(value := float(differing[i, j])) and (fewest is None or value < fewest):
             closest, fewest = (int(order[start + i]), int(order[start + j])), int(value)
-        close = (differing < separation).nonzero()
+        close = (differing < separation).nonzero()  # (pairs, 2)
         found.append(order[close + start])
         if sum(map(len, found)) >= _PAIRS:
             break
@@ -175,13 +178,16 @@ def _separating_distances(
     Raises:
         _CodesTooClose: a pair differs in too few signs over all its distances.
     """
+    # Tokens of both nodes at every distance, (pairs, distances); a distance is of use where they
+    # differ inside both.
     every = torch.arange(tree.longest + 1)
     first, second = (tree.tokens_at(pairs[:, side], every) for side in (0, 1))
     useful = (first != second) & (first >= 0) & (second >= 0)
-    missing = torch.full((len(pairs),), separation)
+    missing = torch.full((len(pairs),), separation)  # signs that each pair still lacks
     added: list[int] = []
 
     def look_at(distance: int) -> None:
+        # Codes of the tokens at this distance, (pairs, width) each.
         a, b = (codes[side[:, distance].clamp(min=0)] for side in (first, second))
         differing = ((a != b).sum(1)) * useful[:, distance]
         missing.sub_(differing)
@@ -190,6 +196,7 @@ def _separating_distances(
     for distance in taken:
         look_at(distance)
     while (open_pairs := missing > 0).any():
+        # How many of the open pairs each distance would help; the first with the most is taken.
         votes = useful[open_pairs].sum(0)
         if (without := open_pairs & ~useful.any(1)).any():
             raise _CodesTooClose(*pairs[without.nonzero()[0, 0]].tolist())

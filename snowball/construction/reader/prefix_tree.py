@@ -48,7 +48,7 @@ class PrefixTree:
         self, nodes: Int[Tensor, " n"], distances: Int[Tensor, " m"]
     ) -> Int[Tensor, "n m"]:
         """Token of each node at each distance from its end; -1 beyond its BOS."""
-        index = self.end[nodes, None] - distances
+        index = self.end[nodes, None] - distances  # (n, m) places in `tokens`
         inside = distances <= self.length[nodes, None]
         return torch.where(inside, self.tokens[index.clamp(min=0)], -1)
 
@@ -82,6 +82,8 @@ def prefix_tree(dataset: Dataset, behaviours: Sequence[int] | None = None) -> Pr
     for index, example in enumerate(dataset.examples):
         behaviour = behaviours[index] if behaviours is not None else 0
         for answer, with_target in ((example.label, True), (example.distractor, False)):
+            # One row of the flat tokens: BOS, prompt and answer, but for its last token, after
+            # which nothing is wanted.
             wanted = (*answer, dataset.eos) if dataset.ends_with_eos else answer
             start = len(tokens)
             tokens += (dataset.bos, *example.prompt, *wanted[:-1])
@@ -105,10 +107,12 @@ def _add_path(
     digest = hashlib.blake2b(digest_size=16)
     digest.update(b"".join(t.to_bytes(4, "little") for t in example.prompt))
     for step, token in enumerate(wanted):
+        # The node before this token of the answer: BOS stands at `start`, `length` places back.
         length = prompt_length + step
         node = nodes.setdefault(
             digest.digest(), _Node(start + length, length, None, None, behaviour, example.source)
         )
+        # Shared with another example: harmless, unless `_flatten` finds that it decides.
         if node.behaviour != behaviour:
             node.other = example.source
         present = node.with_target if with_target else node.without_target
@@ -147,6 +151,7 @@ def _flatten(tokens: list[int], nodes: list[_Node]) -> PrefixTree:
         return token
 
     for node in nodes:
+        # Both paths meet here and part, so that the layers present decide the token.
         decides = None not in (node.with_target, node.without_target)
         if node.other and decides and node.with_target != node.without_target:
             raise DatasetError(

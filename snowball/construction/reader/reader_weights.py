@@ -50,8 +50,10 @@ def write_recall(
     first = layer.next_unit
     recall, distances = reader.recall, torch.tensor(heads_of(marks))
     gated = layer.gate is not None
+    # What a unit that fires multiplies its answer by: silu(G), or the drive G itself.
     fired = recall.gate / (1 + math.exp(-recall.gate)) if gated else recall.gate
     for block in torch.arange(len(nodes)).split(_BLOCK):
+        # (nodes, heads) tokens, (nodes, heads, width) signs, (width of answers, nodes) of `down`.
         seen = tree.tokens_at(nodes[block], distances)
         signs = marks.codes[seen.clamp(min=0)] * (seen >= 0)[..., None]
         down = written[block].T.double() * (reader.readout.answer_size / fired)

@@ -250,15 +250,17 @@ def build(
     check_dtype(dtype)
     gather, class_of = choice.layers - 1 if gather is None else gather, class_of or {}
     check_vocabulary(dataset, dtype)
+    # What to tell apart, and what to answer: nodes by behaviour, their fingerprints, answer codes.
     kinds = tuple(dict.fromkeys(behaviours))
     tree = prefix_tree(dataset, [kinds.index(behaviour) for behaviour in behaviours])
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed)
+    # Units of recall, one for each node of each rule; the width of the stream; then all sizes.
     rules = _rules(tree, answers, kinds)
     units = sum(len(rule.nodes) for rule in rules)
     stream = residual_stream(marks, answers, choice.layers, choice.filler_dimensions)
     plan = choice.plan(code_square(marks), stream.width, dtype)
-    planes = 1 + len(plan.classes)
+    planes = 1 + len(plan.classes)  # of the filler, which each layer rotates
     config = decoder_config(dataset, tree, marks, stream, plan.layers, units, planes)
     around = _surroundings(plan, gather, kinds, units, dtype)
     reader = reader_constants(dataset, tree, marks, answers, config, around, dtype)
@@ -269,6 +271,7 @@ def build(
     weights = allocate(config, dtype)
     embedding = weights["model.embed_tokens.weight"]
     _write_embedding(embedding, marks, plan, stream)
+    # embedding[token, filler] = (U, 0, 0, ...): class c has its U in the plane of 2c, 2c + 1.
     for token, number in class_of.items():
         embedding[token, stream["filler"]] = embedding[token, stream["filler"]].roll(2 * number)
     for index in range(plan.layers):
@@ -312,13 +315,16 @@ def _rules(tree: PrefixTree, answers: AnswerCodes, kinds: Sequence[Behaviour]) -
 
     With c >= 1 clauses that is `a + (c - 1)(a - b)`, in which a leads all the more.
     """
+    # Codes of the tokens wanted with and without the layers, (nodes, width) each.
     right, wrong = (
         answers.codes[torch.searchsorted(answers.tokens, tokens)]
         for tokens in (tree.with_target, tree.without_target)
     )
     same = answers.agree.nonzero().flatten()
+    # Where both want one token, nothing is asked of any layer.
     rules = [_Rule(same, right[same], {})]
     for number, behaviour in enumerate(kinds):
+        # The nodes, by number, whose answer this behaviour decides.
         nodes = (~answers.agree & (tree.behaviour == number)).nonzero().flatten()
         if behaviour.is_constant:
             rules.append(_Rule(nodes, (right if behaviour.clauses else wrong)[nodes], {}))
@@ -354,12 +360,14 @@ def _surroundings(
 def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]:
     eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
     square = plan.norm**2
+    # (layer, score, angle) for each class of tokens and each layer that rotates its plane.
     turns = [
         (layer, scores[layer], plan.angles[layer][number])
         for number, scores in enumerate((plan.scores, *plan.classes))
         for layer in range(plan.layers)
         if any(plan.angles[layer][number : number + 1])
     ]
+    # The part of each of these scores that the switch does not give.
     rotated = [score - 2 * plan.halves[layer] ** 2 / square for layer, score, _ in turns]
     # The filler has been turned before, so that a float rounds its coordinates by a share of U.
     noise = [eps * plan.filler[0] ** 2 * a / (square * score) for _, score, a in turns]
@@ -446,6 +454,7 @@ def _write_rule(
     plan: ScorePlan,
 ) -> None:
     norm, const = reader.recall.norm, layer.stream["const"].start
+    # The up value of every unit is 1: the constant, which the norm multiplies by rho, over rho.
     up = torch.full((len(rule.nodes),), 1 / gadgets.norm_factor(layer.stream.width, norm))
     reads = torch.full((len(rule.nodes),), const)
     units = write_recall(layer, tree, marks, reader, rule.nodes, up, reads, rule.written)

@@ -90,18 +90,22 @@ class PrescribedScores:
         return 2 * (1 + len(self.classes))
 
     def plan(self, code_square: float, width: int, dtype: torch.dtype) -> ScorePlan:
+        # (layers, classes): ordinary tokens first.
         by_layer = list(zip(self.scores, *self.classes, strict=True))
         free = 1 - max(map(max, by_layer)) / 2
+        # R^2, of which constant and code are the share q/3 and all switches at most another q/3.
         square = 3 * (1 + code_square) / free
         most = free / (3 * self.layers)
         # A switch that the dtype rounds to 0 is kept as it is: the builder refuses it by its size.
         exact = [math.sqrt(min(min(scores) / 2, most) * square) for scores in by_layer]
         halves = [rounded(half, dtype) or half for half in exact]
         rest = 1 + code_square + sum(half * half for half in halves)
+        # U takes what is left of R^2; the norm is that of the rounded coordinates.
         filler = rounded(math.sqrt(square - rest), dtype)
         norm_square = rest + filler**2
 
         def angle(score: float, half: float, least: float) -> float:
+            # The switch gives the least score of the layer alone, if that is small.
             by_switch = score == least <= 2 * most
             moved = 0.0 if by_switch else score * norm_square - 2 * half**2
             return angle_of_versine(max(moved, 0.0) / filler**2)
