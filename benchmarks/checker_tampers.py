@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from snowball.checks.guarantees import SCORE_TOLERANCE
 from snowball.decoders.checkpoint import read_checkpoint, write_safetensors
 from snowball.decoders.decoder import Decoder
+from snowball.dtypes import SCORE_TOLERANCE, score_tolerance
 from snowball.metrics import layer_scores
 
 SLACK = 1e-9
@@ -270,7 +270,7 @@ def _says_too_little(claims: Document, epsilon: float, dtype: torch.dtype) -> bo
     deviation = float(claims["deviation"])
     others = [s for layer, s in enumerate(claims["scores"]) if layer != claims["target"]]
     return (
-        _below(epsilon * SCORE_TOLERANCE[dtype], deviation)
+        _below(epsilon * score_tolerance(dtype), deviation)
         or _below(min(float(one["low"]) for one in others), epsilon + deviation)
         or any(_below(float(claims[f"probability_{name}"]), 0.99) for name in ("with", "without"))
     )
@@ -307,11 +307,10 @@ def _false_claim(
 
 def _false_runtime(claims: Document, found: Measured) -> str | None:
     """Stated measurements outside what was claimed, by more than the stated error."""
-    limits = {str(k).removeprefix("torch."): v for k, v in SCORE_TOLERANCE.items()}
     for one in claims["runtime"]:
         error, away = float(one["score_error"]), float(one["probability_error"])
         largest = 2e-2 if one["dtype"] == "bfloat16" else 1e-3
-        if not (0 <= error <= limits[one["dtype"]] and 0 <= away <= largest):
+        if not (0 <= error <= SCORE_TOLERANCE[one["dtype"]] and 0 <= away <= largest):
             return "runtime error"
         for bounds, claimed, scores in zip(
             one["scores"], claims["scores"], found.scores, strict=True

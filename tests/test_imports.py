@@ -30,7 +30,7 @@ BALLS = {"certificates.balls", "certificates.enclosure", "certificates.reader_en
 # A module imports from the rows above its own, or from its own package. So what measures cannot
 # know what was built, and no audit of a pretrained model what a construction is.
 ROWS = (
-    {"errors", "limits", "progress"},
+    {"dtypes", "errors", "limits", "progress"},
     {"files", "provenance"},
     {"criteria", "jsonl", "metrics", "tokenizer_files", "typed_json"},
     {"decoders"},

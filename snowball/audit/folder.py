@@ -19,6 +19,7 @@ from snowball.audit.page import write_report
 from snowball.audit.run import Audit, AuditError
 from snowball.audit.summary import Summary, dataset_numbers, summarise
 from snowball.audit.tables import layer_csv, removal_csv
+from snowball.dtypes import DType
 from snowball.engine.cost import matmul_rate
 from snowball.engine.named_removals import named_removals
 from snowball.files import FileError, make_folder, write_text
@@ -162,7 +163,7 @@ def _run(audit: Audit, seed: int) -> Run:
             sha256=model.sha256,
             source=model.source,
             layers=audit.engine.stack.depth,
-            dtype=str(model.model.dtype).removeprefix("torch."),
+            dtype=DType.of(model.model.dtype).value,
             device=model.device,
             device_name=device_name(model.model.device),
         ),

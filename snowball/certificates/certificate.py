@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from snowball.certificates.exact_model import CONFIG, WEIGHTS
+from snowball.dtypes import BUILT
 from snowball.files import FileError, bytes_of, strict_json, write_json
 
 FORMAT, THEOREM = 1, "thm:snowball"
-DTYPES = ("float64", "float32", "bfloat16")
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,40}")
@@ -254,8 +254,8 @@ def _runtime(value: Any, layers: int, where: str) -> Runtime:
     )
     if not _VERSION.fullmatch(entry.text("torch")):
         raise FileError(f"{where}: runtime: torch must be a version, as 2.13.0+cpu")
-    if entry.text("dtype") not in DTYPES:
-        raise FileError(f"{where}: runtime: dtype must be one of {', '.join(DTYPES)}")
+    if entry.text("dtype") not in BUILT:
+        raise FileError(f"{where}: runtime: dtype must be one of {', '.join(BUILT)}")
     return Runtime(
         dtype=entry.text("dtype"),
         torch=entry.text("torch"),

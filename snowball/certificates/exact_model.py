@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snowball.certificates.certainty import Rejection
+from snowball.dtypes import BUILT
 from snowball.files import FileError, bytes_of, open_file, strict_json
 from snowball.limits import (
     ENTRIES,
@@ -93,7 +94,7 @@ _IGNORED = {
     "transformers_version",
     "use_cache",
 }
-_DTYPES = {"BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_DTYPES: dict[str, str] = {dtype.safetensors: dtype for dtype in BUILT}
 
 
 def read_config(folder: Path) -> Config:

@@ -12,8 +12,8 @@ from snowball.certificates.certainty import Enclosure, Rejection, Undecided
 from snowball.certificates.certificate import Certificate, Runtime
 from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
 from snowball.certificates.token_data import TokenData, read_data
-from snowball.checks.guarantees import SCORE_TOLERANCE
 from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
+from snowball.dtypes import SCORE_TOLERANCE
 from snowball.files import sha256_of
 from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from snowball.certificates.enclosure import Enclosures, Place
 
 # The largest errors that torch may be stated to have made, by dtype: relative for scores.
-SCORE_ERROR = {
-    str(dtype).removeprefix("torch."): Decimal(repr(error))
-    for dtype, error in SCORE_TOLERANCE.items()
-}
+SCORE_ERROR = {str(dtype): Decimal(repr(error)) for dtype, error in SCORE_TOLERANCE.items()}
 PROBABILITY_ERROR = {
     "float64": Decimal("1e-3"),
     "float32": Decimal("1e-3"),

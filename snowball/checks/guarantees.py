@@ -7,11 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
+from snowball.dtypes import score_tolerance
 from snowball.measurement.measurements import Measurements
-
-# Relative deviation from epsilon that the target's score may have at a token, by dtype: the
-# rounding of a handful of operations, with room for their number.
-SCORE_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ def _score_is_epsilon(
 ) -> Guarantee:
     score = found.scores[target].cosine
     worst = max(abs(score.least / epsilon - 1), abs(score.largest / epsilon - 1))
-    allowed = SCORE_TOLERANCE[dtype]
+    allowed = score_tolerance(dtype)
     return Guarantee(
         "a",
         f"layer {target} scores {epsilon:g} at every token",

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from snowball.checks.guarantees import Guarantee
 from snowball.construction.universality.card import UniversalCard
-from snowball.construction.universality.prescribed_scores import SCORE_TOLERANCE
 from snowball.data.dataset import Dataset
 from snowball.decoders.residual_decoder import ResidualDecoder
+from snowball.dtypes import score_tolerance
 from snowball.measurement.answer_batches import in_batches, prompts_of
 from snowball.measurement.measurements import CURVE_PROMPTS, right_answers
 from snowball.metrics import accuracy_based_relevance, cosine_score, token_roles
@@ -173,7 +173,7 @@ def universal_guarantees(found: UniversalFindings, dtype: torch.dtype) -> tuple[
     """
     sets = f"{'all' if found.exhaustive else 'a sample of'} {found.sets} sets of removed layers"
     worst = max(found.layers, key=lambda one: one.deviation)
-    allowed = SCORE_TOLERANCE[dtype]
+    allowed = score_tolerance(dtype)
     cases = found.sets * found.examples
     first = ""
     if found.wrong:

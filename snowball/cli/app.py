@@ -16,6 +16,7 @@ from snowball.cli import suite as cli_suite
 from snowball.cli import universal as cli_universal
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say
+from snowball.dtypes import DType
 from snowball.files import new_folder, refuse_existing
 
 if TYPE_CHECKING:
@@ -68,10 +69,12 @@ app.command()(cli_suite.suite)
 app.command()(cli_suite.grade)
 
 
-class DType(StrEnum):
-    float64 = "float64"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
+class BuiltDType(StrEnum):
+    """Those of `BUILT`: options offer the values of an enumeration."""
+
+    float64 = DType.float64
+    float32 = DType.float32
+    bfloat16 = DType.bfloat16
 
 
 class Family(StrEnum):
@@ -87,7 +90,7 @@ Epsilon = Annotated[
 ]
 Layers = Annotated[int, typer.Option(help="Number of layers, at least 3.")]
 Target = Annotated[int, typer.Option(help="Index of the target layer, 1 to layers - 2.")]
-Precision = Annotated[DType, typer.Option("--dtype", help="Dtype of the weights.")]
+Precision = Annotated[BuiltDType, typer.Option("--dtype", help="Dtype of the weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sign codes.", min=0, max=2**63 - 1)]
 Split = Annotated[str | None, typer.Option(help="Keep only rows whose field 'split' is this.")]
 Limit = Annotated[int | None, typer.Option(help="Keep only the first rows.", min=1)]
@@ -104,7 +107,7 @@ def demo(
     epsilon: Epsilon = 1e-6,
     layers: Layers = 8,
     target: Target = 3,
-    dtype: Precision = DType.float32,
+    dtype: Precision = BuiltDType.float32,
     seed: Seed = 0,
 ) -> None:
     """Build a counterexample for 198 country capitals, measure it, certify it, and write all that.
@@ -137,7 +140,7 @@ def build(
     epsilon: Epsilon = 1e-6,
     layers: Layers = 8,
     target: Target = 3,
-    dtype: Precision = DType.float32,
+    dtype: Precision = BuiltDType.float32,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="Hugging Face tokenizer folder or tokenizer.json; default: bytes."),
@@ -270,12 +273,10 @@ def _construct(
     epsilon: float,
     layers: int,
     target: int,
-    dtype: DType,
+    dtype: BuiltDType,
     seed: int,
     arch: Family = Family.llama,
 ) -> Counterexample:
-    import torch
-
     from snowball.construction.counterexample.builder import counterexample
 
     with console.status(f"building for {len(dataset.examples)} examples"):
@@ -284,7 +285,7 @@ def _construct(
             epsilon=epsilon,
             layers=layers,
             target=target,
-            dtype=getattr(torch, dtype),
+            dtype=DType(dtype).torch,
             seed=seed,
             arch=arch,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +9,7 @@ import typer
 
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, resumable, say
-
-
-class Precision(StrEnum):
-    float64 = "float64"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+from snowball.dtypes import DType
 
 
 def audit(
@@ -52,7 +45,7 @@ def audit(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option(help="Dtype to compute in.")] = Precision.float32,
+    dtype: Annotated[DType, typer.Option(help="Dtype to compute in.")] = DType.float32,
     token_budget: Annotated[
         int | None,
         typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),

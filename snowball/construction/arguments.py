@@ -8,6 +8,7 @@ from numbers import Real
 import torch
 
 from snowball.construction.errors import ConstructionError
+from snowball.dtypes import BUILT
 
 
 def check_integers(**arguments: object) -> None:
@@ -19,7 +20,7 @@ def check_integers(**arguments: object) -> None:
 
 def check_dtype(dtype: torch.dtype) -> None:
     """Raises ConstructionError for a dtype that no weights are written in."""
-    if dtype not in (torch.float64, torch.float32, torch.bfloat16):
+    if dtype not in {one.torch for one in BUILT}:
         raise ConstructionError(f"dtype must be float64, float32 or bfloat16, not {dtype}")
 
 

@@ -23,6 +23,7 @@ from snowball.decoders.architectures.llama import LLAMA
 from snowball.decoders.architectures.registry import architecture_of
 from snowball.decoders.checkpoint import CheckpointError
 from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
+from snowball.dtypes import DType
 from snowball.files import read_json, write_json
 from snowball.provenance import provenance
 
@@ -91,7 +92,7 @@ def card_of(built: Built) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **built.facts(),
-        "dtype": str(built.dtype).removeprefix("torch."),
+        "dtype": str(DType.of(built.dtype)),
         "seed": built.seed,
         "stream": {"width": built.stream.width, "subspaces": dict(built.stream.dimensions)},
         "constants": [asdict(constant) for constant in built.constants],

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from snowball.decoders.decoder import DecoderConfig, check_weights, parameter_shapes
+from snowball.dtypes import DType
 from snowball.files import FileError, new_folder, read_json, write_json
 
 _WEIGHTS = "model.safetensors"
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16"}
 # As aligned as torch's own memory: BLAS chooses its order of summation by the alignment, so a model
 # read back from disk would otherwise round differently from the one in memory.
 _ALIGNMENT = 64
@@ -68,7 +68,7 @@ def write_files(
 
 
 def _config_json(config: DecoderConfig, dtype: torch.dtype) -> dict[str, object]:
-    name = str(dtype).removeprefix("torch.")
+    name = DType.of(dtype).value
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -104,7 +104,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         starts[name], end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": DType.of(tensor.dtype).safetensors,
             "shape": list(tensor.shape),
             "data_offsets": [starts[name], end],
         }
@@ -178,7 +178,7 @@ def check_dtype(path: Path, entries: Mapping[str, object], dtype: torch.dtype) -
     """Raises `CheckpointError` where a config states another dtype than the weights have."""
     for key in ("dtype", "torch_dtype"):
         stated = entries.get(key)
-        if stated is not None and stated != str(dtype).removeprefix("torch."):
+        if stated is not None and stated != DType.of(dtype):
             raise CheckpointError(
                 f"{path}: {key}={stated!r}, but the weights are {dtype}: transformers would "
                 "convert them; save the checkpoint in the dtype it is to run in"

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from snowball.decoders.attention import causal_attention, rotate, split_heads
 from snowball.decoders.residual_decoder import ResidualDecoder, select_positions
-
-SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+from snowball.dtypes import BUILT
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ def check_tensors(
             raise ValueError(f"parameter {name!r} must have shape {shape}, got {got}")
     first = next(iter(shapes))
     dtype = weights[first].dtype
-    if dtype not in SUPPORTED_DTYPES:
+    if dtype not in {one.torch for one in BUILT}:
         raise ValueError(f"weights must be float64, float32 or bfloat16, got {dtype}")
     for name in shapes:
         if weights[name].dtype != dtype:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from snowball.dtypes import DType
 from snowball.pretrained.config import check_folder, read_config
 from snowball.pretrained.gguf import check_gguf
 from snowball.pretrained.location import locate
@@ -23,13 +24,6 @@ from snowball.pretrained.weights import check_skeleton, check_values, count_weig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 
 # Entries of a config that no logit depends on (the dtype is hashed with every tensor).
 _BOOKKEEPING = {
@@ -80,8 +74,8 @@ def load_pretrained(
     or not exactly those that its config calls for.
     """
     check_device(device)
-    if dtype not in DTYPES:
-        raise PretrainedError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if dtype not in set(DType):
+        raise PretrainedError(f"dtype must be one of {', '.join(DType)}, not {dtype!r}")
     if Path(name).exists() and revision is not None:
         raise PretrainedError(f"{name}: revision {revision!r} is for the Hub, and this is a path")
     with _quiet(), tempfile.TemporaryDirectory() as temporary:
@@ -92,7 +86,7 @@ def load_pretrained(
         config = read_config(location)
         attention = check_skeleton(location, config, tensors, size)
         tokenizer = read_tokenizer(location)
-        model = read_model(location, config, attention, DTYPES[dtype])
+        model = read_model(location, config, attention, DType(dtype).torch)
         if location.gguf is not None:
             check_gguf(location, model)
     check_values(location, model)

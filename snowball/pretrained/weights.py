@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from snowball.dtypes import DType
 from snowball.pretrained.config import read_settings
 from snowball.pretrained.location import INDEX, WEIGHTS, Location
 from snowball.pretrained.refusal import PretrainedError, quote, reason, shorten
@@ -214,5 +215,5 @@ def check_values(location: Location, model: PreTrainedModel) -> None:
         if bad:
             raise PretrainedError(
                 f"{location.tensors}: {bad} of {tensor.numel()} values of {name} are NaN or "
-                f"infinite in {str(tensor.dtype).removeprefix('torch.')}"
+                f"infinite in {DType.of(tensor.dtype)}"
             )

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from snowball.checks.guarantees import SCORE_TOLERANCE, guarantees
+from snowball.checks.guarantees import guarantees
 from snowball.construction.counterexample.builder import Counterexample, counterexample
 from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
 from snowball.data.dataset import Dataset
+from snowball.dtypes import BUILT, score_tolerance
 from snowball.measurement.measurements import Measurements, measure
 
 EPSILON, LAYERS, TARGET = 1e-14, 6, 2
@@ -60,7 +61,7 @@ def sound() -> Measurements:
 
 
 @pytest.mark.parametrize("dataset", [OPEN, CHOICES], ids=["open", "choices"])
-@pytest.mark.parametrize("dtype", SCORE_TOLERANCE)
+@pytest.mark.parametrize("dtype", [one.torch for one in BUILT])
 def test_what_was_built_holds(dataset: Dataset, dtype: torch.dtype) -> None:
     model = build(dataset, dtype=dtype)
     found = measure(model.decoder(), dataset, follow=[TARGET])
@@ -192,7 +193,7 @@ def test_the_tolerance_is_that_of_the_dtype(dtype: torch.dtype) -> None:
     """A flip that is longer by a factor f raises the score to f^2 epsilon."""
     for times, expected in ((0.7, "a"), (0.3, "")):
         model = build(dtype=torch.float64)
-        Workshop(model).scale_flip(1 + times * SCORE_TOLERANCE[dtype])
+        Workshop(model).scale_flip(1 + times * score_tolerance(dtype))
         found = measure(model.decoder(), OPEN, follow=[TARGET])
         assert failures(found, dtype=dtype) == expected
 

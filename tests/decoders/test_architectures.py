@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from strategies import datasets, dtypes, epsilons, inputs
 
-from snowball.checks.guarantees import SCORE_TOLERANCE, guarantees
+from snowball.checks.guarantees import guarantees
 from snowball.construction.counterexample.builder import Counterexample, counterexample
 from snowball.construction.counterexample.card import load_counterexample
 from snowball.construction.errors import ConstructionError
 from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.registry import ARCHITECTURES
 from snowball.decoders.checkpoint import CheckpointError
+from snowball.dtypes import score_tolerance
 from snowball.measurement.measurements import measure
 from snowball.metrics import cosine_score
 
@@ -76,7 +77,7 @@ def test_the_guarantees_hold(arch: str, case: Case, data: st.DataObject) -> None
     assert [one.clause for one in judged if not one.holds] == []
     ids = torch.tensor([data.draw(inputs(case.dataset))])
     scores = [cosine_score(x, y) for x, y in pairwise(decoder.residual_states(ids))]
-    allowed = SCORE_TOLERANCE[case.dtype]
+    allowed = score_tolerance(case.dtype)
     assert (scores[case.target] / case.epsilon - 1).abs().max() <= allowed
     for layer, score in enumerate(scores):
         assert layer == case.target or score.min() > scores[case.target].max()
@@ -146,7 +147,7 @@ def test_transformers_computes_the_same(written: dict[str, Path], arch: str) -> 
             assert torch.allclose(x, ours[layer], rtol=1e-5, atol=1e-5)
             found = cosine_score(x, y)
             if layer == TARGET:
-                assert (found / 1e-6 - 1).abs().max() <= SCORE_TOLERANCE[torch.float32]
+                assert (found / 1e-6 - 1).abs().max() <= score_tolerance(torch.float32)
             else:
                 assert found.min() > 1e-3
 

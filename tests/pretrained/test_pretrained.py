@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from snowball import Dataset, counterexample
 from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.dtypes import DType
 from snowball.pretrained import weights
 from snowball.pretrained.loading import (
-    DTYPES,
     Pretrained,
     check_device,
     device_name,
@@ -98,7 +98,7 @@ def test_a_folder_is_loaded_as_it_was_saved(folder: Path) -> None:
     assert loaded.tokenizer("hi ").input_ids == IDS[0].tolist()
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("dtype", list(DType))
 def test_weights_are_in_the_dtype_asked_for(folder: Path, dtype: str) -> None:
     model = load_pretrained(str(folder), dtype=dtype).model
     wanted = getattr(torch, dtype)

@@ -40,13 +40,13 @@ from snowball.construction.reader.reader_weights import (
 )
 from snowball.construction.universality.behaviour import Behaviour
 from snowball.construction.universality.prescribed_scores import (
-    SCORE_TOLERANCE,
     PrescribedScores,
     ScoreChoice,
     ScorePlan,
 )
 from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder, DecoderConfig
+from snowball.dtypes import score_tolerance
 
 # How much what a failed condition takes from a gate exceeds what its own node gives.
 _SILENCING = 4.0
@@ -396,7 +396,7 @@ def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]
             meaning="smallest angle of a rotation",
             inequality="eps U^2 a / (R^2 score) <= tolerance of scores, with classes of tokens",
             left=max(noise, default=0.0) if plan.classes else 0.0,
-            right=SCORE_TOLERANCE[dtype],
+            right=score_tolerance(dtype),
             remedy="scores of a layer that differ less between tokens, or float64",
         ),
     )

@@ -25,10 +25,6 @@ from snowball.construction.gadgets.linear_map import SATURATED_GATE, STATIONARY_
 from snowball.construction.gadgets.rounding import rounded
 from snowball.construction.gadgets.versine import angle_of_versine
 
-# Relative deviation from a prescribed score that a token may show, by dtype: a handful of
-# roundings each of switch, angle and norm.
-SCORE_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
-
 
 @dataclass(frozen=True, slots=True)
 class ScorePlan:

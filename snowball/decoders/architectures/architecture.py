@@ -28,6 +28,7 @@ from snowball.decoders.checkpoint import (
 )
 from snowball.decoders.decoder import DecoderConfig
 from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
+from snowball.dtypes import DType
 from snowball.files import read_json
 
 # Bookkeeping that no logit depends on.
@@ -63,7 +64,7 @@ class ConfigFormat:
         self, config: DecoderSizes, norm_eps: float, dtype: torch.dtype
     ) -> dict[str, object]:
         """The content of `config.json`."""
-        name = str(dtype).removeprefix("torch.")
+        name = DType.of(dtype).value
         return {
             "architectures": [self.class_name],
             "model_type": self.model_type,
