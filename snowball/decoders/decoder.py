@@ -18,6 +18,19 @@ from snowball.decoders.attention import causal_attention, rotate, split_heads
 from snowball.decoders.residual_decoder import ResidualDecoder, select_positions
 from snowball.dtypes import BUILT
 
+# Of a decoder, in the order in which configs state them.
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+TOKENS = ("bos_token_id", "eos_token_id")
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
@@ -41,7 +54,7 @@ class DecoderConfig:
     eos_token_id: int
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
+        for name in SIZES:
             value = getattr(self, name)
             if type(value) is not int or value <= 0:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
@@ -53,7 +66,7 @@ class DecoderConfig:
             raise ValueError(
                 f"rms_norm_eps must be a finite number >= 0, got {self.rms_norm_eps!r}"
             )
-        for name in ("bos_token_id", "eos_token_id"):
+        for name in TOKENS:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < self.vocab_size:
                 raise ValueError(
@@ -71,18 +84,6 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for RoPE, got {self.head_dim}")
-
-
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

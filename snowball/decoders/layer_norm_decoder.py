@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from snowball.decoders.attention import causal_attention, rotate, split_heads
-from snowball.decoders.decoder import SparseLinear, check_finite, check_tensors
+from snowball.decoders.decoder import SIZES, TOKENS, SparseLinear, check_finite, check_tensors
 from snowball.decoders.residual_decoder import ResidualDecoder, select_positions
 
 Activation = Literal["silu", "gelu", "gelu_new"]
@@ -27,15 +27,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
 }
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-)
+_SIZES = tuple(name for name in SIZES if name != "head_dim")  # that of LayerNormConfig follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +61,7 @@ class LayerNormConfig:
             value = getattr(self, name)
             if type(value) is not int or value <= 0:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
-        for name in ("bos_token_id", "eos_token_id"):
+        for name in TOKENS:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < self.vocab_size:
                 raise ValueError(

@@ -197,7 +197,7 @@ def test_the_sha256_sees_weights_config_and_dtype(folder: Path, tmp_path: Path) 
 
 def test_a_dtype_that_is_none(folder: Path) -> None:
     assert refusal(folder, dtype="int8") == (
-        "dtype must be one of float32, bfloat16, float16, float64, not 'int8'"
+        "dtype must be one of float64, float32, bfloat16, float16, not 'int8'"
     )
 
 

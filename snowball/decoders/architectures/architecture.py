@@ -26,7 +26,7 @@ from snowball.decoders.checkpoint import (
     read_weights,
     write_files,
 )
-from snowball.decoders.decoder import DecoderConfig
+from snowball.decoders.decoder import SIZES, TOKENS, DecoderConfig
 from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
 from snowball.dtypes import DType
 from snowball.files import read_json
@@ -41,6 +41,11 @@ _IRRELEVANT = {
 }
 
 ROPE_THETA = 10000.0
+
+
+def same_names(*others: str) -> dict[str, str]:
+    """The sizes and tokens that a family's config calls as we do: all but `others`."""
+    return {name: name for name in (*SIZES, *TOKENS) if name not in others}
 
 
 @dataclass(frozen=True, slots=True)

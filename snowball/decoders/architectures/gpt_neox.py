@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from snowball.decoders.architectures.architecture import ROPE_THETA, ConfigFormat
+from snowball.decoders.architectures.architecture import ROPE_THETA, ConfigFormat, same_names
 from snowball.decoders.architectures.layer_norm import LayerNormArchitecture, Place
 from snowball.decoders.layer_norm_decoder import Activation, LayerNormConfig
 
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-)
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _MAPS = {
@@ -44,7 +34,7 @@ class GptNeoX(LayerNormArchitecture):
     format: ClassVar[ConfigFormat] = ConfigFormat(
         model_type="gpt_neox",
         class_name="GPTNeoXForCausalLM",
-        sizes={name: name for name in _SIZES},
+        sizes=same_names("num_key_value_heads", "head_dim"),
         norm_eps="layer_norm_eps",
         stated={
             "rope_parameters": {

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from snowball.decoders.architectures.architecture import ROPE_THETA, Architecture
+from snowball.decoders.architectures.architecture import ROPE_THETA, Architecture, same_names
 from snowball.decoders.decoder import DecoderConfig, check_tensors
 from snowball.decoders.layer_norm_decoder import (
     Activation,
@@ -42,19 +42,7 @@ class LayerNormArchitecture(Architecture[LayerNormConfig]):
         """Where each of the family's parameters has its numbers from, in the order of its files."""
 
     def config_of(self, plain: DecoderConfig) -> LayerNormConfig:
-        sizes = {
-            name: getattr(plain, name)
-            for name in (
-                "vocab_size",
-                "intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "num_key_value_heads",
-                "max_position_embeddings",
-                "bos_token_id",
-                "eos_token_id",
-            )
-        }
+        sizes = {name: getattr(plain, name) for name in same_names("head_dim")}
         return self.config_from({**sizes, "hidden_size": 2 * plain.hidden_size}, self.norm_eps)
 
     def config_from(self, sizes: dict[str, int], norm_eps: float) -> LayerNormConfig:

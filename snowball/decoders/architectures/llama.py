@@ -8,25 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from snowball.decoders.architectures.architecture import ROPE_THETA, Architecture, ConfigFormat
+from snowball.decoders.architectures.architecture import (
+    ROPE_THETA,
+    Architecture,
+    ConfigFormat,
+    same_names,
+)
 from snowball.decoders.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from snowball.decoders.decoder import Decoder, DecoderConfig
-
-_SIZES = {
-    name: name
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
-        "bos_token_id",
-        "eos_token_id",
-    )
-}
 
 
 class _Plain(Architecture[DecoderConfig]):
@@ -88,7 +77,7 @@ class Mistral(_Plain):
     format: ClassVar[ConfigFormat] = ConfigFormat(
         model_type="mistral",
         class_name="MistralForCausalLM",
-        sizes=_SIZES,
+        sizes=same_names(),
         norm_eps="rms_norm_eps",
         stated={
             "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},

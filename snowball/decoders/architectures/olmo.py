@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from snowball.decoders.architectures.architecture import ROPE_THETA, ConfigFormat
+from snowball.decoders.architectures.architecture import ROPE_THETA, ConfigFormat, same_names
 from snowball.decoders.architectures.layer_norm import LayerNormArchitecture, Place
 from snowball.decoders.layer_norm_decoder import Activation, LayerNormConfig, layer_norm_shapes
-
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-)
 
 
 class Olmo(LayerNormArchitecture):
@@ -33,7 +21,7 @@ class Olmo(LayerNormArchitecture):
     format: ClassVar[ConfigFormat] = ConfigFormat(
         model_type="olmo",
         class_name="OlmoForCausalLM",
-        sizes={name: name for name in _SIZES},
+        sizes=same_names("head_dim"),
         norm_eps=None,
         stated={"rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA}},
         assumed={
