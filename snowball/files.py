@@ -77,6 +77,12 @@ def refuse_existing(path: Path) -> None:
         raise FileError(f"{path} exists: choose another name, or delete it first")
 
 
+def refuse_file(folder: Path) -> None:
+    """Raises FileError if anything but a folder is in the place of a folder to write into."""
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder} is a file: choose another folder")
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and its parents where there are none; raises FileError if it cannot."""
     try:

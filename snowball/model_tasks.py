@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snowball.construction.folder import DATASET, Theorem, theorem_of
+from snowball.construction.card_file import DATASET, Theorem, theorem_of
 from snowball.data.dataset import Dataset
 from snowball.tasks.item import Item
 from snowball.tasks.reading import check_names, judged_by, read_named_task

@@ -43,7 +43,8 @@ def _known_answer_suite(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, KnownAnswer]:
     from snowball.errors import SnowballError
-    from snowball.suite.files import read_suite, write_suite
+    from snowball.suite.files import read_suite
+    from snowball.suite.writing import write_suite
 
     folder: Path | None = request.config.getoption("--known-answer-suite", None)
     if folder is None:

@@ -44,7 +44,7 @@ def checked_modules() -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The known-answer suite, written once for all tests that read it."""
-    from snowball.suite.files import write_suite
+    from snowball.suite.writing import write_suite
 
     folder = tmp_path_factory.mktemp("known") / "suite"
     write_suite(folder)

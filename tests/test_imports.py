@@ -54,7 +54,7 @@ ROWS = (
 # not at all.
 ROOMS = (
     {"errors"},
-    {"arguments", "card_entries", "constant"},
+    {"arguments", "card_entries", "card_file", "constant"},
     {"gadgets"},
     {"reader"},
     {"allocation", "folder"},

@@ -22,7 +22,7 @@ from snowball.audit.tables import layer_csv, removal_csv
 from snowball.dtypes import DType
 from snowball.engine.cost import matmul_rate
 from snowball.engine.named_removals import named_removals
-from snowball.files import FileError, make_folder, write_text
+from snowball.files import make_folder, refuse_file, write_text
 from snowball.pretrained.loading import device_name
 from snowball.progress import Progress, silent
 from snowball.provenance import provenance
@@ -98,12 +98,6 @@ def run_audit(
     document = AuditDocument.of(_run(audit, seed), summary, time.monotonic() - started)
     _write(folder, document, tell)
     return document
-
-
-def refuse_file(folder: Path) -> None:
-    """Raises FileError if something that is no folder is in the place of the run folder."""
-    if folder.exists() and not folder.is_dir():
-        raise FileError(f"{folder} is a file: choose another folder")
 
 
 def _say_nothing(sentence: str) -> None:

@@ -28,7 +28,7 @@ from snowball.audit.tables import (
     relevance_texts,
     score_text,
 )
-from snowball.engine.self_check import SelfCheck
+from snowball.engine.self_check_result import SelfCheck
 from snowball.files import bytes_of, write_text
 from snowball.results.intervals import Interval
 

@@ -12,7 +12,8 @@ from snowball.engine.cost import Cost, engine_cost
 from snowball.engine.generation import check_lengths, generate
 from snowball.engine.gradients import TaylorScores, taylor_scores
 from snowball.engine.removal import INTACT, Removal, plan_removals, removal_name
-from snowball.engine.self_check import SelfCheck, check_engine
+from snowball.engine.self_check import check_engine
+from snowball.engine.self_check_result import SelfCheck
 from snowball.errors import SnowballError
 from snowball.progress import Advance
 from snowball.results.store import ItemResult, Key, Store

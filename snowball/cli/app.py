@@ -16,8 +16,11 @@ from snowball.cli import suite as cli_suite
 from snowball.cli import universal as cli_universal
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say
+from snowball.construction.card_file import CARD, Theorem, theorem_of
+from snowball.construction.counterexample.arguments import check_claim
+from snowball.decoders.architectures.family import Family
 from snowball.dtypes import DType
-from snowball.files import new_folder, refuse_existing
+from snowball.files import new_folder, read_json, refuse_existing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -77,14 +80,6 @@ class BuiltDType(StrEnum):
     bfloat16 = DType.bfloat16
 
 
-class Family(StrEnum):
-    llama = "llama"
-    mistral = "mistral"
-    olmo = "olmo"
-    gpt2 = "gpt2"
-    gpt_neox = "gpt-neox"
-
-
 Epsilon = Annotated[
     float, typer.Option(help="Cosine score of the target layer at every token, in (0, 2).")
 ]
@@ -116,11 +111,12 @@ def demo(
     layers.csv, scores.png (score against relevance) and snowball.png (divergence by depth).
     """
     with refusals():
-        from snowball.construction.counterexample.card import load_counterexample
-        from snowball.data.dataset import Dataset
-
         started = time.monotonic()
+        check_claim(epsilon, layers, target, Family.llama.reading_layers)
         with new_folder(out) as run:
+            from snowball.construction.counterexample.card import load_counterexample
+            from snowball.data.dataset import Dataset
+
             built = _construct(Dataset.capitals(), epsilon, layers, target, dtype, seed)
             built.save_pretrained(run / "checkpoint")
             decoder, dataset, card = load_counterexample(run / "checkpoint")
@@ -162,6 +158,7 @@ def build(
     """Build a counterexample for a dataset and write it as a Hugging Face checkpoint."""
     with refusals():
         refuse_existing(out)
+        check_claim(epsilon, layers, target, arch.reading_layers)
         dataset = _read_data(data, tokenizer, split, limit, vocabulary_size, column or [])
         built = _construct(dataset, epsilon, layers, target, dtype, seed, arch)
         with console.status("writing the checkpoint"):
@@ -199,13 +196,12 @@ def check(
     A model of `snowball.universal` is measured under every set of removed layers.
     """
     with refusals():
-        from snowball.construction.cards import read_card
-        from snowball.construction.counterexample.card import load_counterexample
-        from snowball.construction.folder import load_dataset_for
-        from snowball.construction.universality.card import UniversalCard
-
         with new_folder(report) if report is not None else nullcontext() as run:
-            if isinstance(read_card(folder), UniversalCard):
+            theorem = theorem_of(folder)
+            from snowball.construction.counterexample.card import load_counterexample
+            from snowball.construction.folder import load_dataset_for
+
+            if theorem == Theorem.UNIVERSALITY:
                 holds = cli_universal.check(folder, data, run)
             else:
                 decoder, dataset, card = load_counterexample(folder)
@@ -222,6 +218,7 @@ def show(
 ) -> None:
     """Show the subspaces, the gadgets of each layer, and every constant with its inequality."""
     with refusals():
+        read_json(folder / CARD)  # refuses a wrong folder before torch is imported
         from snowball.checks.card_tables import card_tables
         from snowball.construction.counterexample.card import read_counterexample_card
 

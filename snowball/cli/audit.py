@@ -10,6 +10,7 @@ import typer
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, resumable, say
 from snowball.dtypes import DType
+from snowball.files import refuse_file
 
 
 def audit(
@@ -64,12 +65,15 @@ def audit(
     removals.csv, figures and report.html.
     """
     with refusals(), resumable("the same command goes on with what is not yet measured"):
-        from snowball.audit.folder import refuse_file, run_audit
+        refuse_file(out)
+        from snowball.tasks.reading import check_files
+
+        check_files(task or [], limit)  # before torch is imported, and a model is loaded
+        from snowball.audit.folder import run_audit
         from snowball.audit.tables import tables
         from snowball.model_tasks import read_tasks
         from snowball.pretrained.loading import load_pretrained
 
-        refuse_file(out)
         with console.status(f"loading {model}"):
             loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
             tasks = read_tasks(

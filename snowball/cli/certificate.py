@@ -16,8 +16,9 @@ import typer
 
 from snowball.cli.terminal import errors, progress_bar, refusals, say
 from snowball.cli.terminal import out as console
+from snowball.construction.card_file import CARD
 from snowball.errors import SnowballError
-from snowball.files import refuse_existing
+from snowball.files import read_json, refuse_existing
 
 if TYPE_CHECKING:
     from snowball.certificates.certificate import Certificate
@@ -67,6 +68,7 @@ def certify(
     """
     with refusals():
         refuse_existing(out)
+        read_json(folder / CARD)  # refuses a wrong folder before torch is imported
         certificate, verdict = prove(folder, data)
         if certificate is None:
             say(verdict.line, errors)

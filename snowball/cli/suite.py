@@ -36,7 +36,9 @@ def suite(
     ranking, and what known mistakes report instead.
     """
     with refusals():
-        from snowball.suite.files import read_suite, write_suite
+        refuse_existing(out)
+        from snowball.suite.files import read_suite
+        from snowball.suite.writing import write_suite
 
         write_suite(out, progress_bar)
         models = list(read_suite(out))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from snowball.construction.card_file import Theorem, theorem_of
 from snowball.construction.counterexample.card import CounterexampleCard, read_counterexample_card
-from snowball.construction.folder import Theorem, theorem_of
 from snowball.construction.universality.card import UniversalCard, read_universal_card
 
 

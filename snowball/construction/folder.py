@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from snowball.construction.card_file import CARD, DATASET, FORMAT
 from snowball.construction.constant import Constant
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.data.dataset import Dataset
@@ -24,20 +24,8 @@ from snowball.decoders.architectures.registry import architecture_of
 from snowball.decoders.checkpoint import CheckpointError
 from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
 from snowball.dtypes import DType
-from snowball.files import read_json, write_json
+from snowball.files import write_json
 from snowball.provenance import provenance
-
-CARD = "snowball.json"
-DATASET = "dataset.jsonl"
-FORMAT = 1
-
-
-class Theorem(StrEnum):
-    """The theorems that models are built of, by the labels of their statements."""
-
-    COUNTEREXAMPLE = "thm:snowball"
-    UNIVERSALITY = "thm:universality"
-    PROXY_BLINDNESS = "thm:proxy-blindness"
 
 
 class Built(Protocol):
@@ -115,33 +103,6 @@ def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "majority": dataset.majority,
         "sha256": dataset.sha256,
     }
-
-
-def theorem_of(folder: Path) -> str:
-    """The label of the theorem that a folder is a model of.
-
-    Raises:
-        FileError: the card is missing, malformed or names no theorem.
-    """
-    path = folder / CARD
-    theorem = read_json(path).get("theorem")
-    if not isinstance(theorem, str):
-        raise CheckpointError(f"{path}: 'theorem' must be of type str, not {theorem!r:.60}")
-    return theorem
-
-
-def check_format(path: Path, body: Mapping[str, Any], theorem: Theorem) -> None:
-    """Raises CheckpointError unless a card has the format read here, and is of the theorem."""
-    if body.get("theorem") == Theorem.PROXY_BLINDNESS:
-        raise CheckpointError(
-            f"{path}: models of {Theorem.PROXY_BLINDNESS} have no guarantees that a command reads; "
-            "`snowball.proxies(model.decoder(), dataset)` measures them"
-        )
-    if body.get("format") != FORMAT or body.get("theorem") != theorem:
-        raise CheckpointError(
-            f"{path}: format {body.get('format')!r} of {body.get('theorem')!r} is not read, only "
-            f"format {FORMAT} of {theorem.value!r}"
-        )
 
 
 def load_model(folder: Path, layers: int) -> tuple[ResidualDecoder, Dataset]:

@@ -7,7 +7,7 @@ that ignores its mask or positions that are wrong, does not depend on which laye
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from snowball.engine.ablation import AblationEngine
 from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
 from snowball.engine.removal import INTACT, Removal, removal_name
+from snowball.engine.self_check_result import SelfCheck
 from snowball.errors import SnowballError
 from snowball.tasks.item import Item
 from snowball.tasks.task import Task
@@ -36,20 +37,6 @@ _ROUNDINGS = 400
 
 class SelfCheckError(SnowballError):
     """The engine disagrees with true deletion on the user's own model."""
-
-
-@dataclass(frozen=True, slots=True)
-class SelfCheck:
-    """The comparison of the engine with true deletion; `worst` is in nats per token.
-
-    `packed`: whether answer choices share the row of their question; `reason` why not.
-    """
-
-    packed: bool
-    worst: float
-    items: int
-    removals: tuple[str, ...]
-    reason: str | None
 
 
 def check_engine(

@@ -12,7 +12,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 
-# That of snowball.construction.folder, which knows far more than is needed here.
+# That of snowball.construction.card_file, which knows far more than is needed here.
 _CARD = "snowball.json"
 
 # What of a Hub repository is downloaded: neither pickles nor code.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snowball.tasks.task import Task, TaskError, correctness_metrics, read_task
+from snowball.tasks.task import Task, TaskError, correctness_metrics, read_rows, read_task
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
@@ -35,10 +35,28 @@ def read_named_task(
 
         plain = name.removeprefix(LM_EVAL)
         return read_lm_eval_task(plain, pretrained.tokenizer, limit=limit, include=include)
-    path, split = name, None
+    path, split = _file_and_split(name)
+    return read_task(path, pretrained.tokenizer, split=split, limit=limit)
+
+
+def check_files(names: Sequence[str], limit: int | None = None) -> None:
+    """Reads the rows of the named files, so that they are refused before a model is loaded.
+
+    Raises:
+        DatasetError: a file cannot be read, or a row of it; file and line are named.
+        TaskError: no rows are kept.
+    """
+    for name in names:
+        if not name.startswith(LM_EVAL):
+            path, split = _file_and_split(name)
+            read_rows(path, split, limit)
+
+
+def _file_and_split(name: str) -> tuple[str, str | None]:
     if not Path(name).exists() and ":" in name:
         path, _, split = name.rpartition(":")
-    return read_task(path, pretrained.tokenizer, split=split, limit=limit)
+        return path, split
+    return name, None
 
 
 def judged_by(metric: str, tasks: Sequence[Task]) -> list[Task]:

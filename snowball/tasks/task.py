@@ -161,6 +161,11 @@ def read_task(
     Raises:
         DatasetError, TaskError: the file or a row cannot be read; file and line are named.
     """
+    return task_of_rows(Path(path).stem, read_rows(path, split, limit), tokenizer)
+
+
+def read_rows(path: str | Path, split: str | None = None, limit: int | None = None) -> list[Row]:
+    """The rows of a file that `read_task` makes a task of; raises as it does."""
     name = str(path)
     rows = read_jsonl(path)
     if split is not None:
@@ -168,7 +173,7 @@ def read_task(
     chosen = list(islice(rows, limit))
     if not chosen:
         raise TaskError(f"{name}: no rows. Give at least one item.")
-    return task_of_rows(Path(path).stem, chosen, tokenizer)
+    return chosen
 
 
 def task_of_rows(name: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Task:

@@ -20,6 +20,7 @@ from snowball.construction.counterexample.builder import Counterexample, counter
 from snowball.construction.counterexample.card import load_counterexample
 from snowball.construction.errors import ConstructionError
 from snowball.data.dataset import Dataset
+from snowball.decoders.architectures.family import Family
 from snowball.decoders.architectures.registry import ARCHITECTURES
 from snowball.decoders.checkpoint import CheckpointError
 from snowball.dtypes import score_tolerance
@@ -265,3 +266,9 @@ def test_a_model_of_an_unknown_type_is_refused(tmp_path: Path) -> None:
     edit_config(folder, model_type="bert")
     with pytest.raises(CheckpointError, match="model_type='bert' is not implemented"):
         load_counterexample(folder)
+
+
+def test_every_family_has_a_name_that_needs_no_torch() -> None:
+    assert list(ARCHITECTURES) == list(Family)
+    for architecture in ARCHITECTURES.values():
+        assert architecture.reading_layers == 1 + architecture.parallel

@@ -18,7 +18,7 @@ from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import CheckpointError
 from snowball.decoders.decoder import Decoder
 from snowball.files import FileError
-from snowball.suite.files import VERSION, KnownAnswer, read_suite, write_suite
+from snowball.suite.files import VERSION, KnownAnswer, read_suite
 from snowball.suite.known_answer import AnswerError, Entry, answer_of, ranking
 from snowball.suite.known_model import (
     KnownModel,
@@ -30,6 +30,7 @@ from snowball.suite.known_model import (
 )
 from snowball.suite.mistakes import MISTAKES
 from snowball.suite.models import NAMES, question_rows, sums
+from snowball.suite.writing import write_suite
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,16 @@ from torch import Tensor
 from snowball.construction import gadgets
 from snowball.construction.allocation import allocate_plain, check_vocabulary
 from snowball.construction.arguments import check_dtype, check_integers
+from snowball.construction.card_file import Theorem
 from snowball.construction.constant import Constant, refuse_violations
+from snowball.construction.counterexample.arguments import check_claim
 from snowball.construction.counterexample.constants import (
     CounterexampleConstants,
     counterexample_constants,
 )
 from snowball.construction.counterexample.layer_roles import LayerRole, layer_roles
 from snowball.construction.errors import ConstructionError
-from snowball.construction.folder import Theorem, write_folder
+from snowball.construction.folder import write_folder
 from snowball.construction.gadgets.positional_kernel import position_table
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes, unembedding_rows
@@ -121,7 +122,8 @@ def counterexample(
     """
     architecture = _family(arch)
     check_integers(layers=layers, target=target, seed=seed)
-    _check_arguments(epsilon, layers, target, dtype, architecture.reading_layers)
+    check_claim(epsilon, layers, target, architecture.reading_layers)
+    check_dtype(dtype)
     check_vocabulary(dataset, dtype)
     tree = prefix_tree(dataset)
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
@@ -154,36 +156,6 @@ def _family(arch: str) -> Architecture[Any]:
     if arch not in ARCHITECTURES:
         raise ConstructionError(f"arch must be one of {', '.join(ARCHITECTURES)}, not {arch!r}")
     return ARCHITECTURES[arch]
-
-
-def _check_arguments(
-    epsilon: float, layers: int, target: int, dtype: torch.dtype, readers: int
-) -> None:
-    if not 0 < epsilon < 2:  # also false for NaN
-        raise ConstructionError(
-            f"epsilon must lie in (0, 2), not {epsilon}: 1 - cos never exceeds 2, and 0 is a layer "
-            "that does nothing"
-        )
-    if epsilon < sys.float_info.min:
-        raise ConstructionError(
-            f"epsilon must be at least {sys.float_info.min}, the least normal number, not {epsilon}"
-        )
-    if layers < 2 + readers:
-        after = "a reader after it" if readers == 1 else f"{readers} layers that read after it"
-        raise ConstructionError(
-            f"layers must be at least {2 + readers}, not {layers}: a layer before the target, the "
-            f"target, and {after}"
-        )
-    last = layers - 1 - readers
-    if not 1 <= target <= last:
-        why = (
-            "neither the first nor the last" if readers == 1 else "not the first and does not read"
-        )
-        raise ConstructionError(
-            f"target must lie in 1..{last} for {layers} layers, not {target}: the theorem is about "
-            f"a layer that is {why}"
-        )
-    check_dtype(dtype)
 
 
 def _plain_weights(

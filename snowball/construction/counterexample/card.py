@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from snowball.construction.card_entries import entry, number, stream_of
+from snowball.construction.card_file import CARD, Theorem, check_format
 from snowball.construction.constant import Constant
 from snowball.construction.counterexample.layer_roles import LayerRole
-from snowball.construction.folder import CARD, Theorem, check_format, load_model
+from snowball.construction.folder import load_model
 from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import CheckpointError
 from snowball.decoders.residual_decoder import ResidualDecoder

@@ -15,9 +15,10 @@ from torch import Tensor
 from snowball.construction import gadgets
 from snowball.construction.allocation import allocate, check_vocabulary
 from snowball.construction.arguments import check_dtype, check_integers, checked_numbers
+from snowball.construction.card_file import Theorem
 from snowball.construction.constant import Constant, refuse_violations
 from snowball.construction.errors import ConstructionError
-from snowball.construction.folder import Theorem, write_folder
+from snowball.construction.folder import write_folder
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes
 from snowball.construction.reader.fingerprint import Fingerprint, closest_pair, fingerprint

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from snowball.construction.card_entries import entry, stream_of
-from snowball.construction.folder import CARD, Theorem, check_format, load_model
+from snowball.construction.card_file import CARD, Theorem, check_format
+from snowball.construction.folder import load_model
 from snowball.construction.universality.behaviour import Behaviour, Clause
 from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import CheckpointError

@@ -17,6 +17,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from snowball.decoders.architectures.family import Family
 from snowball.decoders.checkpoint import (
     CheckpointError,
     check_dtype,
@@ -120,7 +121,7 @@ class Architecture(ABC, Generic[_Config]):
     divided among them. `grouped`: heads may share keys and values.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[Family]
     format: ClassVar[ConfigFormat]
     mirrored: ClassVar[bool] = True
     gated: ClassVar[bool] = False
@@ -132,9 +133,8 @@ class Architecture(ABC, Generic[_Config]):
 
     @property
     def reading_layers(self) -> int:
-        """How many layers the reader takes: recall cannot read what its own layer gathers where
-        attention and MLP are parallel."""
-        return 2 if self.parallel else 1
+        """How many layers the reader takes."""
+        return self.name.reading_layers
 
     @property
     def units_per_map(self) -> int:

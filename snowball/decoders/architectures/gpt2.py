@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from snowball.decoders.architectures.architecture import ConfigFormat
+from snowball.decoders.architectures.family import Family
 from snowball.decoders.architectures.layer_norm import LayerNormArchitecture, Place
 from snowball.decoders.layer_norm_decoder import Activation, LayerNormConfig
 
@@ -32,7 +33,7 @@ class Gpt2(LayerNormArchitecture):
     Proof: lem:learned-positions.
     """
 
-    name: ClassVar[str] = "gpt2"
+    name: ClassVar[Family] = Family.gpt2
     learned_positions: ClassVar[bool] = True
     activation: ClassVar[Activation] = "gelu_new"
     format: ClassVar[ConfigFormat] = ConfigFormat(

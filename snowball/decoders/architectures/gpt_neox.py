@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from snowball.decoders.architectures.architecture import ROPE_THETA, ConfigFormat, same_names
+from snowball.decoders.architectures.family import Family
 from snowball.decoders.architectures.layer_norm import LayerNormArchitecture, Place
 from snowball.decoders.layer_norm_decoder import Activation, LayerNormConfig
 
@@ -28,7 +29,7 @@ class GptNeoX(LayerNormArchitecture):
     Proof: lem:parallel-residual.
     """
 
-    name: ClassVar[str] = "gpt-neox"
+    name: ClassVar[Family] = Family.gpt_neox
     parallel: ClassVar[bool] = True
     activation: ClassVar[Activation] = "gelu"
     format: ClassVar[ConfigFormat] = ConfigFormat(

@@ -14,6 +14,7 @@ from snowball.decoders.architectures.architecture import (
     ConfigFormat,
     same_names,
 )
+from snowball.decoders.architectures.family import Family
 from snowball.decoders.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from snowball.decoders.decoder import Decoder, DecoderConfig
 
@@ -45,7 +46,7 @@ class _Plain(Architecture[DecoderConfig]):
 class Llama(_Plain):
     """The family of the theorem; `checkpoint` beside it reads and writes its files."""
 
-    name: ClassVar[str] = "llama"
+    name: ClassVar[Family] = Family.llama
 
     def write(
         self,
@@ -73,7 +74,7 @@ LLAMA = Llama()
 class Mistral(_Plain):
     """Llama's weights under another config; no sliding window."""
 
-    name: ClassVar[str] = "mistral"
+    name: ClassVar[Family] = Family.mistral
     format: ClassVar[ConfigFormat] = ConfigFormat(
         model_type="mistral",
         class_name="MistralForCausalLM",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from snowball.decoders.architectures.architecture import ROPE_THETA, ConfigFormat, same_names
+from snowball.decoders.architectures.family import Family
 from snowball.decoders.architectures.layer_norm import LayerNormArchitecture, Place
 from snowball.decoders.layer_norm_decoder import Activation, LayerNormConfig, layer_norm_shapes
 
@@ -12,7 +13,7 @@ from snowball.decoders.layer_norm_decoder import Activation, LayerNormConfig, la
 class Olmo(LayerNormArchitecture):
     """Llama's parameter names, less the norms'; `transformers` fixes the norm's epsilon at 1e-5."""
 
-    name: ClassVar[str] = "olmo"
+    name: ClassVar[Family] = Family.olmo
     gated: ClassVar[bool] = True
     grouped: ClassVar[bool] = True
     norm_eps: ClassVar[float] = 1e-5
