@@ -99,11 +99,15 @@ def logits_of(model: Any, item: Item, choice: int) -> Tensor:
     return model(input_ids=torch.tensor([row]), use_cache=False).logits[0].double()
 
 
+@torch.no_grad()
 def loglikelihoods_of(model: Any, item: Item) -> Tensor:
     """Summed log-likelihood of each continuation, each run alone."""
     sums = []
     for choice in range(len(item.continuations)):
-        chances = torch.log_softmax(logits_of(model, item, choice), dim=-1)
+        # The last token is predicted and not read.
+        row = [*item.context, *item.continuations[choice][:-1]]
+        logits = model(input_ids=torch.tensor([row]), use_cache=False).logits[0].double()
+        chances = torch.log_softmax(logits, dim=-1)
         sums.append(sum(chances[at, token] for at, token in targets_of(item, choice)))
     return torch.stack([torch.as_tensor(value) for value in sums])
 

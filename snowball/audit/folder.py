@@ -107,8 +107,9 @@ def _say_nothing(sentence: str) -> None:
 def _tell_check(audit: Audit, tell: Tell) -> None:
     check = audit.self_check
     tell(
-        f"Self-check: {len(check.removals)} removals on {check.items} items agree with true "
-        f"deletion to {check.worst:.1e} nats a token."
+        f"Self-check: {len(check.removals)} removals on {check.items} items, and on "
+        f"{check.probes or 0} made to find interference, agree with true deletion to "
+        f"{check.worst:.1e} nats a token."
     )
     if check.reason is not None:
         tell(f"Answer choices do not share the row of their question: {check.reason}")

@@ -164,7 +164,7 @@ def _measured(document: AuditDocument) -> str:
         "model": f"{model.name} ({model.source}), {model.layers} layers",
         "computed in": f"{model.dtype} on {model.device}",
         "removals": f"{len(document.removals)} models: {_some(document.removals)}",
-        "self-check": f"{check.items} items under {len(check.removals)} removals "
+        "self-check": f"{check.items} items{_probes(check)} under {len(check.removals)} removals "
         f"({listed(check.removals)}) agree with true deletion of the layers to "
         f"{check.worst:.1e} nats a token. {_packing(check)}",
         "intervals": f"{confidence(document)}, percentiles of {document.resamples:,} bootstrap "
@@ -181,6 +181,10 @@ def _measured(document: AuditDocument) -> str:
 
 def _some(removals: Sequence[str]) -> str:
     return ", ".join(removals) if len(removals) <= 12 else f"{', '.join(removals[:6])}, …"
+
+
+def _probes(check: SelfCheck) -> str:
+    return f", and {check.probes} made to find interference," if check.probes else ""
 
 
 def _packing(check: SelfCheck) -> str:

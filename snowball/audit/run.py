@@ -70,7 +70,7 @@ class Audit:
         self.self_check = self_check or check_engine(
             pretrained.model, self.tasks, self.removals, token_budget
         )
-        self.engine = self._engine(self.removals, token_budget, packed=self.self_check.packed)
+        self.engine = self._engine(self.removals, token_budget)
         for task in self.tasks:
             self._check_items(task)
 
@@ -171,7 +171,7 @@ class Audit:
     ) -> None:
         prompts = task.items
         # The scores need the prompts to pass the intact model only.
-        intact = self._engine([INTACT], self.engine.token_budget, packed=True)
+        intact = self._engine([INTACT], self.engine.token_budget)
         scores = {
             indices[one.item]: one.activations
             for batch in intact.run([prompts[index] for index in indices])
@@ -196,11 +196,9 @@ class Audit:
             store.write(run, self.key(task), self.names(), results)
             advance(sum(len(waiting[one.prompt]) for one in batch))
 
-    def _engine(
-        self, removals: Sequence[Removal], token_budget: int | None, *, packed: bool
-    ) -> AblationEngine:
-        model = self.pretrained.model
-        return AblationEngine(model, removals, token_budget=token_budget, packed=packed)
+    def _engine(self, removals: Sequence[Removal], token_budget: int | None) -> AblationEngine:
+        model, layout = self.pretrained.model, self.self_check.rows
+        return AblationEngine(model, removals, token_budget=token_budget, layout=layout)
 
     def _check_items(self, task: Task) -> None:
         """Refuses now what would end the audit only after hours on the tasks before."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from snowball.engine.layer_pass import AblationError, ItemAblation, Pass
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.packing import Row, batch_rows, group_bundles, pack_row, plain_rows
 from snowball.engine.removal import INTACT, Removal, plan_removals
+from snowball.engine.self_check_result import RowLayout
 from snowball.tasks.item import Item
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ class AblationEngine:
     KL, divergences and scores of layers are against and of the `reference`, a removal that is run
     too if it is not among `removals`: the intact model, or a set that a search goes on from.
     `token_budget` is the number of tokens in one layer call; it halves itself when memory runs out.
-    Continuations share the row of their context (`packed`) unless the item exceeds a sliding or
-    chunked attention, or the attention takes no mask.
+    `layout` says how items become rows; an item that exceeds a sliding or chunked attention gets a
+    row for each continuation in any case.
 
     Raises:
         RemovalError: no removals, one twice, or one that the model lacks.
@@ -49,14 +51,15 @@ class AblationEngine:
         *,
         reference: Removal = INTACT,
         token_budget: int | None = None,
-        packed: bool = True,
+        layout: RowLayout = RowLayout.PACKED,
     ) -> None:
         self.stack = LayerStack(model)
         self.plan = plan_removals(removals, self.stack.depth, reference=reference)
         for removal in self.plan.removals:
             for unit in removal:
                 self.stack.check(unit)
-        self.packed = packed and self.stack.takes_any_mask
+        packs = self.stack.takes_any_mask or layout is not RowLayout.PACKED
+        self.layout = layout if packs else RowLayout.SEPARATE
         self.token_budget = token_budget or default_token_budget(model.device)
 
     @torch.inference_mode()
@@ -71,17 +74,27 @@ class AblationEngine:
         for item in items:
             self.check_item(item)
         bundles = [self.rows(index, item) for index, item in enumerate(items)]
-        waiting = deque(group_bundles(bundles, self.token_budget))
+        gathered = _Gathered(bundles)
+        waiting = deque(self._group(bundles))
         while waiting:
             try:
                 results = self._run_batch(items, waiting[0])
             except (MemoryError, RuntimeError) as error:
                 self._halve_budget(error, items, waiting[0])
-                left = dict.fromkeys(row.item for rows in waiting for row in rows)
-                waiting = deque(group_bundles([bundles[i] for i in left], self.token_budget))
+                left = {id(row) for rows in waiting for row in rows}
+                waiting = deque(
+                    self._group([[r for r in rows if id(r) in left] for rows in bundles])
+                )
                 continue
-            waiting.popleft()
-            yield results
+            if complete := gathered.add(waiting.popleft(), results):
+                yield complete
+
+    def _group(self, bundles: Sequence[Sequence[Row]]) -> list[list[Row]]:
+        """The rows of each batch: those of an item together, unless all must be equally long."""
+        if self.layout is RowLayout.EQUAL_LENGTHS:
+            alone = [[row] for rows in bundles for row in rows]
+            return group_bundles(alone, self.token_budget, equal_lengths=True)
+        return group_bundles([rows for rows in bundles if rows], self.token_budget)
 
     def enter(self, items: Sequence[Item], rows: Sequence[Row]) -> Pass:
         """A pass of some rows of the items, which has entered the first layer."""
@@ -110,10 +123,11 @@ class AblationEngine:
         """The rows in which an item is run: one, or one per continuation."""
         window = self.stack.attention_window
         fits = window is None or item.longest <= window
-        return [pack_row(index, item)] if self.packed and fits else plain_rows(index, item)
+        packed = self.layout is RowLayout.PACKED and fits
+        return [pack_row(index, item)] if packed else plain_rows(index, item)
 
     def _halve_budget(self, error: Exception, items: Sequence[Item], rows: Sequence[Row]) -> None:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise error
         if len({row.item for row in rows}) == 1 and self.token_budget < max(map(len, rows)):
             raise AblationError(
@@ -131,12 +145,46 @@ class AblationEngine:
         return batch.finish()
 
 
+class _Gathered:
+    """Puts the results of items together whose rows are in several batches."""
+
+    def __init__(self, bundles: Sequence[Sequence[Row]]) -> None:
+        self._bundles = bundles
+        # Of each item that is begun: the rows that have passed, and what they gave.
+        self._parts: dict[int, list[tuple[list[Row], ItemAblation]]] = {}
+
+    def add(self, rows: Sequence[Row], results: Sequence[ItemAblation]) -> list[ItemAblation]:
+        """The items that are complete with the results of one more batch."""
+        complete = []
+        for one in results:
+            mine = [row for row in rows if row.item == one.item]
+            parts = self._parts.setdefault(one.item, [])
+            parts.append((mine, one))
+            if sum(len(done) for done, _ in parts) == len(self._bundles[one.item]):
+                complete.append(self._merge(self._parts.pop(one.item)))
+        return complete
+
+    def _merge(self, parts: Sequence[tuple[list[Row], ItemAblation]]) -> ItemAblation:
+        if len(parts) == 1:
+            return parts[0][1]
+        places = [row.targets[0].continuation for rows, _ in parts for row in rows]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        # The context is counted, and the KL taken, in the first row of the item.
+        first = next(one for rows, one in parts if rows[0] is self._bundles[one.item][0])
+        return replace(
+            first,
+            loglikelihoods=torch.cat([one.loglikelihoods for _, one in parts], 1)[:, order],
+            greedy=torch.cat([one.greedy for _, one in parts], 1)[:, order],
+        )
+
+
 def default_token_budget(device: torch.device) -> int:
     """Tokens in one layer call that suit a device."""
     return CPU_TOKEN_BUDGET if device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory has run out, of the machine or of a device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -58,7 +58,9 @@ def _reads(rows: Sequence[Row], item: Item) -> int:
 
 def one_by_one_cost(stack: LayerStack, items: Sequence[Item]) -> Cost:
     """The cost of L + 1 separate runs with a row per continuation, logits everywhere, unpadded."""
-    tokens = sum(len(item.context) + len(tokens) for item in items for tokens in item.continuations)
+    tokens = sum(
+        len(item.context) + len(tokens) - 1 for item in items for tokens in item.continuations
+    )
     runs = stack.depth + 1
     return Cost(
         tokens=tokens,

@@ -44,10 +44,11 @@ def loglikelihoods_one_by_one(
     """Log-likelihood of each continuation, each run alone through the model's own forward."""
     found = []
     for continuation, skipped in zip(item.continuations, item.skips, strict=True):
-        ids = torch.tensor([[*item.context, *continuation]], device=model.device)
+        # The last token is predicted and not read: it may be one more than the model treats alike.
+        ids = torch.tensor([[*item.context, *continuation[:-1]]], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0].double()
-        steps = torch.log_softmax(logits[len(item.context) - 1 : -1], dim=-1)
-        tokens = ids[0, len(item.context) :, None]
+        steps = torch.log_softmax(logits[len(item.context) - 1 :], dim=-1)
+        tokens = torch.tensor(continuation, device=model.device)[:, None]
         found.append(steps.gather(1, tokens)[skipped:].sum())
     return torch.stack(found).cpu()
 

@@ -137,15 +137,12 @@ class Pass:
             self.states[chosen] = out.unflatten(0, hidden.shape[:2])
 
     def _model_inputs(self) -> dict[str, object]:
-        """A tree mask where rows branch; otherwise the model makes its own mask."""
-        batch = self._batch
-        own = not batch.branched
-        return {
-            "input_ids": batch.ids,
-            "attention_mask": batch.real.long() if own else self._stack.mask(batch.tree_mask()),
-            "position_ids": batch.positions,
-            "use_cache": False,
-        }
+        """A tree mask and positions where rows branch; otherwise the model makes its own."""
+        batch, inputs = self._batch, {"input_ids": self._batch.ids, "use_cache": False}
+        if batch.branched:
+            mask = self._stack.mask(batch.tree_mask())
+            return {**inputs, "attention_mask": mask, "position_ids": batch.positions}
+        return {**inputs, "attention_mask": batch.real.long()} if batch.padded else inputs
 
     def _predict(self, reads: ReadPositions) -> Predictions:
         """Log-likelihoods of the targets, from the logits of the positions that are read only."""

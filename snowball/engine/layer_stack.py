@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import starmap, takewhile
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -51,15 +51,19 @@ class LayerCall:
         """The call for `rows` rows, which `select` takes from each tensor with an entry per row.
 
         A tensor of one axis is never per row (it counts positions), nor one of a single row, which
-        broadcasts.
+        broadcasts; but a mask is expanded, for some layers insist on its shape.
         """
 
         def convert(value: Any) -> Any:
             if isinstance(value, Tensor):
+                if value.ndim == 4 and len(value) == 1 < rows:
+                    return value.expand(rows, *value.shape[1:])
                 per_row = value.ndim > 1 and len(value) == self.rows > 1
                 return select(value) if per_row else value
             if isinstance(value, tuple):
                 return tuple(map(convert, value))
+            if isinstance(value, dict):
+                return {key: convert(one) for key, one in value.items()}
             return value
 
         kwargs = {key: convert(value) for key, value in self.kwargs.items()}
@@ -105,9 +109,11 @@ class LayerStack:
                 "cannot give to several removals at once"
             )
         self._tuple_lengths = {
-            run.module: len(run.output) if isinstance(run.output, tuple) else 0 for run in runs
+            run.module: len(run.output) if isinstance(run.output, tuple | list) else 0
+            for run in runs
         }
-        self._adders = {run.module for run in runs if _takes_stream(run)}
+        self._runs = {run.module: run for run in runs}
+        self._adders: dict[nn.Module, bool] = {}
 
     @property
     def device(self) -> torch.device:
@@ -163,9 +169,10 @@ class LayerStack:
         entered: list[Tensor] = []
         calls: list[LayerCall] = []
 
-        def recorder(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def recorder(*args: Any, **kwargs: Any) -> Any:
+            hidden, *others = args or (kwargs.pop("hidden_states"),)
             entered.append(hidden)
-            calls.append(LayerCall(len(hidden), args, kwargs))
+            calls.append(LayerCall(len(hidden), tuple(others), kwargs))
             return self._output(hidden)
 
         # The base model ends with the final norm: the unembedding is not run.
@@ -182,11 +189,11 @@ class LayerStack:
     def unembed(self, hidden: Float[Tensor, "reads hidden"]) -> Float[Tensor, "reads vocabulary"]:
         """Logits of states h_L: whatever the model does after its last layer, and nothing else."""
 
-        def source(_: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def source(*args: Any, **kwargs: Any) -> Any:
             return self._output(hidden[:, None])
 
-        def skip(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return self._output(hidden)
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            return self._output(_first_argument(args, kwargs))
 
         first, *others = self.layers
         # One token a row, so that all stand at position 0, which every model has.
@@ -232,12 +239,17 @@ class LayerStack:
                 f"layer {layer} has {len(children)} modules that look like its {part}, among "
                 f"{', '.join(kinds)}: remove whole layers of this model, not sublayers"
             )
-        if children[0] in self._adders:
+        if self._adds_stream(children[0]):
             raise LayerStackError(
                 f"the {part} of layer {layer} ({type(children[0]).__name__}) adds its own input to "
                 "what it computes: remove whole layers of this model, not sublayers"
             )
         return children[0]
+
+    def _adds_stream(self, module: nn.Module) -> bool:
+        if module not in self._adders:
+            self._adders[module] = _hands_on_stream(self._runs[module])
+        return self._adders[module]
 
     def _output(self, hidden: Tensor) -> Any:
         """Hidden states in the form in which this model's layers return them."""
@@ -309,6 +321,10 @@ def _watch(model: PreTrainedModel, modules: Sequence[nn.Module]) -> list[_Run]:
         with torch.inference_mode():
             ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
             model.base_model(input_ids=ids, use_cache=False)
+    except Exception as error:  # what it raises depends on the model
+        raise LayerStackError(
+            f"{type(model).__name__}: cannot read two tokens: {type(error).__name__}: {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -316,24 +332,50 @@ def _watch(model: PreTrainedModel, modules: Sequence[nn.Module]) -> list[_Run]:
 
 
 def _chained(layers: Sequence[nn.Module], seen: Sequence[_Run]) -> bool:
-    """Whether each layer was called once, in order, with the output of the one before."""
+    """Whether each layer was called once, in order, with the output of the one before.
+
+    What they hand on is one state for each token.
+    """
     runs = [run for run in seen if run.module in layers]
-    return [run.module for run in runs] == list(layers) and all(
-        _same(_hidden_of(before.output), _first_argument(after.args, after.kwargs))
-        for before, after in pairwise(runs)
-    )
+    if [run.module for run in runs] != list(layers):
+        return False
+    given = [_first_argument(run.args, run.kwargs) for run in runs]
+    out = [_hidden_of(run.output) for run in runs]
+    states = all(isinstance(x, Tensor) and x.ndim == 3 and x.shape[:2] == (1, 2) for x in given)
+    return states and all(starmap(_same, zip(out, given[1:], strict=False)))
 
 
-def _same(x: Tensor, y: Tensor) -> bool:
+def _same(x: Any, y: Any) -> bool:
     """Whether two tensors are equal, where NaN (a broken weight) equals itself."""
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return False
     return x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
 
 
-def _takes_stream(run: _Run) -> bool:
-    """Whether a module is handed a second tensor like its input: the stream, to add it itself."""
+@torch.inference_mode()
+def _hands_on_stream(run: _Run) -> bool:
+    """Whether what a module gives depends on its input even if all of its matrices are zero.
+
+    Then it adds the stream itself (perhaps in a module of its own), and is no sublayer whose
+    removal leaves the stream as it is.
+    """
+    zero = {
+        name: torch.zeros_like(p) if p.ndim > 1 else p for name, p in run.module.named_parameters()
+    }
     like = _first_argument(run.args, run.kwargs)
-    tensors = [v for v in (*run.args, *run.kwargs.values()) if isinstance(v, Tensor)]
-    return sum(tensor.shape == like.shape for tensor in tensors) > 1
+
+    def other(value: Any) -> Any:
+        stream = (
+            isinstance(value, Tensor) and value.shape == like.shape and value.is_floating_point()
+        )
+        return value.flip(-1) + 1 if stream else value
+
+    def output(change: Callable[[Any], Any]) -> Tensor:
+        args = tuple(map(change, run.args))
+        kwargs = {name: change(value) for name, value in run.kwargs.items()}
+        return _hidden_of(torch.func.functional_call(run.module, zero, args, kwargs))
+
+    return not _same(output(lambda value: value), output(other))
 
 
 def _own_name(module: nn.Module, owner: nn.Module) -> str:
@@ -343,12 +385,12 @@ def _own_name(module: nn.Module, owner: nn.Module) -> str:
     return name[len(list(common)) :].lower()
 
 
-def _first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+def _first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else kwargs.get("hidden_states")
 
 
 def _hidden_of(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def _as_output(hidden: Tensor, tuple_length: int) -> Any:

@@ -89,6 +89,11 @@ class RowBatch:
         """Whether some row takes a tree mask."""
         return any(row.branched for row in self.rows)
 
+    @property
+    def padded(self) -> bool:
+        """Whether some row is shorter than the others."""
+        return len({len(row) for row in self.rows}) > 1
+
     def tree_mask(self) -> Bool[Tensor, "rows 1 length length"]:
         """Which token (last axis) each token sees: its context and its own branch, up to itself.
 
@@ -120,19 +125,23 @@ def batch_rows(rows: Sequence[Row], device: torch.device) -> RowBatch:
     )
 
 
-def group_bundles(bundles: Sequence[Sequence[Row]], token_budget: int) -> list[list[Row]]:
+def group_bundles(
+    bundles: Sequence[Sequence[Row]], token_budget: int, *, equal_lengths: bool = False
+) -> list[list[Row]]:
     """Bundles of rows of similar length together, at most `token_budget` tokens with the padding.
 
-    The rows of a bundle (an item) stay together. Rows that branch and rows that do not are kept
-    apart, because only the latter can use the model's own mask. Longest first, so that memory runs
-    out at once if it does. A bundle larger than the budget is alone.
+    The rows of a bundle stay together. Rows that branch and rows that do not are kept apart,
+    because only the latter can use the model's own mask; so are bundles of different length if
+    `equal_lengths`. Longest first, so that memory runs out at once if it does. A bundle larger than
+    the budget is alone.
     """
     groups: list[list[Row]] = []
     kind: tuple[bool, int] = (False, 0)
     for bundle in sorted(bundles, key=_kind, reverse=True):
         branched, longest = kind
         too_many = not groups or (len(groups[-1]) + len(bundle)) * longest > token_budget
-        if too_many or _kind(bundle)[0] != branched:
+        other_length = equal_lengths and _kind(bundle)[1] != longest
+        if too_many or other_length or _kind(bundle)[0] != branched:
             groups.append([])
             kind = _kind(bundle)
         groups[-1].extend(bundle)

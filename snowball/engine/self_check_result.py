@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class RowLayout(StrEnum):
+    """How items become rows, from the cheapest way to the one that asks least of a model.
+
+    PACKED: all continuations share the row of their context; the attention takes a tree mask, and
+    nothing else mixes tokens. SEPARATE: a row for each continuation; rows of several lengths share
+    a batch, padded on the right. EQUAL_LENGTHS: a row for each continuation, and no padding.
+    """
+
+    PACKED = "packed"
+    SEPARATE = "separate"
+    EQUAL_LENGTHS = "equal lengths"
 
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
     """The comparison of the engine with true deletion; `worst` is in nats per token.
 
-    `packed`: whether answer choices share the row of their question; `reason` why not.
+    `packed`: whether answer choices share the row of their question; `reason` why not. `layout`:
+    how items become rows, the cheapest way in which the model gives what it gives alone. Compared
+    were `items` of the tasks, and `probes` made for the purpose.
     """
 
     packed: bool
@@ -17,3 +33,10 @@ class SelfCheck:
     items: int
     removals: tuple[str, ...]
     reason: str | None
+    layout: str | None = None
+    probes: int | None = None
+
+    @property
+    def rows(self) -> RowLayout:
+        """How items become rows."""
+        return RowLayout(self.layout or (RowLayout.PACKED if self.packed else RowLayout.SEPARATE))

@@ -33,6 +33,7 @@ from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.ablation import AblationEngine, ItemAblation
 from snowball.engine.removal import parse_removal
 from snowball.engine.self_check import SelfCheckError
+from snowball.engine.self_check_result import RowLayout
 from snowball.pretrained.loading import load_pretrained
 from snowball.results.store import Store
 from snowball.tasks.item import Item
@@ -501,7 +502,7 @@ def test_an_engine_that_is_wrong_for_one_removal_is_refused(
             yield [replace(one, loglikelihoods=one.loglikelihoods + shift) for one in batch]
 
     monkeypatch.setattr(AblationEngine, "run", wrong)
-    expected = rf"{name}\.jsonl:1, removal {['intact', *SINGLES][place]}, .* after true deletion"
+    expected = rf"{name}\.jsonl:\d+, removal {['intact', *SINGLES][place]}, .* after true deletion"
     with pytest.raises(SelfCheckError, match=expected):
         prepare(inputs, name)
 
@@ -521,7 +522,7 @@ def test_an_engine_that_is_wrong_in_shared_rows_measures_without_them(
     right = AblationEngine.run
 
     def wrong(self: AblationEngine, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
-        shift = 1.0 if self.packed else 0.0
+        shift = 1.0 if self.layout is RowLayout.PACKED else 0.0
         for batch in right(self, items):
             yield [replace(one, loglikelihoods=one.loglikelihoods + shift) for one in batch]
 
@@ -546,7 +547,7 @@ def test_a_self_check_serves_other_removals_of_the_same_model_and_tasks(
     monkeypatch.setattr("snowball.audit.run.check_engine", never)
     other = Audit(audit.pretrained, [task], [parse_removal("0+2")], self_check=audit.self_check)
     assert other.self_check is audit.self_check
-    assert other.engine.packed
+    assert other.engine.layout is RowLayout.PACKED
 
 
 # --- the page ---------------------------------------------------------------------------------

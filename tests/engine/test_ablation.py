@@ -45,6 +45,7 @@ from snowball.engine.removal import (
     sublayer_removals,
 )
 from snowball.engine.self_check import SelfCheckError, check_against_deletion
+from snowball.engine.self_check_result import RowLayout
 from snowball.tasks.item import Item
 
 # Models whose whole layers and sublayers can all be removed.
@@ -134,15 +135,15 @@ def test_every_removal_of_every_architecture_equals_deletion(name: str) -> None:
 def test_one_row_for_each_continuation_equals_deletion(name: str) -> None:
     model = model_of(name)
     removals = every_removal(model.config.num_hidden_layers)
-    check_deletion(model, removals, run(model, removals, packed=False))
+    check_deletion(model, removals, run(model, removals, layout=RowLayout.SEPARATE))
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_eager_attention_equals_deletion(packed: bool) -> None:
+@pytest.mark.parametrize("layout", list(RowLayout))
+def test_eager_attention_equals_deletion(layout: RowLayout) -> None:
     model = model_of("llama_grouped", "eager")
     assert model.config._attn_implementation == "eager"
     assert model_of("llama_grouped").config._attn_implementation == "sdpa"
-    found = run(model, SOME, packed=packed)
+    found = run(model, SOME, layout=layout)
     check_deletion(model, SOME, found)
     assert_same(found, run(model_of("llama_grouped"), SOME))
 
@@ -218,10 +219,10 @@ def reads_for_kl(item: Item) -> list[int]:
     return [at for at, _ in targets_of(item, 0)] if item.running_text else [len(item.context) - 1]
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_kl_is_from_the_intact_model_to_the_removal(packed: bool) -> None:
+@pytest.mark.parametrize("layout", list(RowLayout))
+def test_kl_is_from_the_intact_model_to_the_removal(layout: RowLayout) -> None:
     model = model_of("llama")
-    found = run(model, SOME, packed=packed)
+    found = run(model, SOME, layout=layout)
     for item, one in zip(ITEMS, found, strict=True):
         at = reads_for_kl(item)
         intact = torch.softmax(logits_of(model, item, 0)[at], dim=-1)
@@ -247,8 +248,8 @@ def test_greedy_says_whether_every_scored_token_is_the_likeliest() -> None:
         item = Item("greedy", context, answers)
         later = Item("later", (*context, first), ((second, third), (wrong, third)), (1, 0))
         removals = [INTACT] if removal == INTACT else [INTACT, removal]
-        for packed in (True, False):
-            found = run(model, removals, [item, later], packed=packed)
+        for layout in RowLayout:
+            found = run(model, removals, [item, later], layout=layout)
             assert found[0].greedy[-1, :4].tolist() == [True, True, False, False]
             assert not found[0].greedy[-1, 4]
             assert found[1].greedy[-1].tolist() == [True, False]
@@ -271,19 +272,19 @@ def test_what_is_not_scored_is_still_read() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 7, 40, 150, 100_000])
-@pytest.mark.parametrize("packed", [True, False])
-def test_results_do_not_depend_on_the_token_budget(budget: int, packed: bool) -> None:
+@pytest.mark.parametrize("layout", list(RowLayout))
+def test_results_do_not_depend_on_the_token_budget(budget: int, layout: RowLayout) -> None:
     model = model_of("llama_grouped")
-    reference = run(model, SOME, packed=True, token_budget=64)
-    assert_same(run(model, SOME, token_budget=budget, packed=packed), reference)
+    reference = run(model, SOME, layout=RowLayout.PACKED, token_budget=64)
+    assert_same(run(model, SOME, token_budget=budget, layout=layout), reference)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_an_item_alone_gives_what_it_gives_among_others(packed: bool) -> None:
+@pytest.mark.parametrize("layout", list(RowLayout))
+def test_an_item_alone_gives_what_it_gives_among_others(layout: RowLayout) -> None:
     model = model_of("llama_grouped")
-    together = run(model, SOME, packed=packed)
+    together = run(model, SOME, layout=layout)
     for item, one in zip(ITEMS, together, strict=True):
-        (single,) = run(model, SOME, [item], packed=packed)
+        (single,) = run(model, SOME, [item], layout=layout)
         torch.testing.assert_close(
             single.loglikelihoods, one.loglikelihoods, rtol=0, atol=TOLERANCE
         )

@@ -20,6 +20,7 @@ from snowball.engine.ablation import AblationEngine
 from snowball.engine.activations import ROLES, ActivationError, ItemActivations
 from snowball.engine.removal import INTACT, Part, Removal, Unit, layer_removals, pair_removals
 from snowball.engine.removal import sublayer_removals as sublayers
+from snowball.engine.self_check_result import RowLayout
 from snowball.tasks.item import Item
 
 # Pairs come before the single layers, whose states they share at first.
@@ -112,7 +113,7 @@ def role_of(place: int, end: int) -> int:
     return LAST if place == end - 1 else BOS if place == 0 else PROMPT
 
 
-def counted(item: Item, packed: bool) -> list[tuple[list[int], int, int]]:
+def counted(item: Item, layout: RowLayout) -> list[tuple[list[int], int, int]]:
     """Rows to run, and which places of each count: each token of an item once."""
     if item.running_text:
         row = [*item.context, *item.continuations[0][:-1]]
@@ -120,7 +121,7 @@ def counted(item: Item, packed: bool) -> list[tuple[list[int], int, int]]:
     rows = [[*item.context, *continuation[:-1]] for continuation in item.continuations]
     starts = [0] + [len(item.context)] * (len(rows) - 1)
     return list(zip(rows, starts, [len(item.context)] * len(rows), strict=True))[
-        : None if packed else 1
+        : None if layout is RowLayout.PACKED else 1
     ]
 
 
@@ -137,11 +138,11 @@ def ratio(x: Tensor, y: Tensor) -> float:
     return float(y.double().norm() / x.double().norm())
 
 
-def expected_scores(model: Any, item: Item, packed: bool) -> dict[str, np.ndarray]:
+def expected_scores(model: Any, item: Item, layout: RowLayout) -> dict[str, np.ndarray]:
     names = ("cosine", "angular", "norm_ratio", "attention", "mlp")
     sums = {name: np.zeros((len(ROLES), DEPTH)) for name in names}
     tokens = np.zeros(len(ROLES))
-    for row, start, end in counted(item, packed):
+    for row, start, end in counted(item, layout):
         found = forward(model, row)
         for place in range(start, len(row)):
             role = role_of(place, end)
@@ -168,18 +169,18 @@ def assert_close(found: np.ndarray, expected: np.ndarray, name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("layout", list(RowLayout))
 @pytest.mark.parametrize("budget", [5, 2048])
-def test_scores_are_those_of_hooks_on_the_model(packed: bool, budget: int) -> None:
+def test_scores_are_those_of_hooks_on_the_model(layout: RowLayout, budget: int) -> None:
     for item, one in zip(
-        ITEMS, activations(llama(), packed=packed, token_budget=budget), strict=True
+        ITEMS, activations(llama(), layout=layout, token_budget=budget), strict=True
     ):
-        expected = expected_scores(llama(), item, packed)
+        expected = expected_scores(llama(), item, layout)
         for name, sums in expected.items():
             assert_close(one.arrays()[name], sums, f"{name} of {item.source}")
         # Not all of one kind: otherwise roles that are shifted would pass.
         assert expected["tokens"].sum() == sum(
-            len(row) - start for row, start, _ in counted(item, packed)
+            len(row) - start for row, start, _ in counted(item, layout)
         )
 
 
@@ -207,7 +208,7 @@ def test_angular_pairs_are_between_the_states_of_the_last_token(name: str) -> No
     found = activations(model, [INTACT])
     layers = AblationEngine(model, [INTACT]).stack.layers
     for item, one in zip(ITEMS, found, strict=True):
-        row, _, end = counted(item, True)[0]
+        row, _, end = counted(item, RowLayout.PACKED)[0]
         states = [state[end - 1] for state in states_around(layers, model, row)]
         expected = np.zeros((depth + 1, depth + 1))
         for start in range(depth + 1):
@@ -216,10 +217,10 @@ def test_angular_pairs_are_between_the_states_of_the_last_token(name: str) -> No
         assert_close(one.angular_pairs, expected, item.source)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_divergences_are_those_of_models_without_the_layer(packed: bool) -> None:
-    for item, one in zip(ITEMS, activations(llama(), packed=packed), strict=True):
-        row, _, end = counted(item, packed)[0]
+@pytest.mark.parametrize("layout", list(RowLayout))
+def test_divergences_are_those_of_models_without_the_layer(layout: RowLayout) -> None:
+    for item, one in zip(ITEMS, activations(llama(), layout=layout), strict=True):
+        row, _, end = counted(item, layout)[0]
         intact = forward(llama(), row).states
         expected = np.zeros((DEPTH, DEPTH + 1))
         for removed in range(DEPTH):
@@ -302,9 +303,9 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     return Known(built, model, items)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_counterexample_scores_what_its_closed_form_says(known: Known, packed: bool) -> None:
-    found = activations(known.model, [INTACT], known.items, packed=packed)
+@pytest.mark.parametrize("layout", list(RowLayout))
+def test_a_counterexample_scores_what_its_closed_form_says(known: Known, layout: RowLayout) -> None:
+    found = activations(known.model, [INTACT], known.items, layout=layout)
     for one in found:
         assert (one.tokens > 0).all(), "every role is there"
         means = one.cosine / one.tokens[:, None]

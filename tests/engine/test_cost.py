@@ -18,6 +18,7 @@ from snowball.engine.ablation import AblationEngine
 from snowball.engine.cost import Cost, engine_cost, matmul_rate, one_by_one_cost
 from snowball.engine.deletion import loglikelihoods_one_by_one
 from snowball.engine.removal import INTACT, Part, Removal, layer_removals, sublayer_removals
+from snowball.engine.self_check_result import RowLayout
 from snowball.pretrained.loading import Pretrained
 from snowball.results.store import Store
 from snowball.tasks.item import Item
@@ -73,7 +74,7 @@ def test_a_single_item_costs_what_is_executed(item: Item) -> None:
 
 def test_an_item_with_a_row_per_continuation_costs_what_is_executed() -> None:
     item = Item("of one length", (1, 13, 14), ((15, 40, 8), (16, 17, 40), (15, 17, 3)), (0, 0, 0))
-    check_single(item, AblationEngine(llama(), REMOVALS, packed=False))
+    check_single(item, AblationEngine(llama(), REMOVALS, layout=RowLayout.SEPARATE))
 
 
 def check_single(item: Item, engine: AblationEngine) -> None:

@@ -27,6 +27,7 @@ from snowball.engine.removal import (
     plan_removals,
     sublayer_removals,
 )
+from snowball.engine.self_check_result import RowLayout
 from snowball.tasks.item import Item
 
 BUDGET = 64
@@ -81,15 +82,15 @@ NEXT: tuple[Removal, ...] = (
 )
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("layout", list(RowLayout))
 @pytest.mark.parametrize(
     "removals", [NEXT, (BASE, *NEXT), (*NEXT[:2], BASE, *NEXT[2:], INTACT)], ids=len
 )
 def test_kl_is_from_the_reference_wherever_it_stands(
-    removals: tuple[Removal, ...], packed: bool
+    removals: tuple[Removal, ...], layout: RowLayout
 ) -> None:
     model = model_of("llama")
-    found = found_by(AblationEngine(model, removals, reference=BASE, packed=packed))
+    found = found_by(AblationEngine(model, removals, reference=BASE, layout=layout))
     for item, one in zip(ITEMS, found, strict=True):
         assert len(one.kl) == len(one.greedy) == len(one.loglikelihoods) == len(removals)
         at = slice(len(item.context) - 1, -1 if item.running_text else len(item.context))

@@ -1,0 +1,186 @@
+"""Which layouts of rows a model allows: what a row or a branch holds must not change another one.
+
+Attention follows its mask. But convolutions, recurrences and masks of a model's own making mix
+tokens that a tree keeps apart, and tables of positions may follow the longest row of a batch. So
+random items, made to exercise all that, are run in a layout and compared with each row alone, and
+with the same items among other ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from snowball.engine.ablation import AblationEngine
+from snowball.errors import SnowballError
+from snowball.tasks.item import Item, TokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Tokens of the context and of each continuation of the items that are always tried: several tokens
+# in a branch, long and short rows together.
+_SHAPES = ((3, (4, 1, 2)), (9, (2, 6, 1, 3)), (40, (5, 5, 1)), (1, (3, 7)), (23, (1, 1)))
+# On both sides of a length at which something switches.
+_AROUND = (2, (1, 6, 3))
+# A part of the name of every config entry at whose value a model treats longer texts otherwise.
+_SWITCHES = ("window", "original_max", "chunk", "local", "block", "stride")
+_FEWEST_TOKENS = 2  # of an item: a context and something to predict
+
+# Alone, shapes are others: correct results then differ by at most 40 roundings (depth 30, float32
+# and bfloat16).
+_ROUNDINGS_ALONE = 40
+
+
+def _roundings(dtype: torch.dtype) -> float:
+    """What may differ where shapes are the same and only what others hold is different.
+
+    What must not reach a token is multiplied by exact zeros; only experts, to whom other tokens
+    come, round in another order. In half precision that is all that can be told from interference.
+    """
+    return _ROUNDINGS_ALONE if torch.finfo(dtype).bits > 16 else 2
+
+
+class InterferenceError(SnowballError):
+    """What one row or branch holds changes another one."""
+
+
+def probe_items(
+    model: PreTrainedModel, longest: int, tokens: Sequence[int], seed: int
+) -> list[Item]:
+    """Random items that make siblings, rows and padding of every kind meet.
+
+    None has more tokens than `longest`, if that is enough for the smallest of them. Around each
+    length below it at which the model switches there is one with branches on both sides. They are
+    made of the given `tokens`, for a model may have some that it never read.
+    """
+    random = np.random.default_rng(seed)
+    shapes = [_shortened(*shape, longest) for shape in _SHAPES]
+    for length in length_switches(model.config.get_text_config().to_dict(), longest):
+        back, branches = _AROUND
+        shapes.append(_shortened(max(1, length - back), branches, longest))
+    return [
+        Item(
+            f"probe {place}",
+            _drawn(random, tokens, context),
+            tuple(_drawn(random, tokens, size) for size in branches),
+        )
+        # Two of each shape, for some layouts put only rows of one length together.
+        for place, (context, branches) in enumerate(s for s in dict.fromkeys(shapes) for _ in "ab")
+    ]
+
+
+def length_switches(config: Mapping[str, Any], longest: int) -> list[int]:
+    """Lengths below `longest` that a config names, in order: windows, original lengths, chunks."""
+    return sorted({value for value in _switches(config) if 1 < value < longest})
+
+
+def _switches(value: Any, name: str = "") -> Iterator[int]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _switches(inner, str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _switches(inner, name)
+    elif type(value) is int and any(part in name for part in _SWITCHES):
+        yield value
+
+
+def _shortened(
+    context: int, branches: tuple[int, ...], longest: int
+) -> tuple[int, tuple[int, ...]]:
+    """A shape without what exceeds the longest item: the last token of a branch is not read."""
+    longest = max(longest, _FEWEST_TOKENS)
+    kept = max(1, min(context, longest + 1 - max(branches)))
+    return kept, tuple(min(size, longest + 1 - kept) for size in branches)
+
+
+def _drawn(random: np.random.Generator, tokens: Sequence[int], count: int) -> TokenIds:
+    return tuple(random.choice(tokens, size=count).tolist())
+
+
+def check_interference(engine: AblationEngine, items: Sequence[Item], seed: int) -> float:
+    """Largest change per token, in nats, that other rows and branches make to an item.
+
+    Each item keeps its last continuation, which stands behind its siblings, while they change;
+    every second item keeps all while the rest change wholly; and each continuation is run without
+    any company.
+
+    Raises:
+        InterferenceError: a change is more than rounding.
+    """
+    random = np.random.default_rng(seed + 1)
+    tokens = sorted({token for item in items for one in item.continuations for token in one})
+    before = _loglikelihoods(engine, items)
+    siblings = [_changed(random, tokens, item) for item in items]
+    others = [
+        item if place % 2 else _changed(random, tokens, item, wholly=True)
+        for place, item in enumerate(items)
+    ]
+    after, among = _loglikelihoods(engine, siblings), _loglikelihoods(engine, others)
+    same = _roundings(engine.stack.model.dtype)
+    worst = 0.0
+    for place, item in enumerate(items):
+        count = len(item.continuations)
+        alone = [_alone(engine, item, choice) for choice in range(count)]
+        pairs = [("what another branch holds", before[place][:, -1:], after[place][:, -1:])]
+        if place % 2:
+            pairs.append(("what another row holds", before[place], among[place]))
+        for what, one, other in pairs:
+            worst = max(worst, _compare(engine, item, one, other, what, same))
+        company = "that there are other rows"
+        found = torch.cat(alone, dim=1)
+        worst = max(worst, _compare(engine, item, found, before[place], company, _ROUNDINGS_ALONE))
+    return worst
+
+
+def _alone(engine: AblationEngine, item: Item, choice: int) -> Float[Tensor, "removals 1"]:
+    """The log-likelihoods of one continuation in a batch of its own."""
+    return _loglikelihoods(engine, [replace(item, continuations=(item.continuations[choice],))])[0]
+
+
+def _compare(
+    engine: AblationEngine,
+    item: Item,
+    before: Float[Tensor, "removals continuations"],
+    after: Float[Tensor, "removals continuations"],
+    what: str,
+    roundings: float,
+) -> float:
+    """The largest difference, per token, of all continuations or of the last."""
+    # Of all continuations, or of the last one alone.
+    tokens = torch.tensor([len(one) for one in item.continuations[-before.shape[1] :]])
+    found = (after - before).abs() / tokens  # [removals, continuations]
+    size = (before.abs() / tokens).clamp(min=1.0)
+    allowed = roundings * torch.finfo(engine.stack.model.dtype).eps * size
+    if bool((found > allowed).any()):
+        raise InterferenceError(
+            f"{what} changes a log-likelihood by {float(found.max()):.2g} nats a token "
+            f"({item.longest} tokens)"
+        )
+    return float(found.max())
+
+
+def _changed(
+    random: np.random.Generator, tokens: Sequence[int], item: Item, *, wholly: bool = False
+) -> Item:
+    """The item with other tokens, as many as before: in all continuations but the last, or all."""
+    *others, last = item.continuations
+    drawn = [_drawn(random, tokens, len(one)) for one in others]
+    if not wholly:
+        return replace(item, continuations=(*drawn, last))
+    context = _drawn(random, tokens, len(item.context))
+    return replace(item, context=context, continuations=(*drawn, _drawn(random, tokens, len(last))))
+
+
+def _loglikelihoods(
+    engine: AblationEngine, items: Sequence[Item]
+) -> list[Float[Tensor, "removals continuations"]]:
+    found = {one.item: one.loglikelihoods for batch in engine.run(items) for one in batch}
+    return [found[place] for place in range(len(items))]

@@ -1,0 +1,220 @@
+"""The probe: it finds every way in which rows or branches disturb each other, and nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from tiny_models import CONFIGS, CONTEXT, DEPTH, VOCABULARY, WINDOW, tiny_model
+from torch import Tensor, nn
+
+from snowball.engine.ablation import AblationEngine
+from snowball.engine.removal import INTACT, Unit
+from snowball.engine.row_probe import (
+    InterferenceError,
+    check_interference,
+    length_switches,
+    probe_items,
+)
+from snowball.engine.self_check import SelfCheckError, check_engine
+from snowball.engine.self_check_result import RowLayout
+from snowball.jsonl import Row
+from snowball.tasks.item import Item
+from snowball.tasks.task import ScoredTask, multiple_choice_task
+
+TOKENS = range(1, VOCABULARY)
+REMOVALS = (INTACT, frozenset({Unit(1)}))
+
+
+def engine_of(model: Any, layout: RowLayout = RowLayout.PACKED) -> AblationEngine:
+    return AblationEngine(model, REMOVALS, layout=layout)
+
+
+def one_token_choices(longest: int = 20) -> ScoredTask:
+    """A task whose own rows exercise nothing: every choice is one token."""
+    contexts = [(1, 5), tuple(range(1, longest + 1))]
+    items = [Item(f"row {i}", c, ((7,), (9,))) for i, c in enumerate(contexts)]
+    return multiple_choice_task("task", items, [0, 1], [[1, 1], [1, 1]])
+
+
+class _Mixing(nn.Module):
+    """A layer that adds to each token the one before it in the row: a convolution."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
+        before = torch.roll(hidden_states, 1, dims=1)
+        before[:, 0] = 0
+        return self.layer(hidden_states + before, **others)
+
+
+class _Padding(_Mixing):
+    """A layer that sees how long the longest row of the batch is."""
+
+    def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
+        scale = 1 + 0.01 * hidden_states.shape[1]
+        return self.layer(hidden_states * scale, **others)
+
+
+class _Batch(_Mixing):
+    """A layer that adds the mean over all rows: nothing helps."""
+
+    def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
+        return self.layer(hidden_states + hidden_states.mean(0, keepdim=True), **others)
+
+
+def disturbed(kind: type[_Mixing]) -> Any:
+    model = tiny_model("llama")
+    model.model.layers[2] = kind(model.model.layers[2])
+    return model
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"bloom"}))
+def test_attention_disturbs_nothing(name: str) -> None:
+    model = tiny_model(name)
+    items = probe_items(model, 30, TOKENS, seed=0)
+    layouts = [RowLayout.PACKED] if name != "opt" else []
+    for layout in (*layouts, RowLayout.SEPARATE, RowLayout.EQUAL_LENGTHS):
+        assert check_interference(engine_of(model, layout), items, seed=0) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        (_Mixing, RowLayout.SEPARATE),
+        (_Padding, RowLayout.EQUAL_LENGTHS),
+    ],
+)
+def test_rows_are_as_separate_as_a_model_demands(kind: type[_Mixing], layout: RowLayout) -> None:
+    """Though the choices of the task have one token each, and would show nothing."""
+    check = check_engine(disturbed(kind), [one_token_choices()], REMOVALS)
+    assert check.rows is layout
+    assert check.reason is not None
+    assert check.packed is False
+    assert check.worst < 1e-4
+
+
+def test_a_model_whose_rows_disturb_each_other_in_any_case_is_refused() -> None:
+    with pytest.raises(SelfCheckError, match="cannot be measured in one pass: equal lengths: "):
+        check_engine(disturbed(_Batch), [one_token_choices()], REMOVALS)
+
+
+def test_interference_is_seen_in_half_precision_too() -> None:
+    """Where true deletion agrees to within its large rounding, the same shapes still agree."""
+    model = disturbed(_Mixing).to(torch.bfloat16)
+    items = probe_items(model, 30, TOKENS, seed=0)
+    with pytest.raises(InterferenceError, match="what another branch holds changes"):
+        check_interference(engine_of(model), items, seed=0)
+    assert check_interference(engine_of(model, RowLayout.SEPARATE), items, seed=0) < 0.05
+
+
+def test_what_a_row_of_the_batch_holds_is_named() -> None:
+    model = disturbed(_Batch)
+    engine = engine_of(model, RowLayout.EQUAL_LENGTHS)
+    items = probe_items(model, 30, TOKENS, seed=0)
+    with pytest.raises(InterferenceError, match=r"another row holds changes|there are other rows"):
+        check_interference(engine, items, seed=0)
+
+
+def test_tables_of_positions_that_follow_the_longest_row_keep_lengths_apart() -> None:
+    """Phi-3 with longrope: short texts among long ones would get the factors of the long ones."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 3.0, 9.0, 27.0],
+        "original_max_position_embeddings": 12,
+    }
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48}
+    config = hf.Phi3Config(
+        **sizes,  # pyright: ignore[reportArgumentType]
+        num_hidden_layers=DEPTH,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        original_max_position_embeddings=12,
+        rope_parameters=rope,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model: Any = hf.Phi3ForCausalLM(config).eval()
+    assert check_engine(model, [one_token_choices(10)], REMOVALS).rows is RowLayout.PACKED
+    assert check_engine(model, [one_token_choices(20)], REMOVALS).rows is RowLayout.EQUAL_LENGTHS
+
+
+# --- the items --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("longest", [2, 3, 7, 12, 30, 60])
+def test_probe_items_are_as_long_as_the_longest_and_no_longer(longest: int) -> None:
+    items = probe_items(tiny_model("mistral"), longest, TOKENS, seed=3)
+    assert max(item.longest for item in items) == min(longest, 44)  # 40 and 5, the last not read
+    assert {token for item in items for token in item.context} <= set(TOKENS)
+    assert any(len(item.continuations) > 1 for item in items)
+
+
+def test_probe_items_stand_on_both_sides_of_a_window() -> None:
+    items = probe_items(tiny_model("mistral"), 40, TOKENS, seed=0)
+    ends = {len(item.context) + len(one) - 1 for item in items for one in item.continuations}
+    assert {n for n in ends if n < WINDOW}
+    assert {n for n in ends if n > WINDOW}
+    around = [item for item in items if len(item.context) == WINDOW - 2]
+    assert [len(one) for one in around[0].continuations] == [1, 6, 3]
+
+
+def test_probe_items_follow_the_seed() -> None:
+    model = tiny_model("llama")
+    assert probe_items(model, 20, TOKENS, seed=0) == probe_items(model, 20, TOKENS, seed=0)
+    assert probe_items(model, 20, TOKENS, seed=0) != probe_items(model, 20, TOKENS, seed=1)
+
+
+def test_lengths_at_which_a_model_switches_are_found_wherever_a_config_has_them() -> None:
+    config = {
+        "sliding_window": 8,
+        "hidden_size": 32,
+        "rope_parameters": {"original_max_position_embeddings": 16, "factor": 4},
+        "per_layer": [{"attention_chunk_size": 5}, {"local_attention": 9}],
+        "use_sliding_window": True,
+        "max_window_layers": 99,
+    }
+    assert length_switches(config, 40) == [5, 8, 9, 16]
+    assert length_switches(config, 9) == [5, 8]
+
+
+def test_rows_are_compared_that_have_every_form() -> None:
+    from snowball.engine.self_check import forms
+
+    items = [
+        Item("plain", (1, 2, 3), ((4,), (5,))),
+        Item("shortest", (1,), ((4,), (5,))),
+        Item("longest", tuple(range(9)), ((4,), (5,))),
+        Item("most", (1, 2, 3), ((4,), (5,), (6,))),
+        Item("long choice", (1, 2), ((4, 5, 6), (5,))),
+    ]
+    assert forms(items) == [1, 2, 3, 4]
+    assert forms(items[:1]) == [0]
+    assert forms([]) == []
+
+
+def test_a_task_of_generation_is_checked_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    from snowball.decoders.tokenizer import byte_tokenizer
+    from snowball.engine import generation, self_check
+    from snowball.tasks.task import task_of_rows
+
+    rows = [Row(f"row {n}", {"prompt": "a" * n, "answer": "b"}) for n in (1, 4, 9)]
+    task = task_of_rows("open", rows, byte_tokenizer())
+    model = tiny_model("llama", vocab_size=258)
+    assert check_engine(model, [task], REMOVALS).rows is RowLayout.PACKED
+
+    def wrong(*arguments: Any) -> Any:
+        for batch in generation.generate(*arguments):
+            yield [
+                generation.Generated(one.prompt, tuple((0, *t[1:]) for t in one.tokens))
+                for one in batch
+            ]
+
+    monkeypatch.setattr(self_check, "generate", wrong)
+    with pytest.raises(SelfCheckError, match=r"row \d, removal intact, new token 0: 0 was gener"):
+        check_engine(model, [task], REMOVALS)
