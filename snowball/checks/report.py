@@ -16,6 +16,8 @@ from snowball.measurement.measurements import Measurements
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from snowball.checks.universal_guarantees import UniversalFindings
+
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
@@ -65,6 +67,23 @@ def layer_table(rows: Sequence[LayerRow], title: str) -> Table:
             relevance,
             style="bold" if row.rank == 1 else None,
         )
+    return table
+
+
+def universal_table(found: UniversalFindings) -> Table:
+    """One row per removable layer: what its score is to be, what it is, and what it decides."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{found.examples} examples, chance {found.chance:.3g}, accuracy {found.accuracy:.3f}"
+    )
+    headings = ("layer", "score prescribed", "least", "largest", "accuracy without it", "relevance")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in found.layers:
+        relevance = "undefined" if row.relevance is None else f"{row.relevance:.3f}"
+        scores = [f"{value:.6g}" for value in (row.prescribed, row.least, row.largest)]
+        table.add_row(str(row.layer), *scores, f"{row.accuracy_without:.3f}", relevance)
     return table
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from snowball.cli.options import Folder
 from snowball.cli.terminal import errors, progress_bar, refusals, say
 from snowball.cli.terminal import out as console
 from snowball.construction.card_file import CARD
@@ -23,9 +24,6 @@ from snowball.files import read_json, refuse_existing
 if TYPE_CHECKING:
     from snowball.certificates.certificate import Certificate
 
-Folder = Annotated[
-    Path, typer.Argument(help="A folder that `build` wrote, or RUN/checkpoint of a `demo`.")
-]
 Data = Annotated[
     Path | None, typer.Argument(help="Dataset as token ids; default: DIR/dataset.jsonl.")
 ]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from snowball.certificates import checker
 from snowball.certificates.judgement import SCORE_ERROR
-from snowball.cli.app import BuiltDType
+from snowball.cli.build import BuiltDType
 from snowball.dtypes import BUILT, SCORE_TOLERANCE, DType, score_tolerance
 
 
