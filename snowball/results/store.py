@@ -85,6 +85,15 @@ CREATE TABLE arrays (
     data BLOB NOT NULL,
     UNIQUE (key, statistic, item)
 );
+"""
+
+# Results of a model on a dataset that were found wrong: kept, but given to nobody.
+_INVALID = """
+CREATE TABLE IF NOT EXISTS invalid (
+    key INTEGER PRIMARY KEY REFERENCES keys, reason TEXT NOT NULL, found TEXT NOT NULL
+)
+"""
+_VIEW = """
 CREATE VIEW named_results AS
 SELECT models.sha256 AS model, removals.name AS removed, datasets.name AS dataset, results.item,
     metrics.name AS metric, results.value, datasets.sha256 AS dataset_hash
@@ -94,6 +103,7 @@ JOIN models ON models.id = keys.model
 JOIN datasets ON datasets.id = keys.dataset
 JOIN removals ON removals.id = results.removal
 JOIN metrics ON metrics.id = results.metric
+WHERE results.key NOT IN (SELECT key FROM invalid)
 """
 
 _KEYS = """
@@ -304,7 +314,7 @@ class Store:
             text = json.dumps(dict(provenance), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise StoreError(f"{self._path}: provenance must be JSON values: {error}") from error
-        started = datetime.now(UTC).isoformat(timespec="seconds")
+        started = _now()
         with self._transaction("BEGIN IMMEDIATE", "record a run"):
             row = (started, text)
             insert = "INSERT INTO runs (started, provenance) VALUES (?, ?)"
@@ -354,7 +364,8 @@ class Store:
         provenance. The other store may be in use, and is not changed.
 
         Raises:
-            StoreError: there is no such file, or it is no store of this schema.
+            StoreError: there is no such file, it is no store of this schema, or some of its results
+                were found wrong.
         """
         _check_other(other)
         if other.samefile(self._path):  # for which SQLite would wait for ever
@@ -364,11 +375,21 @@ class Store:
         try:
             with self._transaction("BEGIN IMMEDIATE", f"absorb {other}"):
                 self._check_schema("other", other)
+                self._refuse_wrong(other)
                 for statement in _ABSORB.split(";"):
                     self._connection.execute(statement)
         finally:
             with self._explained(f"close {other}"):
                 self._connection.execute("DETACH other")
+
+    def _refuse_wrong(self, other: Path) -> None:
+        """Refuses a store with results that were found wrong; older ones have no marks."""
+        marks = "SELECT count(*) FROM other.sqlite_master WHERE name = 'invalid'"
+        if not self._connection.execute(marks).fetchone()[0]:
+            return
+        row = self._connection.execute("SELECT reason FROM other.invalid").fetchone()
+        if row is not None:
+            raise StoreError(f"{other} holds results that were found wrong: {row[0]}")
 
     def write(
         self, run: int, key: Key, removals: Sequence[str], results: Iterable[ItemResult]
@@ -394,6 +415,17 @@ class Store:
             self._write_completed(run, key_id, removal_ids, batch)
             self._write_values(key_id, removal_ids, batch)
             self._write_arrays(run, key_id, batch)
+
+    def invalidate(self, key: Key, reason: str) -> None:
+        """Marks all results of a model on a dataset as wrong: they stay, but nobody gets them.
+
+        Every method that is asked for this key raises StoreError with the reason from now on, and
+        `named_results` leaves it out.
+        """
+        with self._transaction("BEGIN IMMEDIATE", "mark results as wrong"):
+            row = (self._id_of_key(key), reason, _now())
+            insert = "INSERT INTO invalid (key, reason, found) VALUES (?, ?, ?)"
+            self._connection.execute(insert, row)
 
     def values(
         self, key: Key, metric: str, removals: Sequence[str], items: int
@@ -475,6 +507,7 @@ class Store:
             if self._is_empty():
                 self._create()
             self._check_header()
+            self._add_invalid()
         with self._explained("open"):
             # Only once the file is known to be ours, because this changes it.
             self._write_ahead()
@@ -507,6 +540,15 @@ class Store:
             self._connection.execute(statement)
         self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def _add_invalid(self) -> None:
+        """Gives a file of before the place for marks of what is wrong, once."""
+        query = "SELECT count(*) FROM sqlite_master WHERE name = 'invalid'"
+        if self._connection.execute(query).fetchone()[0]:
+            return
+        self._connection.execute("DROP VIEW IF EXISTS named_results")
+        for statement in (_INVALID, _VIEW):
+            self._connection.execute(statement)
 
     def _check_header(self) -> None:
         self._check_schema("main", self._path)
@@ -564,7 +606,18 @@ class Store:
     def _find_key(self, key: Key) -> int | None:
         names = (key.model, key.dataset, key.dataset_hash)
         row = self._connection.execute(_KEY, names).fetchone()
+        if row is not None:
+            self._refuse_invalid(row[0], key)
         return None if row is None else row[0]
+
+    def _refuse_invalid(self, key_id: int, key: Key) -> None:
+        query = "SELECT reason, found FROM invalid WHERE key = ?"
+        if (row := self._connection.execute(query, (key_id,)).fetchone()) is not None:
+            reason, found = row
+            raise StoreError(
+                f"{self._path}: the results of {_shown(key)} were found wrong ({found}): {reason}; "
+                "measure them in another folder, by a version that agrees with true deletion"
+            )
 
     def _names(self, query: str, key: Key) -> list[str]:
         with self._transaction("BEGIN", "read"):
@@ -574,7 +627,9 @@ class Store:
     def _id_of_key(self, key: Key) -> int:
         model = self._id("models", sha256=key.model)
         dataset = self._id("datasets", name=key.dataset, sha256=key.dataset_hash)
-        return self._id("keys", model=model, dataset=dataset)
+        key_id = self._id("keys", model=model, dataset=dataset)
+        self._refuse_invalid(key_id, key)
+        return key_id
 
     def _id(self, table: str, **columns: object) -> int:
         """The id of a row, which is inserted if it is new."""
@@ -624,6 +679,10 @@ class Store:
                 for name, array in result.arrays.items()
             ),
         )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _prepare_place(path: Path) -> None:

@@ -1151,3 +1151,54 @@ def test_what_cannot_be_written_is_refused(exists: bool, file_mode: int, folder_
     assert re.search(
         r"results.sqlite: cannot open: .*: make the file and its folder writable", message
     )
+
+
+# --- results that were found wrong ------------------------------------------------------------
+
+
+def test_results_that_were_found_wrong_are_kept_and_given_to_nobody(tmp_path: Path) -> None:
+    with Store(tmp_path / "results.sqlite") as store:
+        run = store.begin_run({})
+        for key in (KEY, OTHER):
+            store.write(run, key, ["intact"], [ItemResult(0, {"acc": [1.0]}, {})])
+        store.invalidate(KEY, "item 3, removal 5: -1 instead of -2")
+        for asked in (
+            lambda: store.missing(KEY, ["intact"], 1),
+            lambda: store.complete(KEY, ["intact"], [0]),
+            lambda: store.values(KEY, "acc", ["intact"], 1),
+            lambda: store.metrics(KEY),
+            lambda: store.removals(KEY),
+            lambda: store.arrays(KEY, "cosine", 1),
+            lambda: store.write(run, KEY, ["intact"], [ItemResult(0, {"acc": [1.0]}, {})]),
+            lambda: store.invalidate(KEY, "again"),
+        ):
+            with pytest.raises(StoreError, match=r"found wrong .*: item 3, removal 5: -1"):
+                asked()
+        assert store.values(OTHER, "acc", ["intact"], 1).tolist() == [[1.0]]
+    with sqlite3.connect(tmp_path / "results.sqlite") as connection:
+        seen = connection.execute("SELECT DISTINCT dataset_hash FROM named_results").fetchall()
+        kept = connection.execute("SELECT count(*) FROM results").fetchone()
+    assert (seen, kept) == ([(OTHER.dataset_hash,)], (2,))
+
+
+def test_a_store_with_wrong_results_is_not_absorbed(tmp_path: Path) -> None:
+    with Store(tmp_path / "wrong.sqlite") as wrong:
+        wrong.invalidate(KEY, "item 3")
+    with Store(tmp_path / "results.sqlite") as store:
+        with pytest.raises(StoreError, match=r"wrong\.sqlite holds results .* found wrong: item 3"):
+            store.absorb(tmp_path / "wrong.sqlite")
+        assert store.keys() == []
+
+
+def test_a_file_without_the_place_for_marks_gets_it(tmp_path: Path) -> None:
+    path = tmp_path / "results.sqlite"
+    with Store(path) as store:
+        store.write(store.begin_run({}), KEY, ["intact"], [ItemResult(0, {"acc": [1.0]}, {})])
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP VIEW named_results")
+        connection.execute("DROP TABLE invalid")
+    with Store(path) as store:
+        assert store.values(KEY, "acc", ["intact"], 1).tolist() == [[1.0]]
+        store.invalidate(KEY, "item 3")
+        with pytest.raises(StoreError, match="item 3"):
+            store.metrics(KEY)
