@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snowball.audit.document import AuditDocument, read_audit
     from snowball.audit.folder import run_audit
+    from snowball.audit.lm_eval_export import export_lm_eval
     from snowball.checks.guarantees import Guarantee, guarantees
     from snowball.construction.counterexample.builder import Counterexample, counterexample
     from snowball.construction.counterexample.card import load_counterexample
@@ -77,6 +78,7 @@ __all__ = [
     "counterexample",
     "coverage_model",
     "divergence",
+    "export_lm_eval",
     "greedy_trap",
     "guarantees",
     "inverse_ranking",
@@ -98,6 +100,7 @@ __all__ = [
 _NAMES = {
     "audit.document": "AuditDocument read_audit",
     "audit.folder": "run_audit",
+    "audit.lm_eval_export": "export_lm_eval",
     "checks.guarantees": "Guarantee guarantees",
     "construction.errors": "ConstructionError",
     "construction.counterexample.card": "load_counterexample",

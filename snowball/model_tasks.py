@@ -6,12 +6,14 @@ joins the two.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.construction.card_file import DATASET, Theorem, theorem_of
 from snowball.data.dataset import Dataset
+from snowball.tasks.document import Document
 from snowball.tasks.item import Item
 from snowball.tasks.reading import check_names, judged_by, read_named_task
 from snowball.tasks.task import ScoredTask, Task, TaskError, multiple_choice_task
@@ -50,17 +52,22 @@ def read_tasks(
 def task_of_dataset(name: str, dataset: Dataset) -> ScoredTask:
     """The examples of a counterexample as multiple choice (label or distractor, without choices).
 
-    Every context begins with BOS; choices end with EOS where the dataset scores it.
+    Every context begins with BOS; choices end with EOS where the dataset scores it. Documents show
+    token ids.
     """
     end = (dataset.eos,) if dataset.scores_eos or dataset.ends_with_eos else ()
-    items, labels = [], []
+    items, labels, documents = [], [], []
     for example in dataset.examples:
         choices = example.choices or (example.label, example.distractor)
         labels.append(choices.index(example.label))
         context = (dataset.bos, *example.prompt)
-        items.append(Item(example.source, context, tuple((*choice, *end) for choice in choices)))
+        endings = tuple((*choice, *end) for choice in choices)
+        items.append(Item(example.source, context, endings))
+        row = {"source": example.source, "context": context, "choices": endings}
+        requests = tuple((json.dumps(context), json.dumps(ending)) for ending in endings)
+        documents.append(Document(row, str(labels[-1]), requests))
     lengths = [[len(tokens) for tokens in item.continuations] for item in items]
-    return multiple_choice_task(name, items, labels, lengths)
+    return multiple_choice_task(name, items, labels, lengths, documents)
 
 
 def _own_task(model: Pretrained, limit: int | None) -> Task:

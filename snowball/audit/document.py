@@ -21,7 +21,9 @@ from snowball.results.ranks import MisjudgementIntervals, NoiseCeiling
 from snowball.results.relevance import RelevanceIntervals
 from snowball.typed_json import FLAT, MalformedError, from_json, to_json
 
+# Files of a run folder.
 DOCUMENT = "audit.json"
+STORE = "results.sqlite"
 
 # The score that is judged first.
 COSINE = criteria.COSINE.name

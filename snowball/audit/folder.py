@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snowball.audit.document import AuditDocument, AuditedModel, Run, write_audit
+from snowball.audit.document import STORE, AuditDocument, AuditedModel, Run, write_audit
 from snowball.audit.figures import plot_all
 from snowball.audit.page import write_report
 from snowball.audit.run import Audit, AuditError
@@ -33,7 +33,6 @@ from snowball.tasks.task import GenerationTask, Task
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
 
-STORE = "results.sqlite"
 LAYERS, REMOVALS = "layers.csv", "removals.csv"
 
 # Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.

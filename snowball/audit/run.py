@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -192,7 +192,15 @@ class Audit:
                 index = indices[one.prompt]
                 texts = [_until(task.decode(tokens), task.until) for tokens in one.tokens]
                 values = {name: list(v) for name, v in task.score(index, texts).items()}
-                results.append(ItemResult(index, values, scores[index].arrays()))
+                results.append(
+                    ItemResult(
+                        item=index,
+                        values=values,
+                        arrays=scores[index].arrays(),
+                        answers=texts,
+                        document=_document(task, index),
+                    )
+                )
             store.write(run, self.key(task), self.names(), results)
             advance(sum(len(waiting[one.prompt]) for one in batch))
 
@@ -215,9 +223,19 @@ def _tokens(item: Item) -> int:
 def _result(task: ScoredTask, index: int, found: ItemAblation) -> ItemResult:
     metrics = task.score(index, found.loglikelihoods.numpy(), found.greedy.numpy())
     values = {**metrics, "kl": found.kl.numpy()}
+    loglikelihoods, greedy = found.loglikelihoods.tolist(), found.greedy.tolist()
     return ItemResult(
-        index, {name: v.tolist() for name, v in values.items()}, found.activations.arrays()
+        item=index,
+        values={name: v.tolist() for name, v in values.items()},
+        arrays=found.activations.arrays(),
+        answers=[list(zip(*one, strict=True)) for one in zip(loglikelihoods, greedy, strict=True)],
+        document=_document(task, index),
     )
+
+
+def _document(task: Task, index: int) -> dict[str, Any] | None:
+    """What the item asks, if the task says so."""
+    return task.documents[index].to_json() if task.documents else None
 
 
 def _until(text: str, stops: Sequence[str]) -> str:

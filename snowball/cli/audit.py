@@ -96,9 +96,19 @@ def audit(
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Run folder of an audit.")],
+    lm_eval: Annotated[
+        bool,
+        typer.Option(
+            "--lm-eval",
+            help="Also write every answer as lm-eval does, for the intact model and each removal.",
+        ),
+    ] = False,
 ) -> None:
     """Write one self-contained HTML page with everything that an audit found."""
     with refusals():
+        from snowball.audit.lm_eval_export import export_lm_eval
         from snowball.audit.page import write_report
 
         say(f"Written to {write_report(folder)}.")
+        if lm_eval:
+            say(f"Written to {export_lm_eval(folder)}.")

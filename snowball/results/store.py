@@ -106,6 +106,24 @@ JOIN metrics ON metrics.id = results.metric
 WHERE results.key NOT IN (SELECT key FROM invalid)
 """
 
+# What stores of the first version lack, and get when they are opened; they stay readable for it.
+_ADDED = """
+CREATE TABLE IF NOT EXISTS answers (
+    key INTEGER NOT NULL,
+    removal INTEGER NOT NULL,
+    item INTEGER NOT NULL,
+    answer TEXT NOT NULL,
+    PRIMARY KEY (key, removal, item),
+    FOREIGN KEY (key, removal, item) REFERENCES completed ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS documents (
+    key INTEGER NOT NULL REFERENCES keys,
+    item INTEGER NOT NULL,
+    document TEXT NOT NULL,
+    PRIMARY KEY (key, item)
+) WITHOUT ROWID
+"""
+
 _KEYS = """
 SELECT models.sha256, datasets.name, datasets.sha256
 FROM keys JOIN models ON models.id = keys.model JOIN datasets ON datasets.id = keys.dataset
@@ -136,6 +154,11 @@ _ARRAYS = """
 SELECT item, shape, data FROM arrays
 WHERE key = ? AND statistic = (SELECT id FROM statistics WHERE name = ?) AND item < ?
 """
+_ANSWERS = """
+SELECT item, answer FROM answers
+WHERE key = ? AND removal = (SELECT id FROM removals WHERE name = ?) AND item < ?
+"""
+_DOCUMENTS = "SELECT item, document FROM documents WHERE key = ? AND item < ?"
 _METRICS = """
 SELECT name FROM metrics
 WHERE EXISTS (SELECT 1 FROM results WHERE key = ? AND metric = metrics.id) ORDER BY id
@@ -213,7 +236,22 @@ JOIN run_ids ON run_ids.theirs = theirs.run
 JOIN other.statistics AS their_statistics ON their_statistics.id = theirs.statistic
 JOIN main.statistics ON statistics.name = their_statistics.name
 WHERE true
-ON CONFLICT DO NOTHING;
+ON CONFLICT DO NOTHING
+"""
+# Only if the other store has them.
+_ABSORB_ADDED = """
+INSERT INTO answers (key, removal, item, answer)
+SELECT absorbed.key, absorbed.removal, absorbed.item, theirs.answer
+FROM absorbed
+JOIN other.answers AS theirs
+    ON (theirs.key, theirs.removal, theirs.item) = (their_key, their_removal, absorbed.item);
+INSERT INTO documents (key, item, document)
+SELECT key_ids.ours, theirs.item, theirs.document
+FROM other.documents AS theirs JOIN key_ids ON key_ids.theirs = theirs.key
+WHERE true
+ON CONFLICT DO NOTHING
+"""
+_ABSORBED = """
 DROP TABLE temp.key_ids;
 DROP TABLE temp.run_ids;
 DROP TABLE temp.absorbed
@@ -256,12 +294,15 @@ class ItemResult:
     """What was computed for one item.
 
     `values` holds for each metric one value per removal, in the order of the removals that they are
-    written with; `arrays` the activation statistics of the item by name.
+    written with; `arrays` the activation statistics of the item by name. `answers` holds what each
+    removal answered, and `document` what was asked, as JSON values; both may be left out.
     """
 
     item: int
     values: Mapping[str, Sequence[float]]
     arrays: Mapping[str, np.ndarray]
+    answers: Sequence[Any] = ()
+    document: Any = None
 
 
 class Store:
@@ -376,7 +417,8 @@ class Store:
             with self._transaction("BEGIN IMMEDIATE", f"absorb {other}"):
                 self._check_schema("other", other)
                 self._refuse_wrong(other)
-                for statement in _ABSORB.split(";"):
+                added = _ABSORB_ADDED if self._has_answers("other") else ""
+                for statement in ";".join((_ABSORB, added, _ABSORBED)).split(";"):
                     self._connection.execute(statement)
         finally:
             with self._explained(f"close {other}"):
@@ -415,6 +457,7 @@ class Store:
             self._write_completed(run, key_id, removal_ids, batch)
             self._write_values(key_id, removal_ids, batch)
             self._write_arrays(run, key_id, batch)
+            self._write_answers(key_id, removal_ids, batch)
 
     def invalidate(self, key: Key, reason: str) -> None:
         """Marks all results of a model on a dataset as wrong: they stay, but nobody gets them.
@@ -481,6 +524,22 @@ class Store:
                 )
         return np.stack([found[item] for item in range(items)], dtype=np.float64)
 
+    def answers(self, key: Key, removal: str, items: int) -> list[Any]:
+        """What the items 0 .. items - 1 were answered, as it was written; None where nothing was.
+
+        Raises:
+            StoreError: no items.
+        """
+        return self._json(_ANSWERS, (key, removal), items)
+
+    def documents(self, key: Key, items: int) -> list[Any]:
+        """What the items 0 .. items - 1 ask, as it was written; None where nothing was.
+
+        Raises:
+            StoreError: no items.
+        """
+        return self._json(_DOCUMENTS, (key,), items)
+
     def removals(self, key: Key) -> list[str]:
         """The removals that any item is complete for, in the order of their first use."""
         return self._names(_REMOVALS, key)
@@ -508,6 +567,8 @@ class Store:
                 self._create()
             self._check_header()
             self._add_invalid()
+            for statement in _ADDED.split(";"):
+                self._connection.execute(statement)
         with self._explained("open"):
             # Only once the file is known to be ours, because this changes it.
             self._write_ahead()
@@ -624,6 +685,19 @@ class Store:
             rows = self._connection.execute(query, (self._find_key(key),))
             return [name for (name,) in rows]
 
+    def _json(self, query: str, place: tuple[Key, *tuple[str, ...]], items: int) -> list[Any]:
+        _check_items(items)
+        found: list[Any] = [None] * items
+        key, *names = place
+        with self._transaction("BEGIN", "read"):
+            for item, text in self._connection.execute(query, (self._find_key(key), *names, items)):
+                found[item] = json.loads(text)
+        return found
+
+    def _has_answers(self, schema: str) -> bool:
+        query = f"SELECT 1 FROM {schema}.sqlite_master WHERE (type, name) = ('table', 'answers')"
+        return self._connection.execute(query).fetchone() is not None
+
     def _id_of_key(self, key: Key) -> int:
         model = self._id("models", sha256=key.model)
         dataset = self._id("datasets", name=key.dataset, sha256=key.dataset_hash)
@@ -680,6 +754,23 @@ class Store:
             ),
         )
 
+    def _write_answers(
+        self, key: int, removals: Sequence[int], batch: Sequence[ItemResult]
+    ) -> None:
+        self._connection.executemany(
+            "INSERT INTO answers (key, removal, item, answer) VALUES (?, ?, ?, ?)",
+            (
+                (key, removal, result.item, answer)
+                for result in batch
+                if result.answers
+                for removal, answer in zip(removals, result.answers, strict=True)
+            ),
+        )
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO documents (key, item, document) VALUES (?, ?, ?)",
+            ((key, one.item, one.document) for one in batch if one.document is not None),
+        )
+
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -730,9 +821,15 @@ def _check_items(items: int) -> None:
 
 
 def _checked(removals: Sequence[str], results: Iterable[ItemResult]) -> list[ItemResult]:
-    """The results in types that SQLite takes: plain numbers and float64 arrays."""
+    """The results in types that SQLite takes: plain numbers, float64 arrays, and JSON as text."""
     batch = [
-        ItemResult(_item(result), _finite_values(result, removals), _finite_arrays(result))
+        ItemResult(
+            _item(result),
+            _finite_values(result, removals),
+            _finite_arrays(result),
+            _answers(result, removals),
+            None if result.document is None else _json_text(result, "document", result.document),
+        )
         for result in results
     ]
     if (twice := _first_repeated([result.item for result in batch])) is not None:
@@ -783,6 +880,22 @@ def _finite_arrays(result: ItemResult) -> dict[str, np.ndarray]:
                 "values are stored"
             )
     return finite
+
+
+def _answers(result: ItemResult, removals: Sequence[str]) -> list[str]:
+    if result.answers and len(result.answers) != len(removals):
+        raise StoreError(
+            f"item {result.item}: {len(result.answers)} answers for {len(removals)} removals: give "
+            "one per removal, or none"
+        )
+    return [_json_text(result, "answer", answer) for answer in result.answers]
+
+
+def _json_text(result: ItemResult, name: str, value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"item {result.item}: its {name} is no JSON: {error}") from error
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Bool
 
+from snowball.tasks.document import Document
 from snowball.tasks.item import TokenIds
 from snowball.tasks.task import (
     CORRECTNESS,
@@ -124,6 +125,12 @@ def _source(name: str, instances: Sequence[Instance]) -> str:
     return f"{name}:{instances[0].doc_id}"
 
 
+def _document(task: LMEvalTask, requests: Sequence[Instance]) -> Document:
+    """What lm-eval logs of a document, but for the answers."""
+    row = requests[0].doc
+    return Document(row, str(task.doc_to_target(row)), tuple(one.args for one in requests))
+
+
 def _scored(
     name: str, task: LMEvalTask, documents: Sequence[Sequence[Instance]], encoder: Encoder
 ) -> ScoredTask:
@@ -173,6 +180,7 @@ def _scored(
         # What is asked once is answered by any text at all, which nobody guesses.
         chance=tuple(float(one.mean()) if len(one) > 1 else 0.0 for one in right),
         sha256=_sha256(name, task, items),
+        documents=tuple(_document(task, requests) for requests in documents),
     )
 
 
@@ -237,6 +245,7 @@ def _generation(
         score=score,
         correctness=correctness,
         sha256=_sha256(name, task, prompts),
+        documents=tuple(_document(task, requests) for requests in documents),
     )
 
 

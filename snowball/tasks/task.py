@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 
 from snowball.errors import SnowballError
 from snowball.jsonl import Row, keep_split, read_jsonl
+from snowball.tasks.document import Document
 from snowball.tasks.item import Item, TokenIds
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class ScoredTask:
     `score(index, loglikelihoods, greedy)` gives the metrics of an item for each removal.
     `wanted` is the continuation that is right. `correctness` names the metric that is 1 for a right
     answer, None where nothing is right or wrong; `chance` is a random guesser's accuracy on each
-    item.
+    item. `documents` says in words what each item asks, if that is known; a continuation is a
+    request of its document.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ScoredTask:
     correctness: str | None
     chance: tuple[float, ...]
     sha256: str
+    documents: tuple[Document, ...] = ()
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -87,6 +90,7 @@ class GenerationTask:
     score: Callable[[int, Sequence[str]], Values]
     correctness: str
     sha256: str
+    documents: tuple[Document, ...] = ()
     chance: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -211,7 +215,11 @@ def _within_margin(
 
 
 def multiple_choice_task(
-    name: str, items: Sequence[Item], labels: Sequence[int], lengths: Sequence[Sequence[int]]
+    name: str,
+    items: Sequence[Item],
+    labels: Sequence[int],
+    lengths: Sequence[Sequence[int]],
+    documents: Sequence[Document] = (),
 ) -> ScoredTask:
     """Multiple choice as lm-eval scores it, plus the log-likelihood of the right choice in nats.
 
@@ -234,7 +242,14 @@ def multiple_choice_task(
     chance = tuple(1 / len(item.continuations) for item in items)
     settings = {"labels": list(labels), "lengths": [size.tolist() for size in sizes]}
     return ScoredTask(
-        name, tuple(items), tuple(labels), score, "acc", chance, _sha256(items, settings)
+        name=name,
+        items=tuple(items),
+        wanted=tuple(labels),
+        score=score,
+        correctness="acc",
+        chance=chance,
+        sha256=_sha256(items, settings),
+        documents=tuple(documents),
     )
 
 
@@ -283,7 +298,7 @@ def _form(row: Row) -> str:
 
 
 def _multiple_choice(name: str, rows: Sequence[Row], encoder: Encoder) -> ScoredTask:
-    items, labels, lengths = [], [], []
+    items, labels, lengths, documents = [], [], [], []
     for row in rows:
         partial = "contexts" in row.fields
         choices = _texts(row, "contexts" if partial else "choices")
@@ -294,16 +309,17 @@ def _multiple_choice(name: str, rows: Sequence[Row], encoder: Encoder) -> Scored
             )
         if partial:
             ending = _text(row, "continuation")
-            pairs = [encoder.pair(context, ending) for context in choices]
-            choices = [ending] * len(choices)
+            requests = [(context, ending) for context in choices]
         else:
             context = _text(row, "context")
-            pairs = [encoder.pair(context, choice) for choice in choices]
+            requests = [(context, choice) for choice in choices]
+        pairs = [encoder.pair(*request) for request in requests]
         items.append(item_of_pairs(row.source, pairs))
+        documents.append(Document(row.fields, str(label), tuple(requests)))
         labels.append(label)
         # lm-eval's delimiter, the space before a choice, is no part of it.
-        lengths.append([max(1, len(choice.lstrip(" "))) for choice in choices])
-    return multiple_choice_task(name, items, labels, lengths)
+        lengths.append([max(1, len(choice.lstrip(" "))) for _, choice in requests])
+    return multiple_choice_task(name, items, labels, lengths, documents)
 
 
 def item_of_pairs(source: str, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> Item:
@@ -369,6 +385,7 @@ def running_text_task(name: str, items: Sequence[Item]) -> ScoredTask:
 def _generation(name: str, rows: Sequence[Row], encoder: Encoder) -> GenerationTask:
     prompts = [encoder(_text(row, "prompt")) or (encoder.start,) for row in rows]
     answers = [_text(row, "answer") for row in rows]
+    settings = {"until": list(UNTIL), "max_gen_toks": NEW_TOKENS, "do_sample": False}
 
     def score(index: int, texts: Sequence[str]) -> Values:
         right = [float(exact_match(answers[index], text)) for text in texts]
@@ -386,6 +403,10 @@ def _generation(name: str, rows: Sequence[Row], encoder: Encoder) -> GenerationT
         score=score,
         correctness="exact_match",
         sha256=_sha256([], {"prompts": prompts, "answers": answers, "until": UNTIL}),
+        documents=tuple(
+            Document(row.fields, answer, ((_text(row, "prompt"), settings),))
+            for row, answer in zip(rows, answers, strict=True)
+        ),
     )
 
 

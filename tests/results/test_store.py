@@ -44,7 +44,17 @@ def result(item: int, removals: Sequence[str] = REMOVALS, salt: float = 0.0) -> 
             "loglikelihood": [value_of(item, removal) + salt for removal in removals],
         },
         arrays={"cosine": item + np.linspace(0, 1, LAYERS)},
+        answers=[answer_of(item, removal) for removal in removals],
+        document=document_of(item),
     )
+
+
+def answer_of(item: int, removal: str) -> list[list[Any]]:
+    return [[value_of(item, removal), item % 2 == 0], [-0.1, False]]
+
+
+def document_of(item: int) -> dict[str, Any]:
+    return {"row": {"question": f"Wie heißt {item}?"}, "target": "1", "requests": [["a", "b"]]}
 
 
 def value_of(item: int, removal: str) -> float:
@@ -186,6 +196,86 @@ def test_batches_of_any_removals_and_items_accumulate(
             if items:
                 read = opened.values(KEY, "loglikelihood", removals, items)
                 assert read.tolist() == [[latest[r, i] for i in range(items)] for r in removals]
+
+
+def test_answers_and_documents_are_read_back(opened: Store, run: int) -> None:
+    opened.write(run, KEY, REMOVALS, [result(2), result(0)])
+    for removal in REMOVALS:
+        found = opened.answers(KEY, removal, 3)
+        assert found == [answer_of(0, removal), None, answer_of(2, removal)]
+    assert opened.documents(KEY, 2) == [document_of(0), None]
+    assert opened.answers(KEY, "7", 2) == [None, None]
+    assert opened.documents(replace(KEY, model="z"), 1) == [None]
+    with pytest.raises(StoreError, match="number of items must be positive"):
+        opened.answers(KEY, "3", 0)
+
+
+def test_answers_go_with_the_results_that_are_replaced(opened: Store, run: int) -> None:
+    opened.write(run, KEY, REMOVALS, [result(0)])
+    without = replace(result(0, ["3"]), answers=(), document=None)
+    opened.write(run, KEY, ["3"], [without])
+    assert opened.answers(KEY, "3", 1) == [None]
+    assert opened.answers(KEY, "intact", 1) == [answer_of(0, "intact")]
+    assert opened.documents(KEY, 1) == [document_of(0)]
+
+
+def older(path: Path) -> Path:
+    """A store as it was before answers were kept."""
+    for table in ("answers", "documents"):
+        query(path, f"DROP TABLE {table}")
+    return path
+
+
+def test_an_older_store_has_no_answers_and_takes_new_ones(path: Path) -> None:
+    fill(path, 2)
+    older(path)
+    with Store(path) as opened:
+        assert opened.answers(KEY, "3", 2) == [None, None]
+        assert opened.documents(KEY, 2) == [None, None]
+        assert (opened.values(KEY, "loglikelihood", REMOVALS, 2) == expected(REMOVALS, 2)).all()
+        opened.write(opened.begin_run({}), KEY, REMOVALS, [result(2)])
+        assert opened.answers(KEY, "3", 3) == [None, None, answer_of(2, "3")]
+
+
+def test_an_older_store_is_absorbed_without_answers(opened: Store, path: Path) -> None:
+    there = path.with_name("older.sqlite")
+    fill(there, 2)
+    older(there)
+    before = there.read_bytes()
+    opened.absorb(there)
+    assert opened.missing(KEY, REMOVALS, 2) == []
+    assert opened.answers(KEY, "3", 2) == [None, None]
+    assert there.read_bytes() == before
+
+
+def test_answers_are_absorbed_with_their_results(opened: Store, run: int, path: Path) -> None:
+    there = path.with_name("there.sqlite")
+    fill(there, 2)
+    mine = replace(result(0, ["3"]), answers=["mine"], document={"row": {}})
+    opened.write(run, KEY, ["3"], [mine])
+    opened.absorb(there)
+    assert opened.answers(KEY, "3", 2) == ["mine", answer_of(1, "3")]
+    assert opened.answers(KEY, "intact", 2) == [answer_of(item, "intact") for item in range(2)]
+    assert opened.documents(KEY, 2) == [{"row": {}}, document_of(1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"answers": ["a", "b"]},
+            "item 0: 2 answers for 3 removals: give one per removal",
+        ),
+        ({"answers": ["a", "b", float("nan")]}, "item 0: its answer is no JSON"),
+        ({"document": {"row": object()}}, "item 0: its document is no JSON"),
+    ],
+)
+def test_answers_that_cannot_be_kept_are_refused(
+    change: dict[str, Any], message: str, opened: Store, run: int
+) -> None:
+    with pytest.raises(StoreError, match=message):
+        opened.write(run, KEY, REMOVALS, [replace(result(0), **change)])
+    assert opened.keys() == []
 
 
 def test_writing_again_replaces_what_it_covers(opened: Store, run: int) -> None:
@@ -393,9 +483,17 @@ def contents(path: Path) -> list[list[tuple[Any, ...]]]:
         JOIN keys ON keys.id = arrays.key JOIN models ON models.id = keys.model
         JOIN datasets ON datasets.id = keys.dataset JOIN statistics ON statistics.id = statistic
         JOIN runs ON runs.id = arrays.run"""
+    answers = """SELECT models.sha256, datasets.name, datasets.sha256, removals.name, item, answer
+        FROM answers JOIN keys ON keys.id = answers.key JOIN models ON models.id = keys.model
+        JOIN datasets ON datasets.id = keys.dataset JOIN removals ON removals.id = removal"""
+    documents = """SELECT models.sha256, datasets.name, datasets.sha256, item, document
+        FROM documents JOIN keys ON keys.id = documents.key JOIN models ON models.id = keys.model
+        JOIN datasets ON datasets.id = keys.dataset"""
     listed = ["models", "datasets", "removals", "metrics", "statistics"]
     return [
         sorted(query(path, results)),
+        sorted(query(path, answers)),
+        sorted(query(path, documents)),
         sorted(query(path, of_items)),
         sorted(query(path, "SELECT started, provenance FROM runs")),
         query(path, "SELECT count(*) FROM completed"),

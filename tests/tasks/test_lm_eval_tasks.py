@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ import pytest
 import torch
 from tiny_models import shorter_llama, tiny_model
 
+from snowball.audit.folder import run_audit
+from snowball.audit.lm_eval_export import export_lm_eval
 from snowball.audit.run import Audit
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.ablation import AblationEngine
@@ -273,20 +276,24 @@ def scored(folder: Path, name: str, **options: Any) -> ScoredTask:
 
 def samples(folder: Path, name: str, model: Any, **options: Any) -> list[dict[str, Any]]:
     """What lm-eval itself finds, document by document."""
+    found = evaluated(folder, name, model, **options)
+    return sorted(found["samples"][name], key=lambda one: one["doc_id"])
+
+
+def evaluated(folder: Path, name: str, model: Any, **options: Any) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
 
     build: Any = HFLM  # whose metaclass hides the parameters
     language_model = build(
         pretrained=model, tokenizer=byte_tokenizer(), batch_size=3, max_length=CONTEXT, **options
     )
-    found = lm_eval.simple_evaluate(
+    return lm_eval.simple_evaluate(
         model=language_model,
         tasks=[name],
         task_manager=lm_eval.tasks.TaskManager(include_path=str(folder)),
         log_samples=True,
-        bootstrap_iters=0,
+        bootstrap_iters=100,
     )
-    return sorted(found["samples"][name], key=lambda one: one["doc_id"])
 
 
 def measured(task: Task, folder: Path, metric: str) -> np.ndarray:
@@ -299,6 +306,28 @@ def measured(task: Task, folder: Path, metric: str) -> np.ndarray:
         return store.values(audit.key(task), metric, names, len(task.sources))
 
 
+def written_by_lm_eval(
+    folder: Path, name: str, model: Any, out: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The samples and the results that lm-eval itself writes to files."""
+    from lm_eval.loggers import EvaluationTracker
+
+    found = evaluated(folder, name, model)
+    tracker = EvaluationTracker(output_path=str(out))
+    tracker.general_config_tracker.model_name_sanitized = "model"
+    samples = found.pop("samples")
+    tracker.save_results_aggregated(found, samples)
+    tracker.save_results_samples(name, samples[name])
+    return read_lm_eval_files(out / "model", name)
+
+
+def read_lm_eval_files(folder: Path, name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    (lines,) = folder.glob(f"samples_{name}_*.jsonl")
+    samples = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    (results,) = folder.glob("results_*.json")
+    return sorted(samples, key=lambda one: one["doc_id"]), json.loads(results.read_text())
+
+
 def answers(task: ScoredTask) -> list[tuple[np.ndarray, np.ndarray]]:
     """Log-likelihoods and greediness of each item; rows are intact and without the layer."""
     engine = AblationEngine(models().intact, [INTACT, REMOVAL])
@@ -308,6 +337,45 @@ def answers(task: ScoredTask) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def text_of(ids: TokenIds) -> str:
     return bytes(ids).decode()
+
+
+# --- the same files as lm-eval ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["choice", "fewshot", "open"])
+def test_an_export_is_what_lm_eval_writes(folder: Path, tmp_path: Path, name: str) -> None:
+    from lm_eval.result_schema import EvalResults
+
+    pretrained = Pretrained(models().intact, byte_tokenizer(), "tiny", "0" * 64, "folder", "cpu")
+    run_audit(pretrained, [read(folder, name)], tmp_path / "run")
+    exported = export_lm_eval(tmp_path / "run")
+    for ours, model in zip(("tiny", f"tiny--without-{REMOVED}"), models(), strict=True):
+        samples, results = read_lm_eval_files(exported / ours, name)
+        expected, totals = written_by_lm_eval(folder, name, model, tmp_path / ours)
+        for sample, one in zip(samples, expected, strict=True):
+            assert list(sample) == list(one)
+            for part in ("resps", "filtered_resps"):
+                assert_same_answers(sample.pop(part), one.pop(part))
+            assert sample == one
+        for part in ("group_subtasks", "n-samples", "task_hashes", "higher_is_better"):
+            assert results[part] == totals[part]
+        numbers, theirs = results["results"][name], totals["results"][name]
+        assert numbers == {
+            key: pytest.approx(value) if isinstance(value, float) else value
+            for key, value in theirs.items()
+        }
+        assert results.keys() <= EvalResults.__annotations__.keys()
+
+
+def assert_same_answers(ours: Any, theirs: Any) -> None:
+    """Texts alike; numbers, which lm-eval writes as texts, but for rounding."""
+    if isinstance(ours, list):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same_answers(one, other)
+    elif re.fullmatch(r"-?[0-9.e-]+", ours):
+        assert float(ours) == pytest.approx(float(theirs), abs=1e-4)
+    else:
+        assert ours == theirs
 
 
 # --- the same answers as lm-eval --------------------------------------------------------------
