@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 import snowball
-from snowball.files import atomic_file, write_json
+from snowball.files import write_json
+from snowball.presentation.figure_style import BLUE, open_axes, save
 from snowball.provenance import provenance
 
 LAYERS = 12
@@ -50,16 +51,15 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.1), layout="constrained")
     for axes, one in zip(figure.subplots(1, len(found), sharey=True), found, strict=True):
-        axes.scatter(one["scores"], one["relevances"], color="#0072B2", zorder=3)
+        axes.scatter(one["scores"], one["relevances"], color=BLUE, zorder=3)
         for layer, point in enumerate(zip(one["scores"], one["relevances"], strict=True)):
             axes.annotate(str(layer), point, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axes.set_title(f"correlation {round(one['measured'], 3) + 0.0:+.3f}", fontsize=11)
         axes.set_xlabel("cosine score of the layer")
-        axes.spines[["top", "right"]].set_visible(False)
+        open_axes(axes)
         axes.margins(0.12)
     figure.axes[0].set_ylabel("accuracy-based relevance")
-    with atomic_file(path) as partial:
-        figure.savefig(partial, dpi=150)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from typing import Any
 
 import snowball
 from snowball.criteria import FAMILIES, Family, label_of
-from snowball.files import atomic_file, write_json
+from snowball.files import write_json
+from snowball.presentation.figure_style import BLUE, GREY, RED, open_axes, save
 from snowball.provenance import provenance
 
 LAYERS, TARGET, EPSILON = 8, 3, 1e-6
@@ -112,7 +113,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     right.set_xlabel("layer")
     right.set_ylabel("accuracy-based relevance")
     for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+        open_axes(axes)
     for layer, label in (
         (TARGET, f"layer {TARGET}, which decides every answer"),
         (0, "other layers before the last"),
@@ -120,12 +121,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     ):
         left.scatter([], [], color=COLOURS[layer], s=SIZE[layer == TARGET], label=label)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, dpi=150)
+    save(figure, path)
 
 
-# Colours that colour-blind readers tell apart.
-RED, BLUE, GREY = "#D55E00", "#0072B2", "#8C8C8C"
 COLOURS = [RED if k == TARGET else GREY if k == LAYERS - 1 else BLUE for k in range(LAYERS)]
 SIZE = {True: 44, False: 22}
 FLOOR, CEILING = 1e-5, 3e4

@@ -32,6 +32,7 @@ BALLS = {"certificates.balls", "certificates.enclosure", "certificates.reader_en
 ROWS = (
     {"dtypes", "errors", "limits", "progress"},
     {"files", "provenance"},
+    {"presentation"},
     {"criteria", "jsonl", "metrics", "tokenizer_files", "typed_json"},
     {"decoders"},
     {"data"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,17 @@ from jaxtyping import Float
 from snowball import criteria
 from snowball.audit.document import COSINE, AuditDocument, DatasetFindings, Judgement
 from snowball.audit.tables import confidence, interval_text, listed, pooled_by_spearman
-from snowball.files import atomic_file
+from snowball.presentation.figure_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    RED,
+    SKY,
+    label_integers,
+    label_log,
+    open_axes,
+    save,
+)
 from snowball.results.intervals import Interval
 
 if TYPE_CHECKING:
@@ -25,11 +34,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# Colour-blind safe (Okabe and Ito).
-_BLUE, _SKY, _GREEN, _ORANGE, _RED = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00"
-_GREY = "#8C8C8C"
-
-_DPI = 160
 _PANELS_IN_A_ROW = 3
 # Characters of a dataset's name that a figure has room for.
 _LONGEST_NAME = 28
@@ -82,7 +86,7 @@ def draw_layers(document: AuditDocument) -> Figure:
         _heat_relevance(figure, panels[1], document, judged)
     for axes in panels:
         axes.set_xlabel("layer")
-        _integers(axes.xaxis)
+        label_integers(axes.xaxis)
     return figure
 
 
@@ -91,7 +95,7 @@ def draw_scatter(document: AuditDocument) -> Figure:
     datasets = _with_relevance(document)
     figure, panels = _panels(len(datasets), height=3.1)
     for axes, dataset in zip(panels, datasets, strict=True):
-        colour = _BLUE if document.is_above_chance(dataset) else _GREY
+        colour = BLUE if document.is_above_chance(dataset) else GREY
         _scatter(axes, dataset, colour)
         axes.set_title(_scatter_title(document, dataset), fontsize=9)
     figure.supxlabel("cosine score", fontsize=10)
@@ -112,9 +116,9 @@ def draw_ranks(document: AuditDocument) -> Figure:
     image = axes.imshow(
         confusion, origin="lower", cmap="Blues", vmin=0, extent=(0.5, end, 0.5, end)
     )
-    axes.axline((1, 1), slope=1, color=_RED, linewidth=1)
+    axes.axline((1, 1), slope=1, color=RED, linewidth=1)
     for offset in (-major, major):
-        axes.axline((1, 1 + offset), slope=1, color=_RED, linewidth=1, linestyle="--")
+        axes.axline((1, 1 + offset), slope=1, color=RED, linewidth=1, linestyle="--")
     axes.set(xlim=(0.5, end), ylim=(0.5, end), xlabel="rank by cosine score (1: least)")
     axes.set_ylabel("rank by relevance (1: least)")
     axes.set_title(
@@ -124,7 +128,7 @@ def draw_ranks(document: AuditDocument) -> Figure:
     )
     figure.colorbar(image, ax=axes, label="layers (those of a tie in equal parts)")
     for axis in (axes.xaxis, axes.yaxis):
-        _integers(axis)
+        label_integers(axis)
     return figure
 
 
@@ -149,15 +153,15 @@ def draw_snowball(document: AuditDocument) -> Figure:
         colour = colours.to_rgba(np.array(layer))
         axes.plot(depths, curve[layer + 1 :], color=colour, linewidth=1.1, marker=".", markersize=3)
     axes.set_yscale("log")
-    _label_log(axes.yaxis, shown)
+    label_log(axes.yaxis, shown)
     axes.set_xlabel("depth $k$ (layers passed)")
     axes.set_ylabel(r"divergence  $|h_k-h^\prime_k|\,/\,|h_k|$")
     axes.set_title(f"One layer removed, mean over {_count(len(curves), 'dataset')}", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
-    _open(axes)
-    _integers(axes.xaxis)
+    open_axes(axes)
+    label_integers(axes.xaxis)
     bar = figure.colorbar(colours, ax=axes, label="layer removed")
-    _integers(bar.ax.yaxis)
+    label_integers(bar.ax.yaxis)
     return figure
 
 
@@ -174,10 +178,10 @@ def draw_misjudgement(document: AuditDocument) -> Figure:
     figure.supylabel("share of layers off by $k$ or more", fontsize=10)
     major = _judgement(datasets[0]).major_distance
     handles = [
-        Line2D([], [], color=_BLUE, label=f"cosine score ({confidence(document)} interval)"),
-        Line2D([], [], color=_RED, linestyle="--", label="at random"),
-        Line2D([], [], color=_GREEN, linestyle=":", label="noise ceiling"),
-        Line2D([], [], color=_GREY, linewidth=0.8, label=f"major: $k$ = {major}"),
+        Line2D([], [], color=BLUE, label=f"cosine score ({confidence(document)} interval)"),
+        Line2D([], [], color=RED, linestyle="--", label="at random"),
+        Line2D([], [], color=GREEN, linestyle=":", label="noise ceiling"),
+        Line2D([], [], color=GREY, linewidth=0.8, label=f"major: $k$ = {major}"),
     ]
     columns = 4 if len(datasets) >= _PANELS_IN_A_ROW else 2
     legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=8)
@@ -197,7 +201,7 @@ def draw_proxies(document: AuditDocument) -> Figure:
     figure = Figure((6.8, 1.3 + 0.32 * len(found)), layout="constrained")
     axes = figure.subplots()
     places = range(len(found))
-    colours = [_RED if name == COSINE else _SKY for name, _, _ in found]
+    colours = [RED if name == COSINE else SKY for name, _, _ in found]
     axes.barh(places, [value for *_, value in found], color=colours, height=0.7)
     _interval_lines(axes.hlines, places, [one for _, one, _ in found])
     axes.axvline(0, color="black", linewidth=0.8)
@@ -209,7 +213,7 @@ def draw_proxies(document: AuditDocument) -> Figure:
     on = listed(names) if len(names) <= _PANELS_IN_A_ROW else f"{len(names)} datasets"
     axes.set_title(f"Every score, on {on}", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
-    _open(axes)
+    open_axes(axes)
     return figure
 
 
@@ -271,7 +275,7 @@ def _scatter(axes: Axes, dataset: DatasetFindings, colour: str) -> None:
     scores, relevance = np.array(dataset.scores[COSINE]), _relevance(dataset)
     if (scores > 0).all():
         axes.set_xscale("log")
-        _label_log(axes.xaxis, scores)
+        label_log(axes.xaxis, scores)
     axes.axhline(0, color="black", linewidth=0.8)
     _interval_lines(axes.vlines, scores, _present(dataset.relevance).layers, colour, alpha=0.35)
     axes.plot(scores, relevance, "o", markersize=3.5, color=colour)
@@ -283,7 +287,7 @@ def _scatter(axes: Axes, dataset: DatasetFindings, colour: str) -> None:
             (4, 3),
             textcoords="offset points",
             fontsize=8,
-            color=_RED,
+            color=RED,
         )
     # The ends of wide intervals may leave the panel, the points may not.
     low, high = min(relevance.min(), -0.1), max(relevance.max(), 0.1)
@@ -291,7 +295,7 @@ def _scatter(axes: Axes, dataset: DatasetFindings, colour: str) -> None:
     axes.set_ylim(low - room, high + room)
     axes.margins(x=0.12)
     axes.tick_params(labelsize=8)
-    _open(axes)
+    open_axes(axes)
 
 
 def _scatter_title(document: AuditDocument, dataset: DatasetFindings) -> str:
@@ -305,20 +309,20 @@ def _misjudgement(axes: Axes, found: Judgement) -> None:
     distances = range(1, len(score.misjudgement) + 1)
     # With two layers each line is one point.
     marker = "o" if len(distances) == 1 else None
-    axes.axvline(major, color=_GREY, linewidth=0.8)
+    axes.axvline(major, color=GREY, linewidth=0.8)
     for shares, colour, style in (
-        (score.chance_misjudgement, _RED, "--"),
-        (found.noise_ceiling.misjudgement, _GREEN, ":"),
-        (score.misjudgement, _BLUE, "-"),
+        (score.chance_misjudgement, RED, "--"),
+        (found.noise_ceiling.misjudgement, GREEN, ":"),
+        (score.misjudgement, BLUE, "-"),
     ):
         axes.plot(distances, shares, color=colour, linestyle=style, marker=marker, markersize=4)
     intervals = score.misjudgement_intervals
     ends = {1: intervals.wrong, major: intervals.major}
-    _interval_lines(axes.vlines, list(ends), list(ends.values()), _BLUE)
+    _interval_lines(axes.vlines, list(ends), list(ends.values()), BLUE)
     axes.set_ylim(0, 1)
     axes.tick_params(labelsize=8)
-    _open(axes)
-    _integers(axes.xaxis)
+    open_axes(axes)
+    label_integers(axes.xaxis)
 
 
 def _interval_lines(
@@ -424,28 +428,8 @@ def _ends(values: Float[np.ndarray, "rows columns"]) -> tuple[float, float]:
 def _diverging() -> Colormap:
     from matplotlib.colors import LinearSegmentedColormap
 
-    found = LinearSegmentedColormap.from_list("relevance", [_BLUE, "#FFFFFF", _RED])
-    return found.with_extremes(under=_GREEN)
-
-
-def _integers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _label_log(axis: Any, values: Float[np.ndarray, "*shape"]) -> None:
-    """Labels 1, 2 and 5 of every decade where there are too few decades to label these alone."""
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
-
-    if np.nanmax(values) < 100 * np.nanmin(values):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.set_minor_formatter(NullFormatter())
-
-
-def _open(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
+    found = LinearSegmentedColormap.from_list("relevance", [BLUE, "#FFFFFF", RED])
+    return found.with_extremes(under=GREEN)
 
 
 def _written(
@@ -453,17 +437,8 @@ def _written(
 ) -> Drawn:
     path = folder / f"{name}.png"
     try:
-        _save(draw(document), path)
+        save(draw(document), path)
     except _NoDataError as missing:
         path.unlink(missing_ok=True)
         return Drawn(name, None, str(missing))
     return Drawn(name, path, None)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_file(path) as partial, warnings.catch_warnings():
-        # A dataset may be named in a script that the font lacks; boxes stand for it.
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font", category=UserWarning
-        )
-        figure.savefig(partial, dpi=_DPI)

@@ -17,7 +17,6 @@ from snowball.audit.document import (
 from snowball.audit.figures import FIGURES, plot
 from snowball.audit.findings import findings
 from snowball.audit.tables import (
-    Sheet,
     confidence,
     dataset_sheet,
     interval_text,
@@ -30,6 +29,7 @@ from snowball.audit.tables import (
 )
 from snowball.engine.self_check_result import SelfCheck
 from snowball.files import bytes_of, write_text
+from snowball.presentation.sheet import Sheet
 from snowball.results.intervals import Interval
 
 REPORT = "report.html"
@@ -260,7 +260,7 @@ def _provenance(document: AuditDocument) -> str:
 
 def _table(sheet: Sheet) -> str:
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in sheet.headings)
-    rows = "".join(_row(row) for row in sheet.rows)
+    rows = "".join(_row(row) for row in sheet.texts)
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         f'</div><p class="note">{escape(sheet.note)}</p>\n'

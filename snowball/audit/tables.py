@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from snowball import criteria
 from snowball.audit.document import (
@@ -17,18 +14,13 @@ from snowball.audit.document import (
     DatasetFindings,
     Judgement,
 )
+from snowball.presentation.sheet import Cell, Sheet
 from snowball.results.correlation import Correlations
 from snowball.results.intervals import Interval
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 # Datasets side by side, so that a table fits into 100 columns.
 _DATASETS_BY_LAYER = 2
 _DATASETS_BY_QUANTITY = 3
-
-# So that a heading is not cut within a word of ours.
-_NARROWEST = 10
 
 _UNDEFINED = "undefined"
 _NOT_MEASURED = "not measured"
@@ -44,26 +36,16 @@ _RANK_NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """A table as text. Its first column is a label, the others are numbers."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str
-
-
 # --- tables -----------------------------------------------------------------------------------
 
 
-def tables(document: AuditDocument) -> list[Table]:
+def sheets(document: AuditDocument) -> list[Sheet]:
     """Everything for the terminal: by layer, by dataset, by score; none wider than 100 columns."""
     groups = list(_groups(document.datasets, _DATASETS_BY_LAYER))
-    sheets = [layer_sheet(document, group) for group in groups]
+    found = [layer_sheet(document, group) for group in groups]
     groups = list(_groups(document.datasets, _DATASETS_BY_QUANTITY))
-    sheets += [dataset_sheet(document, group) for group in groups]
-    return [_rich(sheet) for sheet in (*sheets, proxy_sheet(document))]
+    found += [dataset_sheet(document, group) for group in groups]
+    return [*found, proxy_sheet(document)]
 
 
 def layer_sheet(document: AuditDocument, datasets: Sequence[DatasetFindings]) -> Sheet:
@@ -214,39 +196,24 @@ def _judgement(found: Judgement) -> dict[str, str]:
     return cells
 
 
-def _rich(sheet: Sheet) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    # As text: a dataset's name is no markup.
-    table = Table(title=Text(sheet.title), caption=Text(sheet.note), box=SIMPLE_HEAD)
-    for index, heading in enumerate(sheet.headings):
-        justify = "right" if index else "left"
-        widest = max((len(row[index]) for row in sheet.rows), default=0)
-        widest = max(widest, _NARROWEST)
-        table.add_column(Text(heading), justify=justify, overflow="fold", max_width=widest)
-    for row in sheet.rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
 # --- CSV --------------------------------------------------------------------------------------
 
 
 def layer_csv(document: AuditDocument) -> str:
     """One row per dataset and layer; what is undefined, or was not measured, is empty."""
     layers = range(document.model.layers)
-    return _csv(_layer_row(d, layer) for d in document.datasets for layer in layers)
+    rows = (_layer_row(d, layer) for d in document.datasets for layer in layers)
+    return Sheet.of("layers", rows).csv()
 
 
 def removal_csv(document: AuditDocument) -> str:
     """One row per dataset and removal: the mean of every metric over the items."""
-    return _csv(_removal_row(d, name) for d in document.datasets for name in _removals(d))
+    rows = (_removal_row(d, name) for d in document.datasets for name in _removals(d))
+    return Sheet.of("removals", rows).csv()
 
 
-def _layer_row(dataset: DatasetFindings, layer: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"dataset": dataset.name, "layer": layer}
+def _layer_row(dataset: DatasetFindings, layer: int) -> dict[str, Cell]:
+    row: dict[str, Cell] = {"dataset": dataset.name, "layer": layer}
     row |= {f"score: {name}": values[layer] for name, values in dataset.scores.items()}
     if dataset.answers is not None:
         row |= _interval_cells("accuracy_without", dataset.answers.accuracy.get(str(layer)))
@@ -266,8 +233,8 @@ def _removals(dataset: DatasetFindings) -> Iterable[str]:
     return next(iter(dataset.means.values()))
 
 
-def _removal_row(dataset: DatasetFindings, removal: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"dataset": dataset.name, "removal": removal}
+def _removal_row(dataset: DatasetFindings, removal: str) -> dict[str, Cell]:
+    row: dict[str, Cell] = {"dataset": dataset.name, "removal": removal}
     row |= {f"mean: {metric}": means[removal] for metric, means in dataset.means.items()}
     if dataset.answers is not None:
         row |= _interval_cells("accuracy", dataset.answers.accuracy[removal])
@@ -276,28 +243,10 @@ def _removal_row(dataset: DatasetFindings, removal: str) -> dict[str, Any]:
     return row
 
 
-def _interval_cells(name: str, found: Interval | None) -> dict[str, Any]:
+def _interval_cells(name: str, found: Interval | None) -> dict[str, Cell]:
     if found is None:
         return {}
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows under all of their names; None is written as nothing."""
-    rows = list(rows)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    # Of carriage returns in names only those are quoted that the writer takes for ends of lines.
-    end = "\r\n"
-    writer = csv.DictWriter(_Lines(), fieldnames=names, lineterminator=end)
-    lines = [writer.writeheader(), *map(writer.writerow, rows)]
-    return "".join(str(line).removesuffix(end) + "\n" for line in lines)
-
-
-class _Lines:
-    """A file for csv, whose writer hands back what the file does with a line."""
-
-    def write(self, line: str) -> str:
-        return line
 
 
 # --- order -------------------------------------------------------------------------------------

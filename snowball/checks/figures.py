@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.checks.report import LayerRow
-from snowball.files import atomic_file
 from snowball.measurement.measurements import SnowballCurve
+from snowball.presentation.figure_style import GREEN, RED, SKY, label_integers, open_axes, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colour-blind safe (Okabe and Ito).
-_TARGET, _OTHER, _READER = "#D55E00", "#56B4E9", "#009E73"
+_TARGET, _OTHER, _READER = RED, SKY, GREEN
 
 
 def plot_scores(rows: Sequence[LayerRow], target: int, path: Path) -> None:
     """Cosine score (log scale) beside accuracy-based relevance, layer by layer."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     scores, relevance = figure.subplots(1, 2)
@@ -47,16 +45,15 @@ def plot_scores(rows: Sequence[LayerRow], target: int, path: Path) -> None:
     relevance.set_ylabel("accuracy-based relevance")
     for axes in (scores, relevance):
         axes.set_xlabel("layer")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
+        label_integers(axes.xaxis)
+        open_axes(axes)
     _legend(figure, target, len(rows))
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_snowball(curves: Sequence[SnowballCurve], target: int, path: Path) -> None:
     """Divergence by depth after the removal of each layer (log scale)."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -73,14 +70,14 @@ def plot_snowball(curves: Sequence[SnowballCurve], target: int, path: Path) -> N
             zorder=3 if chosen else 2,
         )
     axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    label_integers(axes.xaxis)
     axes.set_xlabel("depth $k$ (layers passed)")
     axes.set_ylabel(r"divergence  $|h_k-h^\prime_k|\,/\,|h_k|$")
     axes.set_title("Snowball curves: one layer removed", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes)
     axes.grid(axis="y", alpha=0.3)
     _legend(figure, target, len(curves))
-    _save(figure, path)
+    save(figure, path)
 
 
 def _colour(layer: int, target: int, layers: int) -> str:
@@ -98,8 +95,3 @@ def _legend(figure: Figure, target: int, layers: int) -> None:
         Patch(color=_READER, label=f"reader (layer {layers - 1})"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_file(path) as partial:
-        figure.savefig(partial, dpi=160)

@@ -6,16 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from snowball.checks.guarantees import Guarantee, guarantees
 from snowball.checks.report import (
-    csv_text,
-    layer_csv,
     layer_rows,
-    layer_table,
+    layer_sheet,
     report_json,
-    universal_table,
+    universal_sheet,
     write_run,
 )
 from snowball.checks.universal_guarantees import measure_universal, universal_guarantees
@@ -25,24 +23,22 @@ from snowball.construction.folder import load_dataset_for
 from snowball.construction.universality.card import load_universal
 from snowball.errors import SnowballError
 from snowball.measurement.measurements import measure
+from snowball.presentation.sheet import Sheet
 from snowball.progress import Progress, silent
 from snowball.provenance import provenance
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
 class FolderCheck:
-    """What a check found: a table for the terminal, the guarantees, and the files of a run folder.
+    """What a check found: a sheet for the terminal, the guarantees, and the files of a run folder.
 
     `report` is report.json, `layers` is layers.csv, and `draw` writes the pictures into a folder.
     """
 
-    table: Table
+    sheet: Sheet
     guarantees: tuple[Guarantee, ...]
     report: Mapping[str, Any]
-    layers: str
+    layers: Sheet
     draw: Callable[[Path], None]
 
     @property
@@ -113,10 +109,10 @@ def _check_counterexample(
         plot_snowball(found.curves, card.target, run / "snowball.png")
 
     return FolderCheck(
-        table=layer_table(rows, title + f"{found.intact.accuracy:.3f}"),
+        sheet=layer_sheet(rows, title + f"{found.intact.accuracy:.3f}"),
         guarantees=tuple(judged),
         report=report_json(found, rows, judged, context),
-        layers=layer_csv(rows),
+        layers=Sheet.of("layers", map(asdict, rows)),
         draw=draw,
     )
 
@@ -126,7 +122,7 @@ def _check_universal(folder: Path, progress: Progress) -> FolderCheck:
     found = measure_universal(decoder, dataset, card, progress)
     judged = universal_guarantees(found, decoder.dtype)
     return FolderCheck(
-        table=universal_table(found),
+        sheet=universal_sheet(found),
         guarantees=judged,
         report={
             "dataset_sha256": dataset.sha256,
@@ -134,6 +130,6 @@ def _check_universal(folder: Path, progress: Progress) -> FolderCheck:
             "guarantees": [asdict(one) for one in judged],
             "measurements": asdict(found),
         },
-        layers=csv_text([asdict(row) for row in found.layers]),
+        layers=Sheet.of("layers", map(asdict, found.layers)),
         draw=lambda run: None,
     )

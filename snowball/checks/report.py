@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from snowball.checks.guarantees import Guarantee
+from snowball.checks.universal_guarantees import UniversalFindings
 from snowball.files import write_json, write_text
 from snowball.measurement.measurements import Measurements
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from snowball.checks.universal_guarantees import UniversalFindings
+from snowball.presentation.sheet import Sheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,44 +42,61 @@ def layer_rows(found: Measurements, roles: Sequence[str]) -> list[LayerRow]:
     ]
 
 
-def layer_table(rows: Sequence[LayerRow], title: str) -> Table:
-    """The rows as a terminal table; the least score is bold."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    for heading in ("layer", "role"):
-        table.add_column(heading)
-    for heading in ("cosine score", "rank by score", "accuracy without it", "relevance"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        relevance = "undefined" if row.relevance is None else f"{row.relevance:.3f}"
-        table.add_row(
-            str(row.layer),
-            row.role,
-            f"{row.cosine_score:.6g}",
-            str(row.rank),
-            f"{row.accuracy_without:.3f}",
-            relevance,
-            style="bold" if row.rank == 1 else None,
-        )
-    return table
-
-
-def universal_table(found: UniversalFindings) -> Table:
-    """One row per removable layer: what its score is to be, what it is, and what it decides."""
-    from rich.table import Table
-
-    table = Table(
-        title=f"{found.examples} examples, chance {found.chance:.3g}, accuracy {found.accuracy:.3f}"
+def layer_sheet(rows: Sequence[LayerRow], title: str) -> Sheet:
+    """The rows for the terminal; the least score is bold."""
+    return Sheet(
+        title=title,
+        headings=(
+            "layer",
+            "role",
+            "cosine score",
+            "rank by score",
+            "accuracy without it",
+            "relevance",
+        ),
+        rows=tuple(
+            (
+                row.layer,
+                row.role,
+                f"{row.cosine_score:.6g}",
+                row.rank,
+                f"{row.accuracy_without:.3f}",
+                _relevance_text(row.relevance),
+            )
+            for row in rows
+        ),
+        text_columns=2,
+        row_styles={index: "bold" for index, row in enumerate(rows) if row.rank == 1},
     )
-    headings = ("layer", "score prescribed", "least", "largest", "accuracy without it", "relevance")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in found.layers:
-        relevance = "undefined" if row.relevance is None else f"{row.relevance:.3f}"
-        scores = [f"{value:.6g}" for value in (row.prescribed, row.least, row.largest)]
-        table.add_row(str(row.layer), *scores, f"{row.accuracy_without:.3f}", relevance)
-    return table
+
+
+def universal_sheet(found: UniversalFindings) -> Sheet:
+    """One row per removable layer: what its score is to be, what it is, and what it decides."""
+    return Sheet(
+        title=f"{found.examples} examples, chance {found.chance:.3g}, "
+        f"accuracy {found.accuracy:.3f}",
+        headings=(
+            "layer",
+            "score prescribed",
+            "least",
+            "largest",
+            "accuracy without it",
+            "relevance",
+        ),
+        rows=tuple(
+            (
+                row.layer,
+                *(f"{value:.6g}" for value in (row.prescribed, row.least, row.largest)),
+                f"{row.accuracy_without:.3f}",
+                _relevance_text(row.relevance),
+            )
+            for row in found.layers
+        ),
+    )
+
+
+def _relevance_text(relevance: float | None) -> str:
+    return "undefined" if relevance is None else f"{relevance:.3f}"
 
 
 def guarantee_lines(judged: Sequence[Guarantee]) -> list[str]:
@@ -113,25 +125,11 @@ def report_json(
     }
 
 
-def layer_csv(rows: Sequence[LayerRow]) -> str:
-    """The rows as CSV; an undefined relevance is empty."""
-    return csv_text([asdict(row) for row in rows])
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same fields as CSV; None is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def write_run(run: Path, report: Mapping[str, Any], table: str) -> None:
+def write_run(run: Path, report: Mapping[str, Any], layers: Sheet) -> None:
     """Writes report.json and layers.csv of a run.
 
     Raises:
         FileError: they cannot be written.
     """
     write_json(run / "report.json", report)
-    write_text(run / "layers.csv", table)
+    write_text(run / "layers.csv", layers.csv())

@@ -70,7 +70,7 @@ def audit(
 
         check_files(task or [], limit)  # before torch is imported, and a model is loaded
         from snowball.audit.folder import run_audit
-        from snowball.audit.tables import tables
+        from snowball.audit.tables import sheets
         from snowball.model_tasks import read_tasks
         from snowball.pretrained.loading import load_pretrained
 
@@ -89,8 +89,8 @@ def audit(
             tell=say,
             progress=progress_bar,
         )
-        for table in tables(document):
-            console.print(table)
+        for sheet in sheets(document):
+            console.print(sheet.rich())
         say(f"Written to {out} in {document.seconds:.0f} s; open {out / 'report.html'}.")
 
 

@@ -20,6 +20,7 @@ from snowball.cli.terminal import out as console
 from snowball.construction.card_file import CARD
 from snowball.errors import SnowballError
 from snowball.files import read_json, refuse_existing
+from snowball.presentation.sheet import Sheet
 
 if TYPE_CHECKING:
     from snowball.certificates.certificate import Certificate
@@ -173,14 +174,14 @@ def _worst(verdicts: list[Verdict]) -> int:
 
 def show(claims: Certificate, verdicts: list[Verdict]) -> None:
     """Prints the three claims with their numbers, and what each checker says."""
-    from rich.table import Table
-
-    table = Table(title=f"certificate of {claims.layers} layers, {claims.examples} examples")
-    table.add_column("claim")
-    table.add_column("certified" if all(v.verdict == "PASS" for v in verdicts) else "only claimed")
-    for claim, lines in _numbers(claims).items():
-        table.add_row(claim, "\n".join(lines))
-    console.print(table)
+    proved = all(one.verdict == "PASS" for one in verdicts)
+    sheet = Sheet(
+        title=f"certificate of {claims.layers} layers, {claims.examples} examples",
+        headings=("claim", "certified" if proved else "only claimed"),
+        rows=tuple((claim, "\n".join(lines)) for claim, lines in _numbers(claims).items()),
+        text_columns=2,
+    )
+    console.print(sheet.rich())
     for verdict in verdicts:
         console.print(
             f"[{_STYLE[verdict.verdict]}]{verdict.verdict}[/] by the {verdict.checker} checker",

@@ -51,21 +51,21 @@ def show(
     """Show the subspaces, the gadgets of each layer, and every constant with its inequality."""
     with refusals():
         read_json(folder / CARD)  # refuses a wrong folder before torch is imported
-        from snowball.checks.card_tables import card_tables
+        from snowball.checks.card_sheets import card_sheets
         from snowball.construction.counterexample.card import read_counterexample_card
 
         card = read_counterexample_card(folder)
         if json:
             console.print_json(data=dict(card.body))
         else:
-            for table in card_tables(card):
-                console.print(table)
+            for sheet in card_sheets(card):
+                console.print(sheet.rich())
 
 
 def print_check(found: FolderCheck) -> None:
-    """Prints the table and one line per guarantee."""
+    """Prints the sheet and one line per guarantee."""
     from snowball.checks.report import guarantee_lines
 
-    console.print(found.table)
+    console.print(found.sheet.rich())
     for line in guarantee_lines(found.guarantees):
         console.print(line, highlight=False, soft_wrap=True)

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from snowball.cli.terminal import out as console
-from snowball.cli.terminal import printable, progress_bar, refusals, say
+from snowball.cli.terminal import progress_bar, refusals, say
 from snowball.files import refuse_existing, write_json
+from snowball.presentation.sheet import Sheet
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from snowball.suite.grading import Finding, ToolReport
 
 _STYLE = {
-    "right": "green",
+    "right": "",
     "wrong": "red",
     "failed": "red",
     "incomplete": "yellow",
@@ -42,10 +40,9 @@ def suite(
 
         write_suite(out, progress_bar)
         models = list(read_suite(out))
-        table = _table("model", "layers", "exposes")
-        for one in models:
-            table.add_row(one.name, str(one.answer["layers"]), one.answer["trap"])
-        console.print(table)
+        rows = tuple((one.name, str(one.answer["layers"]), one.answer["trap"]) for one in models)
+        sheet = Sheet("", ("model", "layers", "exposes"), rows, text_columns=3)
+        console.print(sheet.rich())
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         say(f"{len(models)} models, {size / 1e6:.0f} MB. Written to {out}.")
         say(f"Next: snowball grade REPORT.json --suite {out}")
@@ -65,7 +62,7 @@ def grade(
             refuse_existing(out)
         reported = grading.read_report(report)
         findings = grading.grade(reported, list(read_suite(suite)))
-        console.print(findings_table(reported, findings))
+        console.print(findings_sheet(reported, findings).rich())
         counts = {name: sum(f.verdict == name for f in findings) for name in _STYLE}
         say(", ".join(f"{number} {name}" for name, number in counts.items()))
         if out is not None:
@@ -75,23 +72,23 @@ def grade(
     raise typer.Exit(1 if any(counts[name] for name in grading.NOT_RIGHT) else 0)
 
 
-def findings_table(report: ToolReport, findings: Sequence[Finding]) -> Table:
+def findings_sheet(report: ToolReport, findings: Sequence[Finding]) -> Sheet:
     """One line for each quantity that was reported."""
-    table = _table("model", "quantity", "verdict", "deviation", "what", "known mistake")
-    table.title = escape(printable(f"{report.tool} {report.version}".strip()))
-    for one in findings:
-        if one.verdict != "not measured" or one.detail:
-            deviation = "" if one.deviation is None else f"{one.deviation:.2g}"
-            verdict = f"[{_STYLE[one.verdict]}]{one.verdict}[/]"
-            detail = escape(printable(one.detail))
-            table.add_row(one.model, one.quantity, verdict, deviation, detail, one.mistake or "")
-    return table
-
-
-def _table(*headings: str) -> Table:
-    from rich.table import Table
-
-    table = Table()
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
+    shown = [one for one in findings if one.verdict != "not measured" or one.detail]
+    return Sheet(
+        title=f"{report.tool} {report.version}".strip(),
+        headings=("model", "quantity", "verdict", "deviation", "what", "known mistake"),
+        rows=tuple(
+            (
+                one.model,
+                one.quantity,
+                one.verdict,
+                None if one.deviation is None else f"{one.deviation:.2g}",
+                one.detail,
+                one.mistake,
+            )
+            for one in shown
+        ),
+        text_columns=6,
+        row_styles={index: _STYLE[one.verdict] for index, one in enumerate(shown)},
+    )

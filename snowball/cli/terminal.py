@@ -10,17 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from snowball.errors import SnowballError
+from snowball.presentation.sheet import printable
 from snowball.progress import Advance
 
 out = Console()
 errors = Console(stderr=True)
-
-
-def printable(text: str) -> str:
-    """A text with escapes for what a terminal would obey: it may quote a hostile file."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def say(line: str, console: Console = out) -> None:

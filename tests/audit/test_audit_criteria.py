@@ -27,7 +27,7 @@ def test_an_audit_names_criteria_only() -> None:
     headings = layer_csv(found).splitlines()[0]
     scores = re.findall(r"score: (\w+)", headings)
     assert set(scores) == {one.name for one in _COMPARED}
-    shown = [row[0].removesuffix(" (text)") for row in proxy_sheet(found).rows]
+    shown = [row[0].removesuffix(" (text)") for row in proxy_sheet(found).texts]
     assert sorted(shown) == sorted(one.label for one in _COMPARED)
 
 

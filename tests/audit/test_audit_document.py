@@ -12,7 +12,7 @@ import pytest
 
 from snowball.audit.document import AuditDocument, DocumentError, read_as_written, read_audit
 from snowball.audit.page import report_html
-from snowball.audit.tables import layer_csv, removal_csv, tables
+from snowball.audit.tables import layer_csv, removal_csv, sheets
 from snowball.files import FileError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -39,7 +39,7 @@ def test_a_committed_document_is_shown(name: str) -> None:
     document = read_audit(str(RESULTS / name))
     for text, file in ((layer_csv, "layers.csv"), (removal_csv, "removals.csv")):
         assert text(document) == (RESULTS / name / file).read_text(encoding="utf-8")
-    assert tables(document)
+    assert sheets(document)
     assert f"Layer audit of {document.model.name}" in report_html(document, {})
 
 

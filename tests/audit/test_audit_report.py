@@ -27,7 +27,7 @@ from snowball.audit.figures import FIGURES, plot_all
 from snowball.audit.findings import findings
 from snowball.audit.page import report_html, write_report
 from snowball.audit.summary import DatasetNumbers, summarise
-from snowball.audit.tables import layer_csv, removal_csv, tables
+from snowball.audit.tables import layer_csv, removal_csv, sheets
 from snowball.engine.activations import ROLES
 from snowball.engine.gradients import TaylorScores
 from snowball.errors import SnowballError
@@ -147,8 +147,8 @@ def present(value: T | None) -> T:
 
 def printed(found: AuditDocument, width: int = 100) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    for table in tables(found):
-        console.print(table)
+    for sheet in sheets(found):
+        console.print(sheet.rich())
     return console.export_text()
 
 
@@ -257,7 +257,7 @@ def test_layer_rows_hold_the_numbers(mixed: AuditDocument) -> None:
 
 def test_dataset_rows_hold_the_numbers(mixed: AuditDocument) -> None:
     easy = mixed.datasets[0]
-    rows = {label: cell for label, cell in audit_report.dataset_sheet(mixed, [easy]).rows}
+    rows = {label: cell for label, cell in audit_report.dataset_sheet(mixed, [easy]).texts}
     answers, judgement = present(easy.answers), present(easy.judgement)
     proxy, major = judgement.proxies["cosine"], judgement.major_distance
     assert rows["items"] == str(ITEMS)
@@ -284,14 +284,16 @@ def test_what_was_not_removed_is_not_measured(without_relevance: AuditDocument) 
     (dataset,) = without_relevance.datasets
     sheet = audit_report.layer_sheet(without_relevance, [dataset])
     assert {row[3:] for row in sheet.rows} == {("not measured", "not measured")}
-    rows = {row[0]: row[1] for row in audit_report.dataset_sheet(without_relevance, [dataset]).rows}
+    rows = {
+        row[0]: row[1] for row in audit_report.dataset_sheet(without_relevance, [dataset]).texts
+    }
     # Significant, although relevance is not known.
     assert rows["above chance?"].startswith("yes")
     assert rows["relevance"] == "not measured"
 
 
 def test_proxies_are_ordered_by_correlation(mixed: AuditDocument) -> None:
-    values = [float(row[1].split()[0]) for row in audit_report.proxy_sheet(mixed).rows]
+    values = [float(row[1].split()[0]) for row in audit_report.proxy_sheet(mixed).texts]
     assert len(values) == len(mixed.pooled) > 5
     assert values == sorted(values, reverse=True)
 
