@@ -165,6 +165,16 @@ def test_neither_half_imports_the_other(module: str) -> None:
     assert not {name for name in imports(_tree(module)) if name.partition(".")[0] in other}
 
 
+def test_no_test_imports_another() -> None:
+    for path in Path(__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        from_tests = [
+            n.module for n in nodes if (n.module or "").split(".")[-1].startswith("test_")
+        ]
+        assert not from_tests, f"{path} imports {from_tests}"
+
+
 def test_within_packages_nothing_goes_round() -> None:
     order = TopologicalSorter({module: set(imports(_tree(module))) for module in MODULES})
     order.prepare()  # raises CycleError

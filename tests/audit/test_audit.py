@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import snowball
-from test_cli_audit import (
+from audit_inputs import (
     BOS,
     CHOICES,
     QUESTIONS,
@@ -25,6 +24,7 @@ from test_cli_audit import (
     tokens,
     write,
 )
+from command_line import snowball
 from torch import Tensor, nn
 
 from snowball import load_counterexample, measure

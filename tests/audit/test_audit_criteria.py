@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_audit_report import document, numbers, running_text
+from audit_documents import document, numbers, running_text
 
 from snowball import criteria
 from snowball.audit.document import AuditDocument, read_as_written, read_audit

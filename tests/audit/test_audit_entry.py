@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli_audit import choice_rows, llama, snowball, write
+from audit_inputs import choice_rows, llama, write
+from command_line import snowball
 
 import snowball as package
 from snowball.audit.run import AuditError

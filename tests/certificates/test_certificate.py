@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from certified import OPEN, check
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -20,15 +21,8 @@ from snowball.certificates.certificate import Certificate, parse_certificate, re
 from snowball.certificates.certification import OutOfResources, certify, verify
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
-from snowball.files import FileError, sha256_of
+from snowball.files import FileError
 
-OPEN = Dataset.from_rows(
-    [
-        {"prompt": [0, 3], "label": [1, 2], "distractor": [1]},
-        {"prompt": [3], "label": [2], "distractor": [0, 1]},
-        {"prompt": [1, 1, 3], "label": [0], "distractor": [2]},
-    ]
-)
 CHOICES = Dataset.from_rows(
     [
         {"prompt": [3], "choices": [[0], [1], [2]], "label": [0]},
@@ -54,17 +48,6 @@ def folder(made: tuple[Path, Certificate], tmp_path: Path) -> Path:
 @pytest.fixture
 def certificate(made: tuple[Path, Certificate]) -> Certificate:
     return made[1]
-
-
-def check(certificate: Certificate, folder: Path) -> None:
-    """Verifies; the hashes follow the files, so that what they hold is what is judged."""
-    certificate = replace(
-        certificate,
-        config_sha256=sha256_of(folder / "config.json"),
-        weights_sha256=sha256_of(folder / "model.safetensors"),
-        dataset_sha256=sha256_of(folder / "dataset.jsonl"),
-    )
-    verify(certificate, folder, folder / "dataset.jsonl")
 
 
 @pytest.mark.parametrize("dataset", [OPEN, CHOICES], ids=["open", "choices"])

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 from ball_decoder import DenseDecoder
+from ball_places import PLACES
 from flint import arb
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_checker_balls import PLACES
 from torch import Tensor
 
 from snowball.certificates import checker

@@ -10,6 +10,7 @@ from fractions import Fraction
 from math import floor
 
 import pytest
+from ball_places import PLACES
 from flint import arb, ctx, fmpq
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -51,10 +52,6 @@ def balls(
 def pairs(draw: st.DrawFn) -> tuple[Ball, Ball]:
     p = st.just(draw(PRECISIONS))
     return draw(balls(precisions=p)), draw(balls(precisions=p))
-
-
-# Where in a ball: the ends, the middle, anywhere.
-PLACES = st.one_of(st.sampled_from([Fraction(-1), Fraction(0), Fraction(1)]), st.fractions(-1, 1))
 
 
 def point(ball: Ball, place: Fraction) -> Fraction:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from behaviours import subsets
 from command_line import refused, snowball
 from safetensors.torch import load_file, save_file
-from test_behaviour import subsets
 
 from snowball.checks.universal_guarantees import MOST_SETS, removal_sets
 from snowball.construction.universality.behaviour import Behaviour, Clause

@@ -16,6 +16,18 @@ from typing import Any
 
 import pytest
 import torch
+from audit_inputs import (
+    BOS,
+    CHOICES,
+    QUESTIONS,
+    TEXTS,
+    choice_rows,
+    document_of,
+    items,
+    llama,
+    tokens,
+    write,
+)
 from command_line import Done, plain, snowball
 from safetensors.torch import load_file, save_file
 
@@ -27,48 +39,11 @@ from snowball.tasks.item import Item
 from snowball.tasks.task import TaskError
 from tests.tiny_models import DEPTH, loglikelihoods_of, shorter_llama, tiny_model
 
-BOS = 256
-THINGS = "Sky Grass Snow Coal Blood Sun Sea Ice Moss Sand Rust Tar".split()
-QUESTIONS = [f"{thing} is" for thing in THINGS]
-# Of one length but one, for a sum over fewer tokens is nearly always larger.
-CHOICES = [" blue", " grey", " pink", " orange"]
-TEXTS = ["The quick brown fox jumps over the lazy dog.", "And so does the cat."]
 FIGURES = ("layers", "scatter", "misjudgement", "ranks", "proxies", "snowball")
-
-
-def tokens(text: str) -> tuple[int, ...]:
-    return tuple(text.encode())
-
-
-def items() -> list[Item]:
-    """The questions as the model is to see them."""
-    return [Item(q, (BOS, *tokens(q)), tuple(map(tokens, CHOICES))) for q in QUESTIONS]
-
-
-def llama() -> Any:
-    """The same model at every call."""
-    return tiny_model(
-        "llama", vocab_size=300, max_position_embeddings=400, bos_token_id=BOS, eos_token_id=257
-    )
 
 
 def without(model: Any, removal: str) -> Any:
     return model if removal == "intact" else shorter_llama(model, int(removal))
-
-
-def write(path: Path, rows: Sequence[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def choice_rows(model: Any) -> list[dict[str, Any]]:
-    """Questions of which the intact model gets all but the last two right."""
-    answers = [int(loglikelihoods_of(model, item).argmax()) for item in items()]
-    answers[-2:] = [(answer + 1) % len(CHOICES) for answer in answers[-2:]]
-    return [
-        {"context": question, "choices": CHOICES, "label": answer}
-        for question, answer in zip(QUESTIONS, answers, strict=True)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +62,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def audit(inputs: Path, out: Path, *options: object, tasks: Sequence[str] = ("choice",)) -> Done:
     names = [word for task in tasks for word in ("--task", str(inputs / f"{task}.jsonl"))]
     return snowball("audit", inputs / "model", "--out", out, *names, *options)
-
-
-def document_of(folder: Path) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads((folder / "audit.json").read_text(), parse_constant=refuse)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -1,18 +1,13 @@
 """Boolean functions of the layers present, against their truth tables."""
 
-from itertools import chain, combinations
 from typing import Any
 
 import pytest
+from behaviours import subsets
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snowball.construction.universality.behaviour import Behaviour, Clause
-
-
-def subsets(layers: range | tuple[int, ...]) -> list[frozenset[int]]:
-    sizes = range(len(layers) + 1)
-    return [frozenset(s) for s in chain.from_iterable(combinations(layers, n) for n in sizes)]
 
 
 @st.composite

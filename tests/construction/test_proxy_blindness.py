@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from behaviours import subsets
 from command_line import refused, snowball
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import dtypes, inputs, multi_token_datasets, single_token_datasets
-from test_behaviour import subsets
 from torch import Tensor
 
 from snowball.construction.errors import ConstructionError

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from ball_decoder import DenseDecoder
+from behaviours import behaviours, subsets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import datasets, dtypes, inputs
-from test_behaviour import subsets
 
 from snowball.checks.universal_guarantees import removal_sets
 from snowball.construction.errors import ConstructionError
@@ -43,22 +43,6 @@ def scores(layers: int) -> st.SearchStrategy[list[float]]:
     power = st.floats(-30, 0.29).map(lambda x: min(max(10.0**x, SMALLEST_SCORE), LARGEST_SCORE))
     one = st.sampled_from((SMALLEST_SCORE, 0.5, 1.0, LARGEST_SCORE)) | power
     return st.lists(one, min_size=layers, max_size=layers)
-
-
-def behaviours(layers: int) -> st.SearchStrategy[Behaviour]:
-    """Any disjunction of up to 3 clauses, overlapping ones included, and any truth table."""
-    sign = st.sampled_from((None, True, False))
-    clause = st.lists(sign, min_size=layers, max_size=layers).map(
-        lambda signs: Clause(
-            frozenset(i for i, s in enumerate(signs) if s),
-            frozenset(i for i, s in enumerate(signs) if s is False),
-        )
-    )
-    forms = st.lists(clause, max_size=3, unique=True).map(lambda found: Behaviour(tuple(found)))
-    tables = st.sets(st.sampled_from(subsets(range(layers)))).map(
-        lambda right: Behaviour.from_truth_table(range(layers), lambda present: present in right)
-    )
-    return forms | tables
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 import copy
 import math
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_decoders import huggingface_model
 from torch import Tensor
 
-from snowball.decoders.checkpoint import write_checkpoint
 from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 
 CONFIG = DecoderConfig(
@@ -57,15 +55,6 @@ def layer_subsets(config: DecoderConfig = CONFIG) -> Iterable[frozenset[int]]:
     layers = range(config.num_hidden_layers)
     for size in range(config.num_hidden_layers + 1):
         yield from map(frozenset, combinations(layers, size))
-
-
-def huggingface_model(config: DecoderConfig, weights: dict[str, Tensor]) -> Any:
-    from transformers import LlamaForCausalLM
-
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "model"
-        write_checkpoint(folder, config, weights)
-        return LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 def huggingface_logits(model: Any, ids: Tensor) -> Tensor:

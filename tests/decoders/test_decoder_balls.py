@@ -8,29 +8,10 @@ from ball_decoder import DenseDecoder
 from flint import arb
 from hypothesis import given
 from hypothesis import strategies as st
+from small_decoders import TOKENS, configs
 
 from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 from snowball.metrics import cosine_score
-
-
-@st.composite
-def configs(draw: st.DrawFn) -> DecoderConfig:
-    """Any small shape, grouped keys included."""
-    key_heads = draw(st.integers(1, 2))
-    return DecoderConfig(
-        vocab_size=5,
-        hidden_size=draw(st.sampled_from([4, 8])),
-        intermediate_size=draw(st.integers(1, 6)),
-        num_hidden_layers=draw(st.integers(1, 3)),
-        num_attention_heads=key_heads * draw(st.integers(1, 2)),
-        num_key_value_heads=key_heads,
-        head_dim=draw(st.sampled_from([2, 4])),
-        max_position_embeddings=64,
-        rms_norm_eps=draw(st.sampled_from([0.0, 1e-6])),
-        rope_theta=draw(st.sampled_from([100.0, 10000.0])),
-        bos_token_id=3,
-        eos_token_id=4,
-    )
 
 
 def random_weights(config: DecoderConfig, seed: int) -> dict[str, torch.Tensor]:
@@ -39,9 +20,6 @@ def random_weights(config: DecoderConfig, seed: int) -> dict[str, torch.Tensor]:
         name: torch.randn(shape, generator=generator, dtype=torch.float64)
         for name, shape in parameter_shapes(config).items()
     }
-
-
-TOKENS = st.lists(st.integers(0, 4), min_size=1, max_size=5)
 
 
 @given(configs(), st.integers(0, 2**31), TOKENS, st.booleans())

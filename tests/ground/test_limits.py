@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certified import OPEN, check
 from command_line import snowball
-from test_certificate import OPEN, check
 
 from snowball import limits
 from snowball.certificates import (

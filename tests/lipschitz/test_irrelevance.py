@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from ball_decoder import DenseDecoder
+from behaviours import behaviours
+from certified import OPEN
 from flint import arb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_decoders import TOKENS, configs
 from strategies import datasets
-from test_decoder_balls import TOKENS, configs
-from test_universality import WORDS, behaviours
 
 from snowball.construction.counterexample.builder import counterexample
 from snowball.construction.universality.behaviour import Behaviour
@@ -120,7 +121,7 @@ def test_certified_means_irrelevant(dataset: Dataset, data: st.DataObject) -> No
 @given(st.integers(0, 2**31), st.sampled_from([1e-9, 1e-7, 1e-5, 1e-3]))
 def test_certified_means_irrelevant_in_dense_decoders(seed: int, strength: float) -> None:
     decoder = Decoder(CONFIG, weights_with(CONFIG, [1.0, strength, 1.0, strength], seed))
-    for dataset in (WORDS, CHOICES):
+    for dataset in (OPEN, CHOICES):
         intact = right_answers(decoder, dataset)
         for found in irrelevance(decoder, dataset):
             if found.certified:
@@ -128,7 +129,7 @@ def test_certified_means_irrelevant_in_dense_decoders(seed: int, strength: float
                 assert torch.equal(without, intact)
 
 
-@pytest.mark.parametrize("dataset", [WORDS, CHOICES])
+@pytest.mark.parametrize("dataset", [OPEN, CHOICES])
 @pytest.mark.parametrize("score", [1e-20, 1e-16, 1e-12])
 def test_a_layer_on_which_nothing_depends_is_certified(dataset: Dataset, score: float) -> None:
     """And one of the same score on which everything depends is not."""
@@ -142,7 +143,7 @@ def test_a_layer_on_which_nothing_depends_is_certified(dataset: Dataset, score: 
     assert all(answer.moved > answer.margin for answer in relevant.answers)
 
 
-@pytest.mark.parametrize("dataset", [WORDS, CHOICES])
+@pytest.mark.parametrize("dataset", [OPEN, CHOICES])
 @pytest.mark.parametrize("epsilon", [1e-20, 1e-9, 1.0])
 def test_the_target_of_theorem_1_is_never_certified(dataset: Dataset, epsilon: float) -> None:
     built = counterexample(dataset, epsilon=epsilon, layers=4, target=1)
@@ -152,7 +153,7 @@ def test_the_target_of_theorem_1_is_never_certified(dataset: Dataset, epsilon: f
 
 def test_a_dense_decoder_with_a_weak_layer_is_certified() -> None:
     decoder = Decoder(CONFIG, weights_with(CONFIG, [1.0, 1e-9, 1.0, 1e-4], 3))
-    found = irrelevance(decoder, WORDS)
+    found = irrelevance(decoder, OPEN)
     assert [one.certified for one in found] == [False, True, False, True]
     weak = found[1]
     assert weak.product == weak.moved[-1] / weak.moved[0]
@@ -165,7 +166,7 @@ def test_weaker_layers_move_less() -> None:
     """Down to what rounding moves."""
     strengths = [1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
     found = [
-        irrelevance(Decoder(CONFIG, weights_with(CONFIG, [1.0, s, 1.0, 1.0], 0)), WORDS, [1])[0]
+        irrelevance(Decoder(CONFIG, weights_with(CONFIG, [1.0, s, 1.0, 1.0], 0)), OPEN, [1])[0]
         for s in strengths
     ]
     for strong, weak in pairwise(found):
@@ -178,8 +179,8 @@ def test_weaker_layers_move_less() -> None:
 
 def test_only_the_layers_that_are_asked_for() -> None:
     decoder = Decoder(CONFIG, weights_with(CONFIG, [1.0, 1e-6, 1.0, 1e-6], 0))
-    every = irrelevance(decoder, WORDS)
-    assert irrelevance(decoder, WORDS, [3, 1, 1]) == (every[1], every[3])
+    every = irrelevance(decoder, OPEN)
+    assert irrelevance(decoder, OPEN, [3, 1, 1]) == (every[1], every[3])
     assert [len(one.moved) for one in every] == [5, 4, 3, 2]
     assert [answer.source for answer in every[0].answers] == ["rows:1", "rows:2", "rows:3"]
 
@@ -188,8 +189,8 @@ def test_bounds_count_the_errors_of_both_runs() -> None:
     """Of a removal that changes nothing, whose tube is that of the intact run."""
     decoder = Decoder(CONFIG, weights_with(CONFIG, [1.0, 0.0, 1.0, 1.0], 0))
     tubes = TubeDecoder(decoder)
-    (found,) = irrelevance(decoder, WORDS, [1])
-    for example, answer in zip(WORDS.examples, found.answers, strict=True):
+    (found,) = irrelevance(decoder, OPEN, [1])
+    for example, answer in zip(OPEN.examples, found.answers, strict=True):
         tokens = [CONFIG.bos_token_id, *example.prompt, *example.label]
         reading = tubes.read(tokens, range(len(example.prompt), len(tokens)), {1})
         both = reading.error[0] + reading.error[1]
@@ -221,15 +222,15 @@ def test_narrow_weights_are_read_as_the_numbers_that_they_are(dtype: torch.dtype
     weights = weights_with(CONFIG, [1.0, 1e-8, 1.0, 1.0], 1)
     narrow = {name: weight.to(dtype) for name, weight in weights.items()}
     wide = {name: weight.double() for name, weight in narrow.items()}
-    found = irrelevance(Decoder(CONFIG, narrow), WORDS)
-    assert found == irrelevance(Decoder(CONFIG, wide), WORDS)
+    found = irrelevance(Decoder(CONFIG, narrow), OPEN)
+    assert found == irrelevance(Decoder(CONFIG, wide), OPEN)
 
 
 def test_a_margin_of_nothing_is_not_held() -> None:
     """All logits are equal."""
     weights = weights_with(CONFIG, [1e-9] * 4, 0)
     weights["lm_head.weight"] = torch.zeros_like(weights["lm_head.weight"])
-    for dataset in (WORDS, CHOICES):
+    for dataset in (OPEN, CHOICES):
         assert not any(one.certified for one in irrelevance(Decoder(CONFIG, weights), dataset))
     assert not AnswerBound("", 1.0, 1.0).holds
     assert not AnswerBound("", 0.0, float("nan")).holds
@@ -240,13 +241,13 @@ def test_a_margin_of_nothing_is_not_held() -> None:
 def test_a_layer_that_does_not_exist_is_refused(layer: Any) -> None:
     decoder = Decoder(CONFIG, weights_with(CONFIG, [1.0] * 4, 0))
     with pytest.raises(ValueError, match=rf"cannot remove layer {layer!r}: layers are 0\.\.3"):
-        irrelevance(decoder, WORDS, [layer])
+        irrelevance(decoder, OPEN, [layer])
 
 
 def test_a_decoder_of_another_family_is_refused() -> None:
-    built = counterexample(WORDS, epsilon=1e-3, layers=4, target=1, arch="gpt2")
+    built = counterexample(OPEN, epsilon=1e-3, layers=4, target=1, arch="gpt2")
     with pytest.raises(ValueError, match="are for Llama decoders, not for LayerNormDecoder"):
-        irrelevance(built.decoder(), WORDS)
+        irrelevance(built.decoder(), OPEN)
 
 
 def test_tokens_that_the_decoder_lacks_are_refused() -> None:

@@ -11,19 +11,19 @@ import mpmath
 import pytest
 import torch
 from recorded_progress import Recorded
+from small_decoders import LAYERS, Model, random_model
 from torch import Tensor
 
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset, Example
-from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
+from snowball.decoders.decoder import Decoder, DecoderConfig
 from snowball.measurement import answer_batches as teacher_forcing
 from snowball.measurement import measurements as measurement
 from snowball.measurement.measurements import Answers, LayerProxies, Measurements, Summary, measure
 from snowball.metrics import UndefinedScoreError
 
-Tokens = tuple[int, ...]
-LAYERS = 4
 TARGET = 1
+Tokens = tuple[int, ...]
 
 SINGLE = Dataset.from_rows(
     [{"prompt": [i % 3, *[2] * (i % 4)], "label": i % 3, "distractor": 3} for i in range(8)]
@@ -60,36 +60,11 @@ DATASETS = {
     "prefixed": PREFIXED,
 }
 
-Model = tuple[DecoderConfig, dict[str, Tensor]]
-
 
 def built(dataset: Dataset, dtype: torch.dtype = torch.float64) -> Model:
     model = counterexample(dataset, epsilon=1e-4, layers=LAYERS, target=TARGET, dtype=dtype)
     assert isinstance(model.config, DecoderConfig)
     return model.config, model.weights
-
-
-def random_model(dataset: Dataset, dtype: torch.dtype = torch.float64) -> Model:
-    config = DecoderConfig(
-        vocab_size=dataset.vocabulary_size,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=4,
-        max_position_embeddings=32,
-        rms_norm_eps=1e-6,
-        rope_theta=10000.0,
-        bos_token_id=dataset.bos,
-        eos_token_id=dataset.eos,
-    )
-    generator = torch.Generator().manual_seed(5)
-    weights = {
-        name: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-        for name, shape in parameter_shapes(config).items()
-    }
-    return config, weights
 
 
 MODELS = {"built": built, "random": random_model}

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_decoder import huggingface_model
-from test_measurement import Model, random_model
+from small_decoders import Model, huggingface_model, random_model
 from torch import Tensor
 
 from snowball.construction.proxy_blindness.builder import proxy_blind
