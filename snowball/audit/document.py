@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from snowball import criteria
-from snowball.engine.self_check_result import SelfCheck
+from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import FileError, read_json, write_json
 from snowball.results.correlation import Correlations, PooledCorrelations
 from snowball.results.intervals import Interval
@@ -220,6 +220,7 @@ class Run:
     model: AuditedModel
     removals: tuple[str, ...]
     self_check: SelfCheck
+    standing_check: StandingCheckResult | None = None
     seed: int | None = None
     provenance: Mapping[str, Any]
     time: str

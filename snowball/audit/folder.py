@@ -22,6 +22,7 @@ from snowball.audit.tables import layer_csv, removal_csv
 from snowball.dtypes import DType
 from snowball.engine.cost import matmul_rate
 from snowball.engine.named_removals import named_removals
+from snowball.engine.self_check_result import StandingCheckResult
 from snowball.files import make_folder, refuse_file, write_text
 from snowball.pretrained.loading import device_name
 from snowball.progress import Progress, silent
@@ -83,7 +84,7 @@ def run_audit(
     depth = int(model.model.config.get_text_config().num_hidden_layers)
     removals = named_removals(depth, remove)
     with progress("checking the engine against true deletion", 1, "checks") as advance:
-        audit = Audit(model, tasks, removals, token_budget)
+        audit = Audit(model, tasks, removals, token_budget, seed=seed)
         advance(1)
     _tell_check(audit, tell)
     make_folder(folder)
@@ -94,7 +95,9 @@ def run_audit(
         with progress("statistics", 1, "summaries") as advance:
             summary = _summary(audit, store, seed)
             advance(1)
-    document = AuditDocument.of(_run(audit, seed), summary, time.monotonic() - started)
+        checked = audit.standing_check(store)
+    _tell_standing_check(checked, tell)
+    document = AuditDocument.of(_run(audit, seed, checked), summary, time.monotonic() - started)
     _write(folder, document, tell)
     return document
 
@@ -112,6 +115,13 @@ def _tell_check(audit: Audit, tell: Tell) -> None:
     )
     if check.reason is not None:
         tell(f"Answer choices do not share the row of their question: {check.reason}")
+
+
+def _tell_standing_check(checked: StandingCheckResult, tell: Tell) -> None:
+    tell(
+        f"Recomputed alone, by true deletion: {checked.items} items drawn at random, "
+        f"{checked.comparisons} comparisons, largest difference {checked.worst:.1e} nats a token."
+    )
 
 
 def _estimate(audit: Audit, store: Store) -> str:
@@ -149,7 +159,7 @@ def _summary(audit: Audit, store: Store, seed: int) -> Summary:
     return summarise(numbers, seed)
 
 
-def _run(audit: Audit, seed: int) -> Run:
+def _run(audit: Audit, seed: int, checked: StandingCheckResult) -> Run:
     model = audit.pretrained
     return Run(
         model=AuditedModel(
@@ -163,6 +173,7 @@ def _run(audit: Audit, seed: int) -> Run:
         ),
         removals=tuple(audit.names()),
         self_check=audit.self_check,
+        standing_check=checked,
         seed=seed,
         provenance={**provenance(), "transformers": version("transformers")},
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

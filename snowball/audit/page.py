@@ -167,6 +167,7 @@ def _measured(document: AuditDocument) -> str:
         "self-check": f"{check.items} items{_probes(check)} under {len(check.removals)} removals "
         f"({listed(check.removals)}) agree with true deletion of the layers to "
         f"{check.worst:.1e} nats a token. {_packing(check)}",
+        "recomputed alone": _standing(document),
         "intervals": f"{confidence(document)}, percentiles of {document.resamples:,} bootstrap "
         f"resamples of the items (seed {seed})",
         "above chance": "one-sided binomial test of the intact model’s accuracy, at "
@@ -181,6 +182,16 @@ def _measured(document: AuditDocument) -> str:
 
 def _some(removals: Sequence[str]) -> str:
     return ", ".join(removals) if len(removals) <= 12 else f"{', '.join(removals[:6])}, …"
+
+
+def _standing(document: AuditDocument) -> str:
+    found = document.standing_check
+    if found is None:
+        return "not recorded"
+    return (
+        f"{found.items} items drawn at random, {found.comparisons} comparisons with true deletion, "
+        f"largest difference {found.worst:.1e} nats a token (seed {found.seed})"
+    )
 
 
 def _probes(check: SelfCheck) -> str:

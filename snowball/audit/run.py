@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from snowball.engine.cost import Cost, engine_cost
 from snowball.engine.generation import check_lengths, generate
 from snowball.engine.gradients import TaylorScores, taylor_scores
 from snowball.engine.removal import INTACT, Removal, plan_removals, removal_name
-from snowball.engine.self_check import check_engine
-from snowball.engine.self_check_result import SelfCheck
+from snowball.engine.self_check import SelfCheckError, check_engine
+from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
+from snowball.engine.standing_check import StandingCheck
 from snowball.errors import SnowballError
 from snowball.progress import Advance
 from snowball.results.store import ItemResult, Key, Store
@@ -31,6 +33,8 @@ _PASSES_OF_A_GRADIENT = 3
 _INTACT = removal_name(INTACT)
 # As the store names the fields of `TaylorScores`.
 _TAYLOR = ("parameters", "function")
+# Under which the store keeps by how much a recomputed item differed.
+_DIFFERENCE = "difference"
 
 # Fewer layers have no correlation that could be anything but 1 or -1, fewer items no two halves.
 _FEWEST_LAYERS = 3
@@ -45,7 +49,7 @@ class Audit:
     """One model, the removals to measure, and the store to which results go.
 
     The engine is compared with true deletion first, unless a `self_check` of this model on these
-    tasks is given.
+    tasks is given. `seed` chooses the items that are recomputed while it runs.
 
     Raises:
         AuditError: fewer than three layers, or a task of one item.
@@ -62,7 +66,9 @@ class Audit:
         removals: Sequence[Removal],
         token_budget: int | None = None,
         self_check: SelfCheck | None = None,
+        seed: int = 0,
     ) -> None:
+        self._seed = seed
         self.pretrained = pretrained
         self.tasks = tuple(tasks)
         self._check_sizes()
@@ -97,18 +103,69 @@ class Audit:
     def run(self, task: Task, store: Store, run: int, advance: Advance) -> None:
         """Measures the items of a task that the store lacks, batch by batch, and counts tokens.
 
+        A random sample of the items is recomputed alone, by true deletion.
+
         Raises:
             AblationError, ActivationError: a value is NaN or infinite.
+            SelfCheckError: an item of the sample disagrees with true deletion; all results of the
+                task are then marked as wrong in the store.
             StoreError: the store cannot be written.
         """
         indices, items = self._waiting(task, store)
         if isinstance(task, GenerationTask):
             self._run_generation(task, indices, store, run, advance)
             return
+        check = self._standing_check(task)
         for batch in self.engine.run(items):
+            for one in batch:
+                index = indices[one.item]
+                if index in check.sample:
+                    with self._invalidating(task, store):
+                        worst = check.compare(index, items[one.item], one)
+                    self._note_check(task, store, run, index, check.places(index), worst)
             found = [_result(task, indices[one.item], one) for one in batch]
             store.write(run, self.key(task), self.names(), found)
             advance(sum(_tokens(items[one.item]) for one in batch))
+
+    def standing_check(self, store: Store) -> StandingCheckResult:
+        """What the random samples of all tasks have shown so far."""
+        found = [
+            (task.name, item, value)
+            for task in self.tasks
+            for item, value in store.each_value(self._check_key(task), _DIFFERENCE)
+        ]
+        items = {(name, item) for name, item, _ in found}
+        worst = max((value for *_, value in found), default=0.0)
+        return StandingCheckResult(len(items), len(found), worst, self._seed)
+
+    def _standing_check(self, task: Task) -> StandingCheck:
+        model, items = self.pretrained.model, len(task.items)
+        return StandingCheck(model, self.removals, items, self._seed)
+
+    @contextmanager
+    def _invalidating(self, task: Task, store: Store) -> Iterator[None]:
+        """Marks all results of the task as wrong if an item of it proves to be."""
+        try:
+            yield
+        except SelfCheckError as error:
+            store.invalidate(self.key(task), str(error))
+            raise
+
+    def _note_check(
+        self,
+        task: Task,
+        store: Store,
+        run: int,
+        index: int,
+        places: Sequence[int],
+        worst: float,
+    ) -> None:
+        names = [removal_name(self.removals[place]) for place in places]
+        result = ItemResult(index, {_DIFFERENCE: [worst] * len(places)}, {})
+        store.write(run, self._check_key(task), names, [result])
+
+    def _check_key(self, task: Task) -> Key:
+        return Key(self.pretrained.sha256, f"{task.name}: recomputed", task.sha256)
 
     def measure_taylor(self, task: Task, store: Store, run: int) -> None:
         """Takes Taylor scores from the first items, unless the store has them.
@@ -163,7 +220,10 @@ class Audit:
 
     def _waiting(self, task: Task, store: Store) -> tuple[list[int], list[Item]]:
         items = task.items
-        indices = store.missing(self.key(task), self.names(), len(items))
+        missing = store.missing(self.key(task), self.names(), len(items))
+        checked = {item for item, _ in store.each_value(self._check_key(task), _DIFFERENCE)}
+        # Of what was measured without it, the sample is measured again.
+        indices = sorted({*missing, *(self._standing_check(task).sample - checked)})
         return indices, [items[index] for index in indices]
 
     def _run_generation(
@@ -184,12 +244,18 @@ class Audit:
             text = task.decode(tokens)
             return any(stop in text for stop in task.until)
 
+        check = self._standing_check(task)
         waiting = [task.prompts[index] for index in indices]
         sources = [task.sources[index] for index in indices]
         for batch in generate(self.engine, waiting, sources, task.new_tokens, finished):
             results = []
             for one in batch:
                 index = indices[one.prompt]
+                if index in check.sample:
+                    with self._invalidating(task, store):
+                        prompt, source = task.prompts[index], task.sources[index]
+                        worst = check.compare_generated(index, prompt, one.tokens, source)
+                    self._note_check(task, store, run, index, check.places(index), worst)
                 texts = [_until(task.decode(tokens), task.until) for tokens in one.tokens]
                 values = {name: list(v) for name, v in task.score(index, texts).items()}
                 results.append(

@@ -1,4 +1,4 @@
-"""What the engine's self-check found, which a report of it reads without torch."""
+"""What the checks of an engine found, which a report of it reads without torch."""
 
 from __future__ import annotations
 
@@ -40,3 +40,17 @@ class SelfCheck:
     def rows(self) -> RowLayout:
         """How items become rows."""
         return RowLayout(self.layout or (RowLayout.PACKED if self.packed else RowLayout.SEPARATE))
+
+
+@dataclass(frozen=True, slots=True)
+class StandingCheckResult:
+    """What recomputing a random sample alone, by true deletion, has shown while an engine ran.
+
+    `comparisons`: items under the intact model and under a random removal each. `worst`: the
+    largest difference, in nats per token.
+    """
+
+    items: int
+    comparisons: int
+    worst: float
+    seed: int

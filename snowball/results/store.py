@@ -150,6 +150,10 @@ SELECT item, value FROM results
 WHERE key = ? AND removal = (SELECT id FROM removals WHERE name = ?)
     AND metric = (SELECT id FROM metrics WHERE name = ?) AND item < ?
 """
+_EACH_VALUE = """
+SELECT item, value FROM results
+WHERE key = ? AND metric = (SELECT id FROM metrics WHERE name = ?) ORDER BY item, removal
+"""
 _ARRAYS = """
 SELECT item, shape, data FROM arrays
 WHERE key = ? AND statistic = (SELECT id FROM statistics WHERE name = ?) AND item < ?
@@ -495,6 +499,12 @@ class Store:
                 f"{_shown(key)}, which has {self.metrics(key)}: compute and write it first"
             )
         return values
+
+    def each_value(self, key: Key, metric: str) -> list[tuple[int, float]]:
+        """All values of a metric that there are, with their items, in their order."""
+        with self._transaction("BEGIN", "read"):
+            rows = self._connection.execute(_EACH_VALUE, (self._find_key(key), metric))
+            return [(item, value) for item, value in rows]
 
     def metrics(self, key: Key) -> list[str]:
         """The metrics that any item has, in the order of their first use in the file."""

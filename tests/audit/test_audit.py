@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -35,7 +36,7 @@ from snowball.engine.removal import parse_removal
 from snowball.engine.self_check import SelfCheckError
 from snowball.engine.self_check_result import RowLayout
 from snowball.pretrained.loading import load_pretrained
-from snowball.results.store import Store
+from snowball.results.store import Store, StoreError
 from snowball.tasks.item import Item
 from snowball.tasks.task import Task, read_task
 from tests.tiny_models import DEPTH, logits_of, loglikelihoods_of
@@ -548,6 +549,55 @@ def test_a_self_check_serves_other_removals_of_the_same_model_and_tasks(
     other = Audit(audit.pretrained, [task], [parse_removal("0+2")], self_check=audit.self_check)
     assert other.self_check is audit.self_check
     assert other.engine.layout is RowLayout.PACKED
+
+
+# --- the standing check -----------------------------------------------------------------------
+
+
+def test_a_sample_is_recomputed_and_counted(inputs: Path, tmp_path: Path) -> None:
+    audit, task = prepare(inputs, "choice")
+    with Store(tmp_path / "results.sqlite") as store:
+        audit.run(task, store, store.begin_run({}), lambda _: None)
+        found = audit.standing_check(store)
+        assert found.items == min(20, len(task.items))
+        assert found.comparisons == 2 * found.items
+        assert 0 < found.worst < 1e-4
+
+
+@pytest.mark.parametrize("name", ["choice", "text"])
+def test_results_that_only_go_wrong_during_the_run_are_marked_and_end_it(
+    name: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit, task = prepare(inputs, name)
+    right = AblationEngine.run
+
+    def wrong(self: AblationEngine, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
+        for batch in right(self, items):
+            yield [replace(one, loglikelihoods=one.loglikelihoods + 0.1) for one in batch]
+
+    monkeypatch.setattr(AblationEngine, "run", wrong)
+    with Store(tmp_path / "results.sqlite") as store:
+        with pytest.raises(SelfCheckError, match=rf"{name}\.jsonl:\d+, removal intact, "):
+            audit.run(task, store, store.begin_run({}), lambda _: None)
+        with pytest.raises(StoreError, match="were found wrong"):
+            store.metrics(audit.key(task))
+
+
+def test_items_of_before_the_check_are_measured_again_if_they_are_sampled(
+    inputs: Path, tmp_path: Path
+) -> None:
+    audit, task = prepare(inputs, "choice")
+    with Store(tmp_path / "results.sqlite") as store:
+        audit.run(task, store, store.begin_run({}), lambda _: None)
+    with sqlite3.connect(tmp_path / "results.sqlite") as connection:
+        query = "SELECT keys.id FROM keys JOIN datasets ON datasets.id = dataset WHERE name LIKE ?"
+        (key,) = connection.execute(query, ("%: recomputed",)).fetchone()
+        connection.execute("DELETE FROM results WHERE key = ?", (key,))
+        connection.execute("DELETE FROM completed WHERE key = ?", (key,))
+    with Store(tmp_path / "results.sqlite") as store:
+        assert audit.standing_check(store).items == 0
+        audit.run(task, store, store.begin_run({}), lambda _: None)
+        assert audit.standing_check(store).items == min(20, len(task.items))
 
 
 # --- the page ---------------------------------------------------------------------------------
