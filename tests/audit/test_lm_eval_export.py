@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from audit_inputs import choice_rows, llama, write
 from command_line import snowball
-from test_cli_audit import choice_rows, llama, write
 
 import snowball as package
 from snowball.audit.document import AuditDocument
