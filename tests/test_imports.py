@@ -16,6 +16,7 @@ LAZY = (
     "datasets",
     "flint",
     "hypothesis",
+    "jinja2",
     "matplotlib",
     "rich",
     "scipy",

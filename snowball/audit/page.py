@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from snowball import criteria
@@ -29,6 +27,7 @@ from snowball.audit.tables import (
 )
 from snowball.engine.self_check_result import SelfCheck
 from snowball.files import bytes_of, write_text
+from snowball.presentation.page import PageFigure, png_uri, render
 from snowball.presentation.sheet import Sheet
 from snowball.results.intervals import Interval
 
@@ -86,31 +85,6 @@ _CAPTIONS = {
     "the tokens of the prompts. A curve begins behind the layer removed; one that rises means that "
     "later layers amplify the error.",
 }
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #ffffff; --faint: #666; --line: #d0d0d0;
-  --band: #f4f6f8; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181b; --faint: #a0a0a0;
-  --line: #3a3d42; --band: #1f2226; } }
-body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif;
-  max-width: 70rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-h3 { margin-top: 1.8rem; }
-figure { margin: 1rem 0 2rem; }
-img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
-figcaption, .note { color: var(--faint); font-size: 0.9rem; max-width: 60rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }
-th, td { padding: 0.15rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line); }
-td { white-space: nowrap; }
-th { vertical-align: bottom; font-weight: 600; }
-th:first-child { text-align: left; }
-thead th { background: var(--band); white-space: pre-line; }
-dt { font-weight: 600; } dd { margin: 0 0 0.4rem 1.5rem; }
-@media print { body { max-width: none; font-size: 10pt; } .wide { overflow: visible; }
-  figure, tr { break-inside: avoid; } table { font-size: 7pt; } th, td { padding: 0.1rem 0.3rem; }
-  td { white-space: normal; } }
-"""
 
 
 def write_report(folder: Path) -> Path:
@@ -132,35 +106,31 @@ def write_report(folder: Path) -> Path:
 
 
 def report_html(document: AuditDocument, figures: Mapping[str, bytes]) -> str:
-    """The page; `figures` holds PNG files by the names of `audit_plots.FIGURES`."""
-    model = document.model.name
-    sections = (
-        ("What was measured", _measured(document)),
-        ("Findings", _list(findings(document))),
-        ("Figures", "".join(_figure(name, figures.get(name)) for name in FIGURES)),
-        ("Datasets", _table(dataset_sheet(document, document.datasets))),
-        ("Scores compared", _table(proxy_sheet(document))),
-        ("Layers", "".join(_layers(document, dataset) for dataset in document.datasets)),
-        ("Provenance", _provenance(document)),
-    )
-    body = "".join(
-        f"<section><h2>{escape(title)}</h2>{text}</section>\n" for title, text in sections
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Layer audit of {escape(model)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>Layer audit of {escape(model)}</h1>\n{body}</body>\n</html>\n"
+    """The page; `figures` holds PNG files by the names of `snowball.audit.figures.FIGURES`."""
+    return render(
+        "audit.html",
+        title=f"Layer audit of {document.model.name}",
+        measured=_measured(document),
+        datasets=[
+            f"{d.name}: {d.items:,} items, {_kind(d)}, SHA-256 {d.sha256}"
+            for d in document.datasets
+        ],
+        findings=findings(document),
+        figures=[_figure(name, figures.get(name)) for name in FIGURES],
+        by_dataset=dataset_sheet(document, document.datasets),
+        by_score=proxy_sheet(document),
+        by_layer=[_layer_sheet(document, dataset) for dataset in document.datasets],
+        provenance={"model SHA-256": document.model.sha256, **document.provenance},
     )
 
 
 # --- sections ---------------------------------------------------------------------------------
 
 
-def _measured(document: AuditDocument) -> str:
+def _measured(document: AuditDocument) -> dict[str, str]:
     model, check = document.model, document.self_check
     seed = "not recorded" if document.seed is None else document.seed
-    entries = {
+    return {
         "model": f"{model.name} ({model.source}), {model.layers} layers",
         "computed in": f"{model.dtype} on {model.device}",
         "removals": f"{len(document.removals)} models: {_some(document.removals)}",
@@ -174,10 +144,6 @@ def _measured(document: AuditDocument) -> str:
         f"p < {document.significance:g}",
         "time": f"{document.time}, {document.seconds:,.0f} s",
     }
-    datasets = [
-        f"{d.name}: {d.items:,} items, {_kind(d)}, SHA-256 {d.sha256}" for d in document.datasets
-    ]
-    return _definitions(entries) + "<h3>Datasets</h3>" + _list(datasets)
 
 
 def _some(removals: Sequence[str]) -> str:
@@ -208,19 +174,9 @@ def _kind(dataset: DatasetFindings) -> str:
     return "running text" if dataset.is_text else f"counted as right by {dataset.metric}"
 
 
-def _figure(name: str, png: bytes | None) -> str:
-    title = f"<h3>{escape(_TITLES[name])}</h3>"
-    if png is None:
-        return f'{title}<p class="note">No figure: this audit has no data for it.</p>'
-    image = b64encode(png).decode("ascii")
-    return (
-        f'{title}<figure><img alt="{escape(_TITLES[name])}" src="data:image/png;base64,{image}">'
-        f"<figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>\n"
-    )
-
-
-def _layers(document: AuditDocument, dataset: DatasetFindings) -> str:
-    return f"<h3>{escape(dataset.name)}</h3>" + _table(_layer_sheet(document, dataset))
+def _figure(name: str, png: bytes | None) -> PageFigure:
+    image = None if png is None else png_uri(png)
+    return PageFigure(_TITLES[name], _CAPTIONS[name], image, "this audit has no data for it")
 
 
 def _layer_sheet(document: AuditDocument, dataset: DatasetFindings) -> Sheet:
@@ -258,38 +214,6 @@ def _layer_sheet(document: AuditDocument, dataset: DatasetFindings) -> Sheet:
 def _cell(found: Mapping[str, Interval], layer: int, digits: int = 2) -> str:
     one = found.get(str(layer))
     return "not measured" if one is None else interval_text(one, digits)
-
-
-def _provenance(document: AuditDocument) -> str:
-    model = document.model
-    entries = {str(k): str(v) for k, v in document.provenance.items()}
-    return _definitions({"model SHA-256": model.sha256, **entries})
-
-
-# --- HTML -------------------------------------------------------------------------------------
-
-
-def _table(sheet: Sheet) -> str:
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in sheet.headings)
-    rows = "".join(_row(row) for row in sheet.texts)
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        f'</div><p class="note">{escape(sheet.note)}</p>\n'
-    )
-
-
-def _row(cells: Sequence[str]) -> str:
-    label, *others = map(escape, cells)
-    return f'<tr><th scope="row">{label}</th>{"".join(f"<td>{c}</td>" for c in others)}</tr>\n'
-
-
-def _list(entries: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(entry)}</li>\n" for entry in entries) + "</ul>"
-
-
-def _definitions(entries: Mapping[str, str]) -> str:
-    rows = (f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>\n" for k, v in entries.items())
-    return "<dl>" + "".join(rows) + "</dl>"
 
 
 # --- files ------------------------------------------------------------------------------------
