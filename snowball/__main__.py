@@ -9,12 +9,13 @@ Imports next to nothing before Ctrl-C is one line, for the imports of a command 
 
 from __future__ import annotations
 
+import atexit
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import NoReturn
+
+from snowball.cli import interrupts
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what shells report
@@ -22,8 +23,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what shells 
 
 def main() -> NoReturn:
     """Runs the command line, and ends the process."""
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.unraisablehook = _interrupt_again
+    interrupts.install()
     ended: BaseException | None = None
     try:
         from snowball.cli.app import app
@@ -31,30 +31,26 @@ def main() -> NoReturn:
         app(prog_name="snowball")
     except BaseException as error:
         ended = error
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left but to say how it ended
+    interrupts.stop()
     status = 0 if ended is None else _status(ended)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         status = BROKEN_PIPE
-    if status == BROKEN_PIPE:  # what is left in the buffer goes nowhere, silently
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)
+    _exit(status)
 
 
 def _status(error: BaseException) -> int:
-    """The exit status after an exception, and on stderr what is to be said of it.
-
-    The notes of a KeyboardInterrupt say how to go on.
-    """
+    """The exit status after an exception, and on stderr what is to be said of it."""
     causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, KeyboardInterrupt):
-            notes: list[str] = getattr(cause, "__notes__", [])
-            print(": ".join(["interrupted", *notes]), file=sys.stderr)
-            return INTERRUPTED
-        if isinstance(cause, BrokenPipeError):
-            return BROKEN_PIPE
+    done = isinstance(error, SystemExit) and error.code == 0
+    if any(isinstance(one, KeyboardInterrupt) for one in causes) or (
+        interrupts.received() and not done
+    ):
+        print(interrupts.message(), file=sys.stderr)
+        return INTERRUPTED
+    if any(isinstance(one, BrokenPipeError) for one in causes):
+        return BROKEN_PIPE
     if isinstance(error, SystemExit) and not any(isinstance(one, EOFError) for one in causes):
         return error.code if isinstance(error.code, int) else 0
     sys.excepthook(type(error), error, error.__traceback__)
@@ -69,20 +65,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or hidden
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Ends by an exception, so that half-written folders are deleted."""
-    sys.exit(128 + number)
+def _exit(status: int) -> NoReturn:
+    """Ends without taking apart what was imported, which takes torch half a second.
 
-
-def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
-    """A KeyboardInterrupt inside a destructor would be printed and lost: it comes once more."""
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(unraisable)
-        return
-    from _thread import interrupt_main
-    from threading import Timer
-
-    Timer(0.01, interrupt_main).start()
+    Python would also remember an interrupt inside code that a module in C ran, and kill itself by
+    SIGINT at its end, whatever the status.
+    """
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

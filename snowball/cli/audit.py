@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from snowball.cli.interrupts import resumable
 from snowball.cli.terminal import out as console
-from snowball.cli.terminal import progress_bar, refusals, resumable, say
+from snowball.cli.terminal import progress_bar, refusals, say
 from snowball.dtypes import DType
 from snowball.files import refuse_file
 

@@ -34,16 +34,6 @@ def refusals() -> Iterator[None]:
 
 
 @contextmanager
-def resumable(how: str) -> Iterator[None]:
-    """Adds to a KeyboardInterrupt how to go on, for the line that ends the program."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        interrupt.add_note(how)
-        raise
-
-
-@contextmanager
 def progress_bar(title: str, total: int, unit: str) -> Iterator[Advance]:
     """A bar with the amount done and the time left, or a spinner: the `Progress` of the terminal.
 

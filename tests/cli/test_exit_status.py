@@ -28,6 +28,7 @@ class Running:
         stubs: Mapping[str, str] | None = None,
     ) -> None:
         self._ready = folder / "ready"
+        (folder / "snowball.json").write_text("{}")  # `show` goes on to import torch
         (folder / "stubs").mkdir()
         for name, code in (stubs or {}).items():
             (folder / "stubs" / f"{name}.py").write_text(code)
@@ -77,6 +78,35 @@ def test_ctrl_c_that_an_import_turns_into_an_error_is_one_line(tmp_path: Path) -
     code = f"try:\n    {WAIT}except KeyboardInterrupt as e:\n    raise ImportError('no') from e\n"
     running = Running(tmp_path, ["show", tmp_path], stubs={"torch": code})
     assert running.stop(signal.SIGINT) == (130, "interrupted\n")
+
+
+def test_ctrl_c_of_which_nothing_is_left_is_one_line(tmp_path: Path) -> None:
+    """As where torch goes on without numpy, which then cannot be loaded a second time."""
+    code = f"try:\n    {WAIT}except BaseException:\n    lost = True\nraise ImportError('twice')\n"
+    running = Running(tmp_path, ["show", tmp_path], stubs={"torch": code})
+    assert running.stop(signal.SIGINT) == (130, "interrupted\n")
+
+
+def test_ctrl_c_that_is_caught_comes_again(tmp_path: Path) -> None:
+    code = f"try:\n    {WAIT}except BaseException:\n    pass\ntime.sleep(60)\n"
+    running = Running(tmp_path, ["show", tmp_path], stubs={"torch": code})
+    assert running.stop(signal.SIGINT) == (130, "interrupted\n")
+
+
+def test_ctrl_c_lets_the_clean_up_finish(tmp_path: Path) -> None:
+    cleaned = f"open({str(tmp_path / 'cleaned')!r}, 'w').close()"
+    code = f"try:\n    {WAIT}finally:\n    time.sleep(0.5)\n    {cleaned}\n"
+    running = Running(tmp_path, ["show", tmp_path], stubs={"torch": code})
+    assert running.stop(signal.SIGINT) == (130, "interrupted\n")
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_ctrl_c_stays_ignored_in_the_background(tmp_path: Path) -> None:
+    """As of a job that a shell script started with `&`."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    stub = "import os, signal, sys; os.kill(os.getpid(), signal.SIGINT); sys.exit(3)"
+    running = Running(tmp_path, ["show", tmp_path], before=code, stubs={"torch": stub})
+    assert running.end() == (3, "")
 
 
 def test_ctrl_c_inside_a_destructor_is_not_lost(tmp_path: Path) -> None:
