@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.ablation import AblationEngine, ItemAblation
 from snowball.engine.layer_stack import LayerStack
+from snowball.engine.self_check_result import RowLayout
 from snowball.results.store import Store
 from snowball.tasks.item import Item
 from snowball.tasks.task import TaskError
@@ -305,7 +306,7 @@ def test_an_engine_that_is_wrong_in_shared_rows_gives_each_choice_its_own(
 
     def wrong(self: AblationEngine, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
         for batch in right(self, items):
-            shift = 1.0 if self.packed else 0.0
+            shift = 1.0 if self.layout is RowLayout.PACKED else 0.0
             yield [replace(one, loglikelihoods=one.loglikelihoods + shift) for one in batch]
 
     monkeypatch.setattr(AblationEngine, "run", wrong)
