@@ -25,6 +25,7 @@ from snowball.audit import tables as audit_report
 from snowball.audit.document import AuditDocument
 from snowball.audit.figures import FIGURES, plot_all
 from snowball.audit.findings import findings
+from snowball.audit.folder import _write as write_folder
 from snowball.audit.page import report_html, write_report
 from snowball.audit.summary import DatasetNumbers
 from snowball.audit.tables import layer_csv, removal_csv, sheets
@@ -424,6 +425,26 @@ def test_report_names_the_file_that_is_in_the_way(
     with pytest.raises(FileError, match=re.escape(blocked)):
         write_report(tmp_path)
     assert {one.name for one in tmp_path.iterdir()} == {"audit.json", blocked}
+
+
+def test_an_interrupted_table_leaves_the_old_one(
+    only_text: AuditDocument, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "layers.csv").write_text("old")
+    (tmp_path / "removals.csv").write_text("old")
+    write = Path.write_bytes
+
+    def interrupt(path: Path, content: bytes) -> None:
+        write(path, content[: len(content) // 2 if "removals" in path.name else None])
+        if "removals" in path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path, only_text, lambda line: None)
+    assert (tmp_path / "layers.csv").read_text() == layer_csv(only_text)
+    assert (tmp_path / "removals.csv").read_text() == "old"
+    assert {one.name for one in tmp_path.iterdir()} == {"audit.json", "layers.csv", "removals.csv"}
 
 
 # --- any document -----------------------------------------------------------------------------

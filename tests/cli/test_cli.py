@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.main import get_command
 
+from snowball.checks import figures
 from snowball.cli.app import app
 from snowball.construction.counterexample.card import load_counterexample
 from snowball.data.dataset import Dataset
@@ -710,6 +711,31 @@ def test_an_interrupted_build_leaves_nothing(
     monkeypatch.setattr(Dataset, "to_jsonl", interrupt)
     assert snowball("build", rows, "--out", tmp_path / "model", *SMALL).status == 130
     assert "model.safetensors" in seen[0]
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["check", "demo"])
+def test_an_interrupted_run_leaves_no_folder(
+    command: str, text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run folder appears with all its files, the last of which is the certificate of a demo."""
+    seen: list[list[str]] = []
+
+    def interrupt(*arguments: Any) -> None:
+        seen.append(sorted(os.listdir(arguments[-1].parent)))
+        raise KeyboardInterrupt
+
+    small = Dataset.from_jsonl(write_rows(tmp_path / "rows.jsonl", TOKENS))
+    monkeypatch.setattr(Dataset, "capitals", lambda: small)
+    monkeypatch.setattr(figures, "plot_snowball", interrupt)
+    before = contents(tmp_path)
+    if command == "check":
+        done = snowball("check", text_model, "--report", tmp_path / "run")
+    else:
+        done = snowball("demo", "--out", tmp_path / "run", *SMALL)
+    assert done.status == 130
+    written = ["layers.csv", "report.json", "scores.png"]
+    assert seen == [written if command == "check" else ["checkpoint", *written]]
     assert contents(tmp_path) == before
 
 
