@@ -45,8 +45,9 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Advance]:
         return
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
-    amount = TextColumn(f"{{task.completed:,}} of {total:,} {unit}")
-    columns = (*Progress.get_default_columns()[:-1], amount, TimeRemainingColumn())
+    # Of shares the percentage says it all.
+    amounts = [] if unit == "‰" else [TextColumn(f"{{task.completed:,}} of {total:,} {unit}")]
+    columns = (*Progress.get_default_columns()[:-1], *amounts, TimeRemainingColumn())
     bar = Progress(*columns, console=errors)
     task = bar.add_task(title, total=total)
     bar.start()

@@ -22,15 +22,21 @@ def test_silence_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_bar_shows_title_amount_and_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("total", "unit", "amount"), [(20_000, "tokens", "2,000 of 20,000 tokens"), (1000, "‰", "")]
+)
+def test_the_bar_shows_title_amount_and_unit(
+    total: int, unit: str, amount: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=120, force_terminal=True, color_system=None)
     monkeypatch.setattr(terminal, "errors", console)
-    with terminal.progress_bar("measuring", 20_000, "tokens") as advance:
-        advance(1_500)
-        advance(500)
+    with terminal.progress_bar("measuring", total, unit) as advance:
+        advance(total // 20)
+        advance(total // 20)
     last = shown.getvalue().split("\r")[-1]
-    assert all(text in last for text in ("measuring", " 10% ", "2,000 of 20,000 tokens")), last
+    assert all(text in last for text in ("measuring", " 10% ", amount)), last
+    assert (" of " in last) == bool(amount)
 
 
 def test_what_is_recorded() -> None:
