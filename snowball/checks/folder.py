@@ -17,10 +17,10 @@ from snowball.checks.report import (
     write_run,
 )
 from snowball.checks.universal_guarantees import measure_universal, universal_guarantees
-from snowball.construction.card_file import Theorem, theorem_of
+from snowball.construction.cards import read_card
 from snowball.construction.counterexample.card import load_counterexample
 from snowball.construction.folder import load_dataset_for
-from snowball.construction.universality.card import load_universal
+from snowball.construction.universality.card import UniversalCard, load_universal
 from snowball.errors import SnowballError
 from snowball.measurement.measurements import measure
 from snowball.presentation.sheet import Sheet
@@ -74,7 +74,7 @@ def check_folder(
         DatasetError: the data are malformed.
         SnowballError: other data for a model of Theorem 2.
     """
-    if theorem_of(folder) != Theorem.UNIVERSALITY:
+    if not isinstance(read_card(folder), UniversalCard):
         return _check_counterexample(folder, data, split, limit, progress)
     if data is not None:
         raise SnowballError(
