@@ -320,7 +320,7 @@ def _measured(subject: Subject, target: int, dtype: str) -> Runtime:
     )
     scores, intact, without = measure_layer(_decoder(config, weights), dataset, target)
     return Runtime(
-        dtype=dtype,
+        dtype=str(dtype),  # plain text, as in the file
         torch=str(torch.__version__),
         scores=tuple(Bounds(_float(s.cosine.least), _float(s.cosine.largest)) for s in scores),
         probability_with=_float(intact.least_probability_label),

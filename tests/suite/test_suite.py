@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from snowball.construction.universality.behaviour import Behaviour
 from snowball.construction.universality.builder import universal
 from snowball.data.dataset import Dataset
-from snowball.decoders.checkpoint import CheckpointError
 from snowball.decoders.decoder import Decoder
 from snowball.files import FileError
 from snowball.suite.files import VERSION, KnownAnswer, read_suite
@@ -141,13 +140,13 @@ def test_an_unreadable_suite_is_refused(tmp_path: Path) -> None:
         list(read_suite(tmp_path))
     index = tmp_path / "suite.json"
     index.write_text(json.dumps({"format": 1, "version": "0", "models": []}))
-    with pytest.raises(CheckpointError, match=r"version '0'.*Write the suite anew"):
+    with pytest.raises(FileError, match=r"version '0'.*Write the suite anew"):
         list(read_suite(tmp_path))
     index.write_text(json.dumps({"format": 1, "version": VERSION, "models": ["../x"]}))
-    with pytest.raises(CheckpointError, match="no name of a folder"):
+    with pytest.raises(FileError, match="no name of a folder"):
         list(read_suite(tmp_path))
     index.write_text(json.dumps({"format": 1, "version": VERSION, "models": "x"}))
-    with pytest.raises(CheckpointError, match="list of names"):
+    with pytest.raises(FileError, match="list of names"):
         list(read_suite(tmp_path))
 
 
@@ -156,7 +155,7 @@ def test_an_answer_without_an_entry_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bos" / "answer.json").write_text('{"layers": 5}')
     index = {"format": 1, "version": VERSION, "models": ["bos"]}
     (tmp_path / "suite.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"bos/answer.json: 'scores' is missing"):
+    with pytest.raises(FileError, match=r"bos/answer.json: 'scores' is missing"):
         list(read_suite(tmp_path))
 
 
