@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -80,7 +81,8 @@ def write(path: Path, figures: Document, arguments: argparse.Namespace) -> None:
     options += ["--times"] if arguments.times else []
     command = f"python benchmarks/{Path(__file__).name} {' '.join(options)} --seed {arguments.seed}"
     host = {"cores": os.cpu_count(), "machine": platform.machine(), "processor": processor()}
-    origin = {**provenance(), "command": command}
+    digest = hashlib.sha256(Path(checker.__file__).read_bytes()).hexdigest()
+    origin = {**provenance(), "checker.py": digest, "command": command}
     write_json(path, {"figures": figures, "host": host, "provenance": origin})
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from snowball.decoders.checkpoint import read_checkpoint, write_safetensors
 from snowball.decoders.decoder import Decoder
-from snowball.dtypes import SCORE_TOLERANCE, score_tolerance
-from snowball.metrics import layer_scores
+from snowball.dtypes import SCORE_TOLERANCE, DType, score_tolerance
+from snowball.metrics import divergence, layer_scores
 
 SLACK = 1e-9
 WEIGHTS = "model.safetensors"
@@ -149,7 +149,7 @@ def _decimals(value: Any) -> Iterator[tuple[Any, Any]]:
     for key, one in value.items() if isinstance(value, dict) else enumerate(value):
         if isinstance(one, dict | list):
             yield from _decimals(one) if key != "files" else ()
-        elif isinstance(one, str) and key not in ("theorem", "dtype", "torch"):
+        elif isinstance(one, str) and key not in ("theorem", "dtype", "torch", "transformers"):
             yield value, key
 
 
@@ -192,6 +192,8 @@ class Measured:
         ends = any(len(row[key]) > 1 for row in rows for key in ("label", "distractor"))
         self.margins = {"with": float("inf"), "without": float("inf")}
         self.scores: list[list[float]] = [[] for _ in range(decoder.num_layers)]
+        self.growth, self.end = float("inf"), float("inf")  # of the divergence
+        self.margin_others = float("inf")
         for row in rows:
             for name, key in (("with", "label"), ("without", "distractor")):
                 wanted = [*row[key], *([eos] if ends else [])]
@@ -201,12 +203,31 @@ class Measured:
                 if name == "with":
                     for layer, (x, y) in enumerate(pairwise(states)):
                         self.scores[layer] += layer_scores(x, y).cosine.flatten().tolist()
+                    self._diverge(
+                        states[target + 1 :], decoder.residual_states(ids, {target})[target:]
+                    )
+                    for other in range(decoder.num_layers - 1):
+                        if other != target:
+                            last = decoder.residual_states(ids, {other})[-1]
+                            logits = decoder.logits(last)[0, len(row["prompt"]) :]
+                            margin = min(_margin(*one) for one in zip(logits, wanted, strict=True))
+                            self.margin_others = min(self.margin_others, margin)
                 logits = decoder.logits(states[-1])[0, len(row["prompt"]) :]
                 for place, token in enumerate(wanted):
-                    others = logits[place].clone()
-                    others[token] = -torch.inf
-                    margin = float(logits[place, token] - others.max())
+                    margin = _margin(logits[place], token)
                     self.margins[name] = min(self.margins[name], margin)
+
+    def _diverge(self, states: list[Tensor], ablated: list[Tensor]) -> None:
+        found = [divergence(x, y) for x, y in zip(states, ablated, strict=True)]
+        for before, after in pairwise(found):
+            self.growth = min(self.growth, float((after / before).min()))
+        self.end = min(self.end, float(found[-1].min()))
+
+
+def _margin(logits: Tensor, token: int) -> float:
+    others = logits.clone()
+    others[token] = -torch.inf
+    return float(logits[token] - others.max())
 
 
 def falsehood(subject: Subject, folder: Path) -> str | None:
@@ -269,6 +290,12 @@ def _says_too_little(claims: Document, epsilon: float, dtype: torch.dtype) -> bo
     """Whether the claims do not imply the theorem: (a) to rounding, (b), and 0.99 of (c), (d)."""
     deviation = float(claims["deviation"])
     others = [s for layer, s in enumerate(claims["scores"]) if layer != claims["target"]]
+    others.append({"low": claims["everywhere"]})
+    grows, margin = claims["divergence"], claims["margin_others"]
+    if grows and (_below(float(grows["growth"]), 1) or _below(float(grows["end"]), 0.5)):
+        return True
+    if margin is not None and float(margin) <= 0:
+        return True
     return (
         _below(epsilon * score_tolerance(dtype), deviation)
         or _below(min(float(one["low"]) for one in others), epsilon + deviation)
@@ -286,6 +313,15 @@ def _false_claim(
             return "score"
         if layer != target and (_below(min(scores), own) or _below(min(scores), epsilon)):
             return "order of scores"
+    if _below(min(found.scores[-1]), float(claims["everywhere"])):
+        return "everywhere"
+    if (grows := claims["divergence"]) and (
+        _below(found.growth, float(grows["growth"])) or _below(found.end, float(grows["end"]))
+    ):
+        return "divergence"
+    others = claims["margin_others"]
+    if others is not None and _below(found.margin_others, float(others)):
+        return "margin_others"
     if _below(float(claims["deviation"]), abs(own - epsilon) - SLACK * epsilon):
         return "deviation"
     for name in ("with", "without"):
@@ -309,8 +345,9 @@ def _false_runtime(claims: Document, found: Measured) -> str | None:
     """Stated measurements outside what was claimed, by more than the stated error."""
     for one in claims["runtime"]:
         error, away = float(one["score_error"]), float(one["probability_error"])
-        largest = 2e-2 if one["dtype"] == "bfloat16" else 1e-3
-        if not (0 <= error <= SCORE_TOLERANCE[one["dtype"]] and 0 <= away <= largest):
+        computed = "float32" if one["transformers"] else one["dtype"]
+        largest = 2e-2 if computed == "bfloat16" else 1e-3
+        if not (0 <= error <= SCORE_TOLERANCE[DType(computed)] and 0 <= away <= largest):
             return "runtime error"
         for bounds, claimed, scores in zip(
             one["scores"], claims["scores"], found.scores, strict=True

@@ -179,6 +179,25 @@ STATEMENTS = (
         uses=("lem:separation", "lem:copy"),
     ),
     Statement(
+        "lem:gate-pairs",
+        "Let m_j be within middle_j +- spread_j. If two forms sum g_j m_j, sum h_j m_j are at most "
+        "M and M', and in d places g_j and h_j have opposite signs and |g_j| spread_j, "
+        "|h_j| spread_j >= b, then they add up to at most M + M' - 2 b d.",
+        ("g, h, middles in R^n", "spreads >= 0", "b >= 0"),
+        ("M, M' are the largest values of the two forms over the box",),
+    ),
+    Statement(
+        "lem:any-input",
+        "Let heads add a and screened units m to the stream x of the last layer, orthogonal to x, "
+        "to each other and to what steady units add, which depends on |x + a| only. With |a| <= A "
+        "and |m| <= M the score is that of x and x + u at some |x + a|^2 in |x|^2 + [0, A^2], "
+        "where a number in [0, A^2 + M^2] is added to |x + u|^2; and two runs whose x and u differ "
+        "by D in sum differ by D at least.",
+        ("x, u, a, m in R^d", "every input"),
+        ("one group of units alone is not silent",),
+        ("lem:gate-pairs", "lem:silu-leak"),
+    ),
+    Statement(
         "lem:silu-leak",
         "For y >= G >= 1: |silu(-y)| <= y exp(-y) <= G exp(-G).",
         ("G >= 1", "y >= G"),

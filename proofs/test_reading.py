@@ -64,6 +64,40 @@ def test_a_leak_moves_a_coordinate_by_two_leaks_at_most() -> None:
     assert sp.expand((1 - leak) * sign + leak * mean - sign - leak * (mean - sign)) == 0
 
 
+@pytest.mark.proves("lem:gate-pairs", method="smt")
+def test_opposite_weights_take_from_a_sum_of_sizes() -> None:
+    """`|g + h| <= |g| + |h|`, and by `2 min(|g|, |h|)` less where the signs are opposite."""
+    g, h, size_g, size_h, size = reals("g h size_g size_h size")
+    given = (
+        *(size_g >= 0, size_h >= 0, size >= 0),
+        *(size_g * size_g == g * g, size_h * size_h == h * h, size * size == (g + h) * (g + h)),
+    )
+    assert possible(*given, g * h < 0)
+    assert holds(size <= size_g + size_h, *given)
+    opposite = (*given, g * h <= 0)
+    assert holds(size == size_g + size_h - 2 * size_g, *opposite, size_g <= size_h)
+    assert holds(size == size_g + size_h - 2 * size_h, *opposite, size_h <= size_g)
+    assert not holds(size <= size_g + size_h - 2 * size_g, *given, size_g <= size_h)
+
+
+@pytest.mark.proves("lem:any-input", method="symbolic")
+def test_what_is_orthogonal_adds_to_the_norm_only() -> None:
+    """In the coordinates of x and u, of a, and of m."""
+    x, u, a, m = (sp.Matrix(sp.symbols(f"{name}0:2", real=True)) for name in "xuam")
+    zero = sp.zeros(2, 1)
+    stream = sp.Matrix([*x, *zero, *zero])
+    leaving = sp.Matrix([*(x + u), *a, *m])
+    assert sp.expand(stream.dot(leaving) - x.dot(x) - x.dot(u)) == 0
+    assert sp.expand(leaving.dot(leaving) - (x + u).dot(x + u) - a.dot(a) - m.dot(m)) == 0
+
+
+@pytest.mark.proves("lem:any-input", method="smt")
+def test_silu_is_at_most_its_argument_and_above_this() -> None:
+    """`t sigma <= max(0, t)` for sigma in (0, 1); and |silu| < 0.28 below 0, by its minimum."""
+    t, sigma = reals("t sigma")
+    assert holds(either(t * sigma <= t, t * sigma <= 0), sigma > 0, sigma < 1)
+
+
 @pytest.mark.proves("lem:recall", method="smt")
 def test_own_unit_against_all_leaks() -> None:
     """`own gap - n leak 4p >= (7/8) f gap`, in units of the unit's answer without leaks.

@@ -21,7 +21,14 @@ HAND = [
         *("cor:calibration", "cor:inverse-ranking", "cor:correlation", "cor:blindness"),
         *("cor:greedy", "cor:hardness", "cor:token-classes"),
         *("lem:gram-norm", "lem:float-exponential", "thm:irrelevance", "cor:amplification-pays"),
-        *("lem:parallel-residual", "thm:architectures"),
+        *("lem:parallel-residual", "thm:architectures", "lem:gate-pairs", "lem:any-input"),
+        # Tools decide them for one plane, one set or three keys; the step to any number is by hand.
+        *(
+            "lem:rotation-norm",
+            "lem:softmax-variation",
+            "lem:attention-lipschitz",
+            "lem:silu-slope",
+        ),
         *("thm:proxy-blindness", "thm:proxy-families", "lem:lead", "lem:share", "lem:norm-slope"),
     )
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import reduce
 
@@ -29,6 +29,7 @@ class Effort:
     bits: int
     reader_bits: int
     pieces: int  # parts of the interval of weights, each a ball of its own
+    parts: int  # of the interval of norms that attention may give
     tail: float  # share of an attention pattern that may be enclosed as a whole
     silent: float  # gates below this are bounded, not evaluated
 
@@ -39,6 +40,7 @@ class Effort:
             bits=(64 + 25 * layers) * scale,
             reader_bits=64 * scale,
             pieces=min(4**attempt, 64),
+            parts=min(16 * scale, 64),
             tail=2.0 ** max(-20 * scale, -1000),
             silent=-10.0 * scale,
         )
@@ -155,8 +157,27 @@ def summed(values: Iterable[arb]) -> arb:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Scores of the layers before the last, and the stream that leaves them (touched part)."""
+    """Scores of the layers before the last, and the stream that leaves them (touched part).
+
+    `after` has the stream and its squared norm after each layer from some layer on.
+    """
 
     scores: dict[int, arb]
     stream: dict[int, arb]
     square: arb
+    after: dict[int, tuple[dict[int, arb], arb]] = field(default_factory=dict)
+
+    def joined(self, other: Passage) -> Passage:
+        """The hull of two passages, of what both have."""
+        return Passage(
+            {i: s.union(other.scores[i]) for i, s in self.scores.items() if i in other.scores},
+            *_joined((self.stream, self.square), (other.stream, other.square)),
+            {i: _joined(some, other.after[i]) for i, some in self.after.items()},
+        )
+
+
+_Leaving = tuple[dict[int, arb], arb]
+
+
+def _joined(one: _Leaving, other: _Leaving) -> _Leaving:
+    return {c: x.union(other[0][c]) for c, x in one[0].items()}, one[1].union(other[1])

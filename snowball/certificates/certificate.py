@@ -2,8 +2,12 @@
 
 Three claims, never mixed. *Existence*: some real weight in a tiny interval around the shipped one
 gives the score epsilon exactly, and everything else holds for the whole interval. *Artifact*: the
-shipped weights, as exact numbers, give the stated scores and answers. *Runtime*: what torch
-computed in floating point lies within those enclosures, widened by a stated error.
+shipped weights, as exact numbers, give the stated scores and answers. *Runtime*: what torch, and
+`transformers`, computed in floating point lies within those enclosures, widened by a stated error.
+
+Of the clauses of the theorem, (a), (b) and (e) are certified at every token of every input; (c),
+(d) and (f) on the dataset. (e) is claimed for epsilon <= 1/2, (f) of the tokens that are most
+likely; a model of prescribed scores, whose later layers do not amplify, has no (e).
 
 Numbers are decimals, read as exact rationals; there are no floats in the file.
 """
@@ -21,7 +25,7 @@ from snowball.certificates.exact_model import CONFIG, WEIGHTS
 from snowball.dtypes import BUILT
 from snowball.files import FileError, bytes_of, strict_json, write_json
 
-FORMAT, THEOREM = 1, "thm:snowball"
+FORMAT, THEOREM = 2, "thm:snowball"
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,40}")
@@ -48,11 +52,23 @@ class Existence:
 
 
 @dataclass(frozen=True, slots=True)
+class Divergence:
+    """`|h_k - h'_k| / |h_k|` without the target: its growth at each later layer, and its end."""
+
+    growth: Decimal
+    end: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
-    """What torch measured in one dtype, and the errors that it is stated to have made."""
+    """What torch measured in one dtype, and the errors that it is stated to have made.
+
+    `transformers` is the version of that library if its own model was measured, None if ours was.
+    """
 
     dtype: str
     torch: str
+    transformers: str | None
     scores: tuple[Bounds, ...]
     probability_with: Decimal
     probability_without: Decimal
@@ -62,7 +78,13 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The claims about one counterexample folder and one dataset, and the files they are about."""
+    """The claims about one counterexample folder and one dataset, and the files they are about.
+
+    `scores` of the last layer are those at the positions of the data; at any token of any input its
+    score is more than `everywhere`. `divergence` None: (e) is not claimed. `margin_others`: least
+    margin of a right token where one layer but the target and the last is removed, before the final
+    norm, times the least 1/rms that this can have; None: (f) is not claimed.
+    """
 
     config_sha256: str
     weights_sha256: str
@@ -78,6 +100,9 @@ class Certificate:
     margin_without: Decimal
     probability_with: Decimal
     probability_without: Decimal
+    everywhere: Decimal
+    divergence: Divergence | None
+    margin_others: Decimal | None
     runtime: tuple[Runtime, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -106,10 +131,15 @@ class Certificate:
             "margin_without": _text(self.margin_without),
             "probability_with": _text(self.probability_with),
             "probability_without": _text(self.probability_without),
+            "everywhere": _text(self.everywhere),
+            "divergence": self.divergence
+            and {"growth": _text(self.divergence.growth), "end": _text(self.divergence.end)},
+            "margin_others": None if self.margin_others is None else _text(self.margin_others),
             "runtime": [
                 {
                     "dtype": one.dtype,
                     "torch": one.torch,
+                    "transformers": one.transformers,
                     "scores": _bounds_json(one.scores),
                     "probability_with": _text(one.probability_with),
                     "probability_without": _text(one.probability_without),
@@ -182,6 +212,15 @@ class _Object:
     def decimal(self, key: str) -> Decimal:
         return _decimal(self.text(key), f"{self.where}: {key}")
 
+    def is_null(self, key: str) -> bool:
+        return self.entries[key] is None
+
+    def version(self, key: str) -> str:
+        value = self.text(key)
+        if not _VERSION.fullmatch(value):
+            raise FileError(f"{self.where}: {key} must be a version, as 2.13.0+cpu")
+        return value
+
     def sha256(self, key: str) -> str:
         value = self.text(key)
         if not _SHA256.fullmatch(value):
@@ -207,11 +246,17 @@ def _decimal(text: str, where: str) -> Decimal:
 
 def parse_certificate(value: Any, where: str = "certificate") -> Certificate:
     """The certificate that JSON values describe; see `read_certificate`."""
+    if isinstance(value, dict) and value.get("format") == 1:
+        raise FileError(
+            f"{where}: format 1 proves less than format {FORMAT}, which alone is read: certify the "
+            "folder again"
+        )
     body = _Object(
         value,
         where,
         "format theorem files epsilon target layers examples existence scores deviation "
-        "margin_with margin_without probability_with probability_without runtime",
+        "margin_with margin_without probability_with probability_without everywhere divergence "
+        "margin_others runtime",
     )
     if (body.integer("format"), body.text("theorem")) != (FORMAT, THEOREM):
         raise FileError(f"{where}: only format {FORMAT} of {THEOREM!r} is read")
@@ -219,8 +264,8 @@ def parse_certificate(value: Any, where: str = "certificate") -> Certificate:
     place = _Object(body.entries["existence"], f"{where}: existence", "row column low high")
     layers = body.integer("layers")
     runtime = tuple(_runtime(item, layers, where) for item in body.items("runtime"))
-    dtypes = [one.dtype for one in runtime]
-    if not dtypes or len(set(dtypes)) < len(dtypes):
+    programs = [(one.dtype, one.transformers is None) for one in runtime]
+    if not programs or len(set(programs)) < len(programs):
         raise FileError(f"{where}: runtime must have one entry or more, of different dtypes")
     return Certificate(
         config_sha256=files.sha256(CONFIG),
@@ -242,23 +287,31 @@ def parse_certificate(value: Any, where: str = "certificate") -> Certificate:
         margin_without=body.decimal("margin_without"),
         probability_with=body.decimal("probability_with"),
         probability_without=body.decimal("probability_without"),
+        everywhere=body.decimal("everywhere"),
+        divergence=None if body.is_null("divergence") else _divergence(body),
+        margin_others=None if body.is_null("margin_others") else body.decimal("margin_others"),
         runtime=runtime,
     )
+
+
+def _divergence(body: _Object) -> Divergence:
+    entry = _Object(body.entries["divergence"], f"{body.where}: divergence", "growth end")
+    return Divergence(entry.decimal("growth"), entry.decimal("end"))
 
 
 def _runtime(value: Any, layers: int, where: str) -> Runtime:
     entry = _Object(
         value,
         f"{where}: runtime",
-        "dtype torch scores probability_with probability_without score_error probability_error",
+        "dtype torch transformers scores probability_with probability_without score_error "
+        "probability_error",
     )
-    if not _VERSION.fullmatch(entry.text("torch")):
-        raise FileError(f"{where}: runtime: torch must be a version, as 2.13.0+cpu")
     if entry.text("dtype") not in BUILT:
         raise FileError(f"{where}: runtime: dtype must be one of {', '.join(BUILT)}")
     return Runtime(
         dtype=entry.text("dtype"),
-        torch=entry.text("torch"),
+        torch=entry.version("torch"),
+        transformers=None if entry.is_null("transformers") else entry.version("transformers"),
         scores=entry.scores(layers),
         probability_with=entry.decimal("probability_with"),
         probability_without=entry.decimal("probability_without"),

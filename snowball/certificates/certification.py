@@ -1,17 +1,28 @@
-"""Proving and checking certificates: enclosures until all is decided, torch for the runtime."""
+"""Proving and checking certificates: enclosures until all is decided, torch for the runtime.
+
+The runtime is that of our own decoder, and of the model of `transformers` where it is installed.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from snowball.certificates.certainty import Enclosure, Rejection, Undecided
-from snowball.certificates.certificate import Bounds, Certificate, Existence, Runtime
+from snowball.certificates.certificate import (
+    Bounds,
+    Certificate,
+    Divergence,
+    Existence,
+    Runtime,
+)
 from snowball.certificates.claims import Claim, claim_of
 from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel
 from snowball.certificates.judgement import (
@@ -22,10 +33,12 @@ from snowball.certificates.judgement import (
     check_statement,
     judge,
     judge_runtime,
+    loaded_as,
     place_of,
     read_subject,
 )
 from snowball.certificates.token_data import DATASET
+from snowball.certificates.transformers_run import installed, run
 from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import read_checkpoint
 from snowball.decoders.decoder import Decoder, DecoderConfig
@@ -86,8 +99,10 @@ def _until_decided(layers: int, attempt: Callable[[Effort], _Result]) -> _Result
 @_typed_errors()
 def verify(
     certificate: Certificate, folder: Path, data_path: Path, progress: Progress = silent
-) -> None:
+) -> str:
     """Recomputes every enclosure with ball arithmetic, measures again with torch, and compares.
+
+    Returns what was measured with `transformers`, or why nothing was.
 
     Raises:
         FileError: a file is not what its format says.
@@ -114,12 +129,30 @@ def verify(
 
     found = _until_decided(certificate.layers, attempt)
     for stated in certificate.runtime:
+        if stated.transformers is not None:
+            continue
         again = _measured(subject, certificate.target, stated.dtype)
         again = replace(
             again, score_error=stated.score_error, probability_error=stated.probability_error
         )
         judge_runtime(certificate, subject.model.dtype, again, found)
         _require_agreement(stated, again)
+    return _verify_transformers(certificate, subject, found)
+
+
+def _verify_transformers(certificate: Certificate, subject: Subject, found: Enclosures) -> str:
+    """Measures the folder with `transformers`, whether or not the certificate says what it does."""
+    if (version := installed()) is None:
+        return "not measured with transformers, which is not installed"
+    again = _stated(subject, certificate, found, _with_transformers(subject, certificate.target))
+    judge_runtime(certificate, subject.model.dtype, again, found)
+    for stated in certificate.runtime:
+        if stated.transformers is not None:
+            _require_agreement(stated, again)
+    return (
+        f"transformers {version} in {again.dtype}: scores within a relative {again.score_error} of "
+        f"the enclosures, probabilities within {again.probability_error}"
+    )
 
 
 def _require_agreement(stated: Runtime, again: Runtime) -> None:
@@ -174,10 +207,13 @@ def certify(
     found, draft = _until_decided(
         claim.layers, lambda effort: _prove(subject, claim, effort, progress)
     )
-    runtime = tuple(
-        _stated(subject, draft, found, dtype)
+    measured = [
+        _measured(subject, draft.target, dtype)
         for dtype in dict.fromkeys((subject.model.dtype, "float64"))
-    )
+    ]
+    if installed() is not None:
+        measured.append(_with_transformers(subject, draft.target))
+    runtime = tuple(_stated(subject, draft, found, one) for one in measured)
     certificate = replace(draft, runtime=runtime)
     for one in runtime:
         judge_runtime(certificate, subject.model.dtype, one, found)
@@ -200,7 +236,7 @@ def _prove(
     existence = _existence(subject.model, place, Fraction(epsilon), effort)
     low, high = Fraction(existence.low), Fraction(existence.high)
     found = enclose(subject.model, subject.data, place, low, high, effort, progress)
-    draft = _claims(subject, epsilon, existence, found, target)
+    draft = _claims(subject, epsilon, existence, found, target, hard=effort.pieces > 1)
     judge(draft, subject, found)
     return found, draft
 
@@ -224,8 +260,15 @@ def _existence(model: ExactModel, place: Place, epsilon: Fraction, effort: Effor
 
 
 def _claims(
-    subject: Subject, epsilon: Decimal, existence: Existence, found: Enclosures, target: int
+    subject: Subject,
+    epsilon: Decimal,
+    existence: Existence,
+    found: Enclosures,
+    target: int,
+    *,
+    hard: bool,
 ) -> Certificate:
+    """Raises Undecided where (e) or (f) cannot be claimed, unless it was tried hard."""
     vocabulary = subject.model.config.vocabulary
     margin_with, margin_without = (_less(m.low) for m in (found.margin_with, found.margin_without))
     exact = Fraction(epsilon)
@@ -249,8 +292,48 @@ def _claims(
         margin_without=margin_without,
         probability_with=_probability(margin_with, vocabulary),
         probability_without=_probability(margin_without, vocabulary),
+        everywhere=_everywhere(exact + away, found),
+        divergence=_divergence(exact, found, hard=hard),
+        margin_others=_margin_others(found, hard=hard),
         runtime=(),
     )
+
+
+# What bounds at every input are claimed with: a share to spare, as each checker has its own bounds.
+_SPARE = Fraction(1, 16)
+
+
+def _everywhere(epsilon: Fraction, found: Enclosures) -> Decimal:
+    low = found.everywhere.low
+    spare = max(abs(low - epsilon), Fraction(1, 10**9)) * _SPARE
+    return _down(low - spare, _magnitude(spare) - 2)
+
+
+def _divergence(epsilon: Fraction, found: Enclosures, *, hard: bool) -> Divergence | None:
+    """What (e) says for epsilon <= 1/2."""
+    if epsilon > Fraction(1, 2):
+        return None
+    ratio = min(b.low / a.high for a, b in pairwise(found.divergences))
+    kept = float(1 - _SPARE)
+    growth = Decimal(repr(1 + (math.sqrt(float(ratio)) - 1) * kept)) if ratio > 0 else Decimal(0)
+    last = math.sqrt(float(max(found.divergences[-1].low, 0)))
+    end = Decimal(f"{0.5 + (last - 0.5) * kept:.4g}")
+    if 1 < Fraction(growth) ** 2 < ratio and end > Decimal("0.5"):
+        return Divergence(growth, end)
+    # Runs that stay apart by the same are no case of (e), whatever the effort.
+    open_ = all(b.high > a.low for a, b in pairwise(found.divergences))
+    if open_ and not hard:
+        raise Undecided("the divergence is not certain to grow")
+    return None
+
+
+def _margin_others(found: Enclosures, *, hard: bool) -> Decimal | None:
+    least = found.margin_others
+    if least.low > 0:
+        return _less(least.low * (1 - _SPARE))
+    if least.high > 0 and not hard:
+        raise Undecided("the margins without another layer are open")
+    return None
 
 
 # Decimals, rounded away from what they bound
@@ -322,9 +405,28 @@ def _measured(subject: Subject, target: int, dtype: str) -> Runtime:
     return Runtime(
         dtype=str(dtype),  # plain text, as in the file
         torch=str(torch.__version__),
+        transformers=None,
         scores=tuple(Bounds(_float(s.cosine.least), _float(s.cosine.largest)) for s in scores),
         probability_with=_float(intact.least_probability_label),
         probability_without=_float(without.least_probability_distractor),
+        score_error=Decimal(0),
+        probability_error=Decimal(0),
+    )
+
+
+def _with_transformers(subject: Subject, target: int) -> Runtime:
+    """What `transformers` computes from the folder, with no errors stated."""
+    import torch
+
+    dtype = loaded_as(subject.model.dtype)
+    found = run(subject.folder, subject.data, subject.model.config.bos, target, dtype)
+    return Runtime(
+        dtype=dtype,
+        torch=str(torch.__version__),
+        transformers=installed(),
+        scores=tuple(Bounds(_float(least), _float(largest)) for least, largest in found.scores),
+        probability_with=_float(found.probability_with),
+        probability_without=_float(found.probability_without),
         score_error=Decimal(0),
         probability_error=Decimal(0),
     )
@@ -351,9 +453,10 @@ def _float(number: float) -> Decimal:
     return Decimal(repr(number))
 
 
-def _stated(subject: Subject, draft: Certificate, found: Enclosures, dtype: str) -> Runtime:
+def _stated(subject: Subject, draft: Certificate, found: Enclosures, measured: Runtime) -> Runtime:
     """What torch measured, with errors of four times what it took, since machines round apart."""
-    measured = _measured(subject, draft.target, dtype)
+    # transformers computes RMSNorm in float32 in any case.
+    dtype = measured.dtype if measured.transformers is None else "float32"
     needed = Fraction(0)
     for layer, (bounds, score) in enumerate(zip(measured.scores, found.scores, strict=True)):
         least, largest = (found.shipped,) * 2 if layer == draft.target else score

@@ -7,10 +7,22 @@ RESOURCES. Weights are the exact dyadic numbers of the file, the model is a func
 and every real number is enclosed in a `Ball` of integers. Only certain comparisons count; where
 balls are too wide the precision doubles, up to `ATTEMPTS` attempts.
 
+What PASS says of the model as a function of the reals. At every token of every input: (a) the
+target's score is epsilon for a real weight in the stated interval, and within the deviation for the
+shipped one; (b) every other score is larger; (e) if it is claimed, the divergence by removing the
+target grows at every later layer and ends above 1/2. On the dataset: (c) every answer is right; (d)
+without the target every one is the distractor, tokens with at least the stated probability; (f) if
+it is claimed, without any one other layer but the last every answer is still right.
+
+What it says of `transformers`: it loads the folder, reads nothing there that is not checked here,
+and no number that it computes leaves the range of float32 (`Range`). How much it rounds on the way
+is not proved; what was measured is taken as it is stated. Tokenizers are not looked at.
+
 Why a few numbers speak of every token of every input: before the last layer nothing attends, and
 all embeddings agree on the coordinates which those layers *touch*, and in norm. So one *passage*
 (touched coordinates and squared norm) is that of every token. Queries and keys of the last layer
-read touched coordinates only, and RoPE makes their products depend on distances only.
+read touched coordinates only, and RoPE makes their products depend on distances only. What the last
+layer does at an input that is not in the data is bounded by `Everywhere`.
 """
 
 from __future__ import annotations
@@ -23,14 +35,14 @@ import re
 import stat
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache, reduce
-from itertools import pairwise
+from itertools import combinations, pairwise
 from operator import add
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 ATTEMPTS = 6
 PASS, REJECT, MALFORMED, RESOURCES = range(4)
@@ -116,9 +128,13 @@ class Ball:
         """e^x for m, r <= 1: e^m, widened by `e^m (e^r - 1) <= 2 r e^m`, as e^r is convex.
 
         e^m is its Taylor sum at m/2^k, squared k times; below e^-p < 2^-p it lies within 1 of 0.
+        For larger r: its values at the ends, as it increases.
         """
-        if max(self.m, self.r) > 1 << self.p:
+        if self.m + (self.r if self.r > 1 << self.p else 0) > 1 << self.p:
             raise Undecided("an exponent is not certainly small")
+        if self.r > 1 << self.p:
+            low, high = (Ball(end, 0, self.p).exp().ends() for end in self.ends())
+            return Ball.between(low[0], high[1], self.p)
         power = Ball(0, 1, self.p)
         if self.m >= -self.p << self.p:
             terms, k, q = taylor(self.m, self.p)
@@ -280,12 +296,21 @@ def parse(text: bytes, where: str) -> Any:
         raise Verdict(MALFORMED, f"{where}: {error}") from None
 
 
+class Maybe(NamedTuple):
+    """Null, or a value of a kind."""
+
+    kind: Any
+
+
 def conform(value: Any, kind: Any, where: str) -> Any:
     """The value if it is of a kind, decimal strings as exact rationals, numbers as doubles.
 
     Kinds: {key: kind} (exactly these keys), [kind] (lists), tuples (one of these values), patterns,
-    `Fraction` (decimal strings), `float` (finite numbers), `int` (natural numbers), `str`.
+    `Maybe` (null or a kind), `Fraction` (decimal strings), `float` (finite numbers), `int` (natural
+    numbers), `str`.
     """
+    if isinstance(kind, Maybe):
+        return None if value is None else conform(value, kind.kind, where)
     if isinstance(kind, dict) and isinstance(value, dict) and value.keys() == kind.keys():
         return {key: conform(value[key], kind[key], f"{where}: {key}") for key in kind}
     if isinstance(kind, list) and isinstance(value, list):
@@ -319,15 +344,19 @@ ERRORS = {
     "bfloat16": (Fraction("5e-2"), Fraction("2e-2")),
 }
 RUNTIME = {
-    **{"dtype": tuple(ERRORS), "torch": VERSION, "scores": [BOUNDS], **PROBABILITIES},
-    **{"score_error": Fraction, "probability_error": Fraction},
+    **{"dtype": tuple(ERRORS), "torch": VERSION, "transformers": Maybe(VERSION)},
+    **{"scores": [BOUNDS], "score_error": Fraction, "probability_error": Fraction, **PROBABILITIES},
 }
+FORMAT = 2
 CERTIFICATE = {
-    **{"format": (1,), "theorem": ("thm:snowball",), "target": int, "layers": int, "examples": int},
+    "format": (FORMAT,),
+    **{"theorem": ("thm:snowball",), "target": int, "layers": int, "examples": int},
     "files": {"config.json": HASH, "model.safetensors": HASH, "dataset": HASH},
     "existence": {"row": int, "column": int, **BOUNDS},
     **dict.fromkeys(["epsilon", "deviation", "margin_with", "margin_without"], Fraction),
-    **{"scores": [BOUNDS], **PROBABILITIES, "runtime": [RUNTIME]},
+    **{"scores": [BOUNDS], **PROBABILITIES, "runtime": [RUNTIME], "everywhere": Fraction},
+    "divergence": Maybe({"growth": Fraction, "end": Fraction}),
+    "margin_others": Maybe(Fraction),
 }
 SIZES = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"]
 SIZES += ["num_attention_heads", "num_key_value_heads"]
@@ -339,34 +368,82 @@ CONFIG = {
     **dict.fromkeys(["attention_bias", "mlp_bias", "tie_word_embeddings"], (False,)),
     **{"dtype": tuple(ERRORS), "torch_dtype": tuple(ERRORS), "use_cache": (False, True)},
 }
+# All that may be in a folder: what transformers reads and is checked here, what it does not read,
+# and a tokenizer, of which a certificate says nothing. Anything else might change what
+# `from_pretrained` or `generate` do: adapters, other weights, code.
+FILES = {"config.json", "model.safetensors", "generation_config.json"}
+FILES |= {"snowball.json", "dataset.jsonl", "certificate.json", "answer.json", "questions.jsonl"}
+FILES |= {"README.md", "LICENSE", ".gitattributes"}
+FILES |= {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+FILES |= {"chat_template.jinja"}
+# Ranges of numbers of the config: positions and angles of RoPE are computed in float32.
+EPS, THETA, POSITIONS = 1.0, (1.0, 2.0**40), 1 << 24
 ENTRY = {"dtype": str, "shape": [int], "data_offsets": [int]}
 # Of dtypes: the name in a safetensors header, bytes, and letter in `struct` (BF16 is half of F32).
 CODES = {"bfloat16": ("BF16", 2, "f"), "float32": ("F32", 4, "f"), "float64": ("F64", 8, "d")}
 
 
 def read_certificate(path: str) -> SimpleNamespace:
-    claims = SimpleNamespace(**conform(parse(read_text(path), path), CERTIFICATE, path))
-    if not 0 < len({one["dtype"] for one in claims.runtime}) == len(claims.runtime):
+    entries = parse(read_text(path), path)
+    if isinstance(entries, dict) and entries.get("format") == 1:
+        why = "format 1 proves less than this checker asks for: certify the folder again"
+        raise Verdict(MALFORMED, f"{path}: {why}")
+    claims = SimpleNamespace(**conform(entries, CERTIFICATE, path))
+    programs = {(one["dtype"], one["transformers"] is None) for one in claims.runtime}
+    if not 0 < len(programs) == len(claims.runtime):
         raise Verdict(MALFORMED, f"{path}: runtime must have entries, of different dtypes")
     if any(len(one["scores"]) != claims.layers for one in (vars(claims), *claims.runtime)):
         raise Verdict(MALFORMED, f"{path}: not as many scores as layers")
     return claims
 
 
+def read_names(folder: str) -> None:
+    """Refuses a folder with anything in it that is not known."""
+    try:
+        found = sorted(entry.name for entry in os.scandir(folder) if not known(entry))
+    except (OSError, ValueError) as error:
+        raise Verdict(MALFORMED, f"cannot read {folder}: {error}") from None
+    if found:
+        why = "which might change what from_pretrained or generate do"
+        raise Verdict(MALFORMED, f"{folder}: unknown {found[0]!r:.80}, {why}")
+
+
+def known(entry: os.DirEntry[str]) -> bool:
+    return entry.name in FILES and entry.is_file()
+
+
+def read_generation(folder: str, config: SimpleNamespace) -> None:
+    """Refuses anything but greedy decoding up to EOS."""
+    path = os.path.join(folder, "generation_config.json")
+    if os.path.lexists(path):
+        ids = {key: (getattr(config, key),) for key in ("bos_token_id", "eos_token_id")}
+        conform(parse(read_text(path), path), {**ids, "do_sample": (False,)}, path)
+
+
 def read_config(text: bytes, where: str) -> SimpleNamespace:
-    c = SimpleNamespace(**conform(parse(text, where), CONFIG, where))
+    entries = parse(text, where)
+    c = SimpleNamespace(**conform(entries, CONFIG, where))
     sizes = [getattr(c, key) for key in SIZES]
     impossible = [
         min(sizes) < 1 or c.num_attention_heads % c.num_key_value_heads or c.head_dim % 2,
         c.bos_token_id == c.eos_token_id or max(c.bos_token_id, c.eos_token_id) >= c.vocab_size,
-        c.rms_norm_eps < 0 or c.rope_theta <= 0 or c.dtype != c.torch_dtype,
-        c.rope_theta != c.rope_parameters["rope_theta"],
+        type(entries["rms_norm_eps"]) is not float,
+        c.rope_theta != c.rope_parameters["rope_theta"] or c.dtype != c.torch_dtype,
     ]
     if any(impossible):
         raise Verdict(MALFORMED, f"{where}: sizes, ids or constants contradict each other")
+    for name, value, least, most in (
+        ("rms_norm_eps", c.rms_norm_eps, 0, EPS),
+        ("rope_theta", c.rope_theta, *THETA),
+        ("max_position_embeddings", c.max_position_embeddings, 1, POSITIONS),
+    ):
+        if not least <= value <= most:
+            raise Verdict(MALFORMED, f"{where}: {name} {value:g} is not within {least:g}..{most:g}")
     largest = max(*sizes, c.num_attention_heads * c.head_dim)
     if largest > SIZE or c.hidden_size > WIDTH:
         raise Verdict(RESOURCES, f"{where}: a size exceeds {SIZE}, or the hidden size {WIDTH}")
+    if c.hidden_size % c.num_attention_heads:
+        raise Verdict(MALFORMED, f"{where}: heads do not divide the hidden size")
     return c
 
 
@@ -395,8 +472,11 @@ class Matrix:
         return {c for index in self.rows for c in self.row(index)}
 
 
+ball_of = lru_cache(maxsize=1 << 14)(Ball.of)  # weights take few values; nobody changes a ball
+
+
 def rounded(row: dict[int, float], p: int) -> Stream:
-    return {c: Ball.of(v, p) for c, v in row.items()}
+    return {c: ball_of(v, p) for c, v in row.items()}
 
 
 @lru_cache(maxsize=256)
@@ -509,6 +589,8 @@ def read_data(text: bytes, where: str, config: SimpleNamespace) -> list[SimpleNa
             raise Verdict(
                 REJECT, f"dataset: {place}: label or distractor not once among the choices"
             )
+        if len(row.prompt) + max(map(len, answers)) + 2 > config.max_position_embeddings:
+            raise Verdict(REJECT, f"dataset: {place}: longer than max_position_embeddings")
         rows.append(row)
     if len({bool(row.choices) for row in rows}) != 1:
         raise Verdict(MALFORMED, f"{where}: no rows, or choices in some rows only")
@@ -525,7 +607,12 @@ def read_data(text: bytes, where: str, config: SimpleNamespace) -> list[SimpleNa
 class Model:
     """A decoder of the form that the module docstring describes; anything else is rejected.
 
-    On the `touched` coordinates all embeddings are `common`; squares of the others sum to `rest`.
+    On the `touched` coordinates all embeddings are `common`; squares of the others sum to `rest`,
+    and each lies between those of two rows, `low` and `high`. What adds nothing must be zero.
+
+    Of the last layer: heads write coordinates that are zero before (`attended`), *screened* units
+    have gates that read them, and write other coordinates that are zero before (`written`); all
+    other units are *steady*, and what they do depends on the norm only.
     """
 
     def __init__(self, config: SimpleNamespace, tensors: dict[str, Matrix]) -> None:
@@ -536,11 +623,15 @@ class Model:
             if (parts := name.split("."))[1] == "layers":
                 setattr(self.layers[int(parts[2])], parts[-2], tensor)
         self.touched: set[int] = set()
-        for layer in self.layers:
-            # The other hidden units add exactly nothing.
-            layer.active = sorted(layer.down_proj.used_columns().intersection(layer.up_proj.rows))
+        for index, layer in enumerate(self.layers):
+            columns = layer.down_proj.used_columns()
+            rows = set(layer.gate_proj.rows), set(layer.up_proj.rows), columns
+            layer.active = sorted(set.intersection(*rows))
+            if idle := set.union(*rows).difference(layer.active):
+                why = f"unit {min(idle)} of layer {index} adds nothing, but has weights"
+                raise Verdict(REJECT, f"structure: {why}")
         for index, layer in enumerate(self.layers[:-1]):
-            if layer.o_proj.rows and layer.v_proj.rows:
+            if layer.q_proj.rows or layer.k_proj.rows or layer.v_proj.rows or layer.o_proj.rows:
                 raise Verdict(REJECT, f"structure: layer {index} attends, but only the last may")
             self.touched.update(layer.down_proj.rows)
             for unit in layer.active:
@@ -548,7 +639,29 @@ class Model:
         for matrix in (self.layers[-1].q_proj, self.layers[-1].k_proj):
             if other := matrix.used_columns() - self.touched:
                 raise Verdict(REJECT, f"structure: the last layer attends by {min(other)}")
-        for token in range(config.vocab_size):
+        self._read_heads()
+        self._read_embedding()
+        self._read_units()
+
+    def _read_heads(self) -> None:
+        """Values that are not put out, and the heads and keys of such, must be zero."""
+        c, last = self.config, self.layers[-1]
+        group = c.num_attention_heads // c.num_key_value_heads
+        columns = last.o_proj.used_columns()
+        places = {j // c.head_dim // group * c.head_dim + j % c.head_dim for j in columns}
+        heads = {j // c.head_dim for j in columns}
+        idle = {i // c.head_dim for i in last.q_proj.rows} - heads
+        deaf = {i // c.head_dim for i in last.k_proj.rows} - {head // group for head in heads}
+        if idle or deaf or places != set(last.v_proj.rows):
+            raise Verdict(REJECT, "structure: heads that put nothing out have weights")
+        self.attended = set(last.o_proj.rows)
+        self.marks: dict[int, Marks] = {}
+
+    def _read_embedding(self) -> None:
+        low: dict[int, Fraction] = {}
+        high: dict[int, Fraction] = {}
+        seen: dict[int, int] = {}
+        for token in range(self.config.vocab_size):
             row = {c: Fraction(v) for c, v in self.embedding.row(token).items()}
             common = {c: row.pop(c, Fraction(0)) for c in self.touched}
             rest = Fraction(sum(v * v for v in row.values()))
@@ -556,6 +669,44 @@ class Model:
                 self.common, self.rest = common, rest
             if (common, rest) != (self.common, self.rest):
                 raise Verdict(REJECT, f"structure: the layers tell token {token} from token 0")
+            for c, v in row.items():
+                low[c], high[c] = min(low.get(c, v), v), max(high.get(c, v), v)
+                seen[c] = seen.get(c, 0) + 1
+        for c, count in seen.items():
+            if count < self.config.vocab_size:
+                low[c], high[c] = min(low[c], Fraction(0)), max(high[c], Fraction(0))
+        self.low, self.high = low, high
+
+    def _read_units(self) -> None:
+        last, differ = self.layers[-1], {c for c in self.low if self.low[c] != self.high[c]}
+        mixed = last.v_proj.used_columns()
+        units = {unit: set(last.gate_proj.row(unit)) for unit in last.active}
+        self.screened = [unit for unit, gate in units.items() if gate & self.attended]
+        self.steady = [unit for unit, gate in units.items() if not gate & self.attended]
+        self.written = {r for unit in self.screened for r in last.down_proj.column(unit)}
+        moved = {r for unit in self.steady for r in last.down_proj.column(unit)}
+        up = {c for unit in last.active for c in last.up_proj.row(unit)}
+        read = up | {c for gate in units.values() for c in gate - self.attended}
+        fresh = self.attended | self.written
+        for what, wrong in (
+            ("heads mix, as if it were of tokens, coordinate", mixed & self.touched),
+            ("units of the last layer read coordinate", read & differ),
+            ("up values read what heads write, at", up & self.attended),
+            ("attention and hidden units both write coordinate", self.attended & self.written),
+            (
+                "what the last layer writes is not zero before, at",
+                fresh & (self.touched | {*self.low}),
+            ),
+            ("units of different kinds write coordinate", fresh & moved),
+            ("the last layer changes what differs between tokens, at", moved & differ),
+        ):
+            if wrong:
+                raise Verdict(REJECT, f"structure: {what} {min(wrong)}")
+
+    def box(self, stream: Stream, p: int) -> Stream:
+        """All streams that enter the last layer, by coordinate; exact zeros are left out."""
+        ends = {c: [Ball.of(self.low[c], p), Ball.of(self.high[c], p)] for c in self.low}
+        return nonzero({**{c: hull(some) for c, some in ends.items()}, **stream})
 
 
 def inverse_rms(square: Ball, config: SimpleNamespace) -> Ball:
@@ -568,6 +719,99 @@ def scaled(x: Stream, norm: Matrix) -> Stream:
     """The stream times the weights of an RMSNorm."""
     weights = norm.row(0)
     return {c: b * Ball.of(weights[c], b.p) for c, b in x.items() if c in weights}
+
+
+# The range of float32
+
+# transformers computes RMSNorm, RoPE and softmax in float32, whatever the dtype of the model. The
+# *scale* of a sum `sum w_c x_c` is `sum |w_c| |x_c|`, with the largest that is certified of each
+# |x_c|. It must be 0 or within 2^LOW..2^HIGH. Then no partial sum overflows, and as the least
+# normal number is 2^-126, what k products lose below it is at most k 2^-20 of the scale, where
+# float32 rounds by k 2^-24 of it. The same is asked of every product and coordinate. Coordinates
+# are at most 2^COORDINATE, so that their squares fit, and the mean of these is at least 2^MEAN.
+# Scores of attention are at most 2^SCORE: a mask of the least float32 absorbs them. Gates and up
+# values are at least 2^-CANCEL of their scale, as is what is written to a coordinate of what the
+# coordinate holds before or after it: no more than CANCEL of the 24 bits cancel.
+LOW, HIGH, COORDINATE, MEAN, SCORE, CANCEL = -106, 120, 60, -64, 16, 14
+
+
+def top(ball: Ball) -> int:
+    return abs(ball.m) + ball.r
+
+
+def bottom(ball: Ball) -> int:
+    return max(0, abs(ball.m) - ball.r)
+
+
+def nonzero(x: Stream) -> Stream:
+    return {c: b for c, b in x.items() if b.m or b.r}
+
+
+def in_range(what: str, size: int, p: int, most: int = HIGH) -> int:
+    """Decides that a size, in units of 2^-p, is 0 or within 2^LOW..2^most; returns it."""
+    if size and not 1 << p + LOW <= size <= 1 << p + most:
+        why = f"is of the size 2^{size.bit_length() - p}, which float32 cannot carry"
+        raise Verdict(REJECT, f"range: {what} {why}")
+    return size
+
+
+def scale(what: str, row: Stream, x: Stream, p: int, most: int | None = HIGH) -> int:
+    """Decides that the scale of `sum w_c x_c` is in range; returns it, 0 if no term is there."""
+    sizes = [top(w) * top(x[c]) for c, w in row.items() if c in x]
+    size = (sum(sizes) >> p) + 1 if sizes else 0
+    return size if most is None else in_range(what, size, p, most)
+
+
+def keeps(what: str, size: int, *values: Ball) -> None:
+    """Decides that one of some values is at least 2^-CANCEL of a scale."""
+    if max(map(top, values)) << CANCEL < size:
+        raise Verdict(REJECT, f"range: {what} cancels more digits than float32 can lose")
+    if max(map(bottom, values)) << CANCEL < size:
+        raise Undecided(f"range: {what} may cancel")
+
+
+def examine_norm(what: str, x: Stream, square: Ball, norm: Matrix, config: Any) -> Stream:
+    """Decides that an RMSNorm of x is in range; returns what leaves it."""
+    p = square.p
+    for c, b in x.items():
+        in_range(f"coordinate {c} {what}", top(b), p, COORDINATE)
+    if square.ends()[0] < config.hidden_size << p + MEAN:
+        raise Verdict(REJECT, f"range: the mean of squares {what} may be less than 2^{MEAN}")
+    inverse = inverse_rms(square, config)
+    normed = {c: inverse * b for c, b in scaled(x, norm).items()}
+    for c, b in normed.items():
+        in_range(f"coordinate {c} {what}, normed,", top(b), p)
+    return normed
+
+
+def examine_units(
+    where: str, layer: Any, units: Iterable[int], normed: Stream, p: int, exact: bool
+) -> Iterator[tuple[int, Ball, Ball]]:
+    """Gates and up values of units that add something, each decided to be in range."""
+    for unit in units:
+        values = []
+        for matrix, what in ((layer.gate_proj, "gate"), (layer.up_proj, "up")):
+            row, name = balls(matrix, unit, p), f"{what} of unit {unit} of layer {where}"
+            size, value = scale(name, row, normed, p), inner(row, normed, p)
+            if size and exact:
+                keeps(name, size, value)
+            values += [value] if size else []
+        if len(values) == 2:
+            yield unit, *values
+
+
+def examine_writes(where: str, layer: Any, values: dict[int, Ball], x: Stream, y: Stream) -> None:
+    """Decides that what hidden values write is in range and does not cancel."""
+    sizes: dict[int, int] = {}
+    for unit, value in values.items():
+        in_range(f"what unit {unit} of layer {where} holds", top(value), value.p)
+        for row, weight in layer.down_proj.column(unit).items():
+            size = top(value) * top(Ball.of(weight, value.p)) >> value.p
+            sizes[row] = sizes.get(row, 0) + size + 1
+    for row, size in sizes.items():
+        what = f"what layer {where} writes to coordinate {row}"
+        in_range(what, size, y[row].p)
+        keeps(what, size, y[row], *([x[row]] if row in x else []))
 
 
 def hidden(layer: SimpleNamespace, unit: int, normed: Stream, inverse: Ball) -> Ball:
@@ -599,25 +843,37 @@ class Passage:
         place: Place | None = None,
         weight: Ball | None = None,
         removed: int | None = None,
+        since: int | None = None,
     ) -> None:
+        """Streams and squared norms that leave layers from `since` on are kept in `after`."""
         self.scores: dict[int, Ball] = {}
+        self.after: dict[int, tuple[Stream, Ball]] = {}
         self.stream = {c: Ball.of(value, p) for c, value in model.common.items()}
         self.square = inner(self.stream, self.stream, p) + Ball.of(model.rest, p)
         for index, layer in enumerate(model.layers[:-1]):
-            if index == removed:
-                continue
-            inverse = inverse_rms(self.square, model.config)
-            normed = scaled(self.stream, layer.post_attention_layernorm)
-            update: Stream = {}
-            for unit in layer.active:
-                value = hidden(layer, unit, normed, inverse)
-                for row, entry in layer.down_proj.column(unit).items():
-                    factor = weight if weight and (index, row, unit) == place else Ball.of(entry, p)
-                    update = plus(update, {row: value * factor})
-            product, self.stream = inner(self.stream, update, p), plus(self.stream, update)
-            after = inner(self.stream, self.stream, p) + Ball.of(model.rest, p)
-            self.scores[index] = cosine_score(self.square, product, after)
-            self.square = after
+            if index != removed:
+                self._pass(model, index, layer, place, weight)
+            if since is not None and index >= since:
+                self.after[index] = self.stream, self.square
+
+    def _pass(
+        self, model: Model, index: int, layer: Any, place: Place | None, weight: Ball | None
+    ) -> None:
+        p, norm = self.square.p, layer.post_attention_layernorm
+        before, values, update = nonzero(self.stream), {}, {}
+        # Attention adds nothing, but its RMSNorm is computed.
+        for some in (layer.input_layernorm, norm):
+            normed = examine_norm(f"before layer {index}", before, self.square, some, model.config)
+        for unit, gate, up in examine_units(str(index), layer, layer.active, normed, p, True):
+            values[unit] = gate * gate.sigmoid() * up
+            for row, entry in layer.down_proj.column(unit).items():
+                factor = weight if weight and (index, row, unit) == place else Ball.of(entry, p)
+                update = plus(update, {row: values[unit] * factor})
+        product, self.stream = inner(self.stream, update, p), plus(self.stream, update)
+        examine_writes(str(index), layer, values, before, self.stream)
+        after = inner(self.stream, self.stream, p) + Ball.of(model.rest, p)
+        self.scores[index] = cosine_score(self.square, product, after)
+        self.square = after
 
 
 def hull(parts: Sequence[Ball]) -> Ball:
@@ -630,13 +886,35 @@ def passage_over(
 ) -> Passage:
     """The hull of the passages of all weights between two, cut into n parts."""
     cuts = [Ball.of(low + (high - low) * Fraction(i, n), p) for i in range(n + 1)]
-    parts = (Passage(model, p, place, hull(ends)) for ends in pairwise(cuts))
+    return joined(Passage(model, p, place, hull(ends), since=place[0]) for ends in pairwise(cuts))
+
+
+def joined(parts: Iterator[Passage]) -> Passage:
+    """The hull of passages, of what all of them have."""
     found = next(parts)
     for one in parts:
-        found.scores = {i: hull([b, one.scores[i]]) for i, b in found.scores.items()}
-        found.stream = {c: hull([b, one.stream[c]]) for c, b in found.stream.items()}
-        found.square = hull([found.square, one.square])
+        found.scores = {
+            i: hull([b, one.scores[i]]) for i, b in found.scores.items() if i in one.scores
+        }
+        found.stream, found.square = both_of((found.stream, found.square), (one.stream, one.square))
+        found.after = {i: both_of(some, one.after[i]) for i, some in found.after.items()}
     return found
+
+
+def both_of(one: tuple[Stream, Ball], other: tuple[Stream, Ball]) -> tuple[Stream, Ball]:
+    stream = {c: hull([b, other[0][c]]) for c, b in one[0].items()}
+    return stream, hull([one[1], other[1]])
+
+
+def differences(one: Stream, other: Stream) -> Ball:
+    """`|x - y|^2` on the coordinates of both; no less than 0."""
+    p, zero = next(iter(one.values())).p, Ball(0, 0, 0)
+    lows, highs = [], []
+    for c in one.keys() | other.keys():
+        away = one.get(c, zero) - other.get(c, zero)
+        lows.append(bottom(away) ** 2 >> p)
+        highs.append((top(away) ** 2 >> p) + 1)
+    return Ball.between(sum(lows), sum(highs), p)
 
 
 # The last layer
@@ -668,8 +946,20 @@ class Reader:
     adds little. Units whose gate reads touched coordinates only are `steady`: always evaluated.
     """
 
-    def __init__(self, model: Model, passage: Passage, attempt: int, found: Sequences) -> None:
+    def __init__(
+        self,
+        model: Model,
+        passage: Passage,
+        attempt: int,
+        found: Sequences,
+        least: Ball | None = None,
+    ) -> None:
+        """With `least`, no more than 1/rms of the final norm is at any input, margins are least.
+
+        Scores are then left out: coordinates that no answer depends on may be wide.
+        """
         self.model, self.p, self.layer, c = model, 96 << attempt, model.layers[-1], model.config
+        self.least = None if least is None else least.at(self.p)
         self.square = passage.square.at(self.p)
         self.touched = {i: b.at(self.p) for i, b in passage.stream.items()}
         norm, inverse = self.layer.input_layernorm, inverse_rms(self.square, c)
@@ -731,9 +1021,8 @@ class Reader:
     def _prepare_units(self, attempt: int) -> None:
         gate, up, down = self.layer.gate_proj, self.layer.up_proj, self.layer.down_proj
         self.silent, q, size, self.parts = 10 << attempt, 8 << attempt, 24 << attempt, []
-        active, step = self.layer.active, max(1, BLOCK // self.model.config.hidden_size)
-        self.steady = [unit for unit in active if gate.row(unit).keys() <= self.model.touched]
-        screened = sorted(set(active).difference(self.steady))
+        step = max(1, BLOCK // self.model.config.hidden_size)
+        self.steady, screened = self.model.steady, self.model.screened
         self.unit = q + size  # products of the packed matrices count in units of 2^-unit
         for units in (screened[i : i + step] for i in range(0, len(screened), step)):
             rows = ([rounded(matrix.row(unit), q) for unit in units] for matrix in (gate, up))
@@ -744,7 +1033,7 @@ class Reader:
             largest = max((abs(weights.get(unit, 0.0)) for unit in screened), default=0.0)
             self.down[row] = Ball.of(largest, self.p)
 
-    def read(self, found: Sequences) -> Iterator[tuple[Ball, list[Ball]]]:
+    def read(self, found: Sequences) -> Iterator[tuple[Ball | None, list[Ball]]]:
         """The score at the end of each sequence, and the margins of what must follow it."""
         c, p, patterns = self.model.config, self.p, []
         group = c.num_attention_heads // c.num_key_value_heads
@@ -761,14 +1050,18 @@ class Reader:
                 context += [Ball(f, error, 2 * p).at(p) for f in sums]
             mixed, x = dict(enumerate(context)), self._entering(tokens[-1])
             attended = {r: inner(row, mixed, p) for r, row in self.output.items()}
-            update = plus(attended, self._mlp(plus(x, attended)))
-            y = plus(x, update)
-            square = inner(y, y, p)
-            score = cosine_score(self.square, inner(x, update, p), square)
-            yield score, self._margins(y, square, wanted) if wanted else []
+            # What is attended is orthogonal to x, which is zero there.
+            between = self.square + inner(attended, attended, p)
+            update = plus(attended, self._mlp(plus(x, attended), between))
+            y, score, inverse = plus(x, update), None, self.least
+            if inverse is None:
+                square = inner(y, y, p)
+                score = cosine_score(self.square, inner(x, update, p), square)
+                inverse = inverse_rms(square, c)
+            yield score, self._margins(y, inverse, wanted) if wanted else []
 
-    def _mlp(self, x: Stream) -> Stream:
-        inverse = inverse_rms(inner(x, x, self.p), self.model.config)
+    def _mlp(self, x: Stream, square: Ball) -> Stream:
+        inverse = inverse_rms(square, self.model.config)
         normed = scaled(x, self.layer.post_attention_layernorm)
         loud, size = self._screen(normed, inverse)
         update = {row: Ball(0, size, self.p) * largest for row, largest in self.down.items()}
@@ -798,9 +1091,9 @@ class Reader:
         most = Ball(0, (size >> self.unit) + 1, p) * inverse
         return loud, most.r
 
-    def _margins(self, y: Stream, square: Ball, wanted: set[int]) -> list[Ball]:
+    def _margins(self, y: Stream, inverse: Ball, wanted: set[int]) -> list[Ball]:
         """Logits of wanted tokens less the largest other one; tokens without a row have 0."""
-        normed, inverse = scaled(y, self.model.norm), inverse_rms(square, self.model.config)
+        normed = scaled(y, self.model.norm)
         logits = {t: inner(row, normed, self.p) for t, row in self.unembedding.items()}
         margins, zero = [], Ball(0, 0, self.p)
         for token in wanted:
@@ -814,6 +1107,208 @@ class Reader:
 
 def block(index: int, size: int) -> range:
     return range(index * size, (index + 1) * size)
+
+
+class Marks:
+    """What any heads and screened units do, but for the factor 1/rms of the stream and of gates.
+
+    Weights of attention are positive and sum to 1, so that what a head puts out lies in the *box*
+    of the values of all tokens, `middle_j +- spread_j` in coordinate j. Over it a gate
+    `sum_j g_j m_j` of unit i is at most `most_i = sum_j g_j middle_j + |g_j| spread_j`, and that of
+    units i, k together at most `most_i + most_k - 2 sum_j spread_j min(|g_ij|, |g_kj|)` over all j
+    where their signs are opposite, as `|g + h| = |g| + |h| - 2 min(|g|, |h|)` for g, h of opposite
+    signs, and at most `|g| + |h|` else. Signs count where `|g_j| spread_j >= least`. So units of
+    different *groups*, which are those of the same signs, have two gates that add up to at most
+    `most_i + most_k - 2 least differ`, where any two groups have opposite signs in `differ` places.
+    """
+
+    def __init__(self, model: Model, p: int) -> None:
+        c, self.p, layer = model.config, p, model.layers[-1]
+        group = c.num_attention_heads // c.num_key_value_heads
+        plain = scaled(model.box({}, p), layer.input_layernorm)
+        rows = {i: balls(layer.v_proj, i, p) for i in layer.v_proj.rows}
+        values = {i: inner(row, plain, p) for i, row in rows.items()}
+        self.values = max((scale("", row, plain, p, None) for row in rows.values()), default=0)
+        self.box: Stream = {}
+        for j in layer.o_proj.used_columns():
+            self.box[j] = values[j // c.head_dim // group * c.head_dim + j % c.head_dim]
+        output = {r: balls(layer.o_proj, r, p) for r in layer.o_proj.rows}
+        self.sizes = {r: scale("", row, self.box, p, None) for r, row in output.items()}
+        gamma = layer.post_attention_layernorm.row(0)
+        self.output = {r: output[r] for r in output if r in gamma}
+        for r, row in self.output.items():
+            self.output[r] = {j: b * Ball.of(gamma[r], p) for j, b in row.items()}
+        self.sized = {r: Ball(0, size, p) for r, size in self.sizes.items() if r in gamma}
+        self.sized = {r: b * Ball.of(gamma[r], p) for r, b in self.sized.items()}
+        # By unit: group, most and scale of a gate, norm of what it writes, what else it reads.
+        self.units: dict[int, tuple[int, int, int, int, Stream, Stream]] = {}
+        self.least = 0
+        groups: dict[tuple[int, int], int] = {}
+        for unit in model.screened:
+            gate = balls(layer.gate_proj, unit, p)
+            most, signs = self._gate(gate)
+            number = groups.setdefault(signs, len(groups))
+            writes = layer.down_proj.column(unit).values()
+            norm = math.isqrt(sum(top(ball_of(w, p)) ** 2 for w in writes)) + 1
+            reads = {c: b for c, b in gate.items() if c not in model.attended}
+            up, size = balls(layer.up_proj, unit, p), scale("", gate, self.sized, p, None)
+            self.units[unit] = number, most, size, norm, reads, up
+        opposite = (
+            ((ups & minus) | (downs & plus)).bit_count()
+            for (ups, downs), (plus, minus) in combinations(groups, 2)
+        )
+        self.groups, self.differ = len(groups), min(opposite, default=0)
+
+    def _gate(self, gate: Stream) -> tuple[int, tuple[int, int]]:
+        """The most that a gate is over the box, and its positive and negative signs."""
+        p, weights, errors = self.p, dict[int, int](), dict[int, int]()
+        for r, w in gate.items():
+            for j, b in self.output.get(r, {}).items():
+                weights[j] = weights.get(j, 0) + (w.m * b.m >> p)
+                error = abs(w.m) * b.r + abs(b.m) * w.r + w.r * b.r
+                errors[j] = errors.get(j, 0) + (error >> p) + 2
+        most, signs, swings = 0, [0, 0], {}
+        for j, g in weights.items():
+            box, size = self.box[j], abs(g) + errors[j]
+            most += (g * box.m + errors[j] * abs(box.m) + size * box.r >> p) + 1
+            swings[j] = (abs(g) - errors[j]) * box.r >> p
+        self.least = self.least or max(swings.values(), default=0) // 2 + 1
+        for j, swing in swings.items():
+            if swing >= self.least:
+                signs[weights[j] < 0] |= 1 << j
+        return most, (signs[0], signs[1])
+
+
+class Everywhere:
+    """What the last layer and the unembedding do at any input, after a passage.
+
+    What is added to x by heads (a) and by screened units (m) is orthogonal to x, to what steady
+    units add, and a to m. Hence with |a| <= A, |m| <= M: `|x + a|^2` is within `|x|^2 + [0, A^2]`,
+    on which alone steady units depend, and they leave a squared norm that grows by at most
+    `A^2 + M^2`. For M: by `Marks` all units are silent but those of one group.
+    """
+
+    def __init__(self, model: Model, passage: Passage, parts: int) -> None:
+        """Decides that all is in range."""
+        self.model, self.layer, self.p = model, model.layers[-1], passage.square.p
+        if self.p not in model.marks:
+            model.marks[self.p] = Marks(model, self.p)
+        self.marks, self.square = model.marks[self.p], passage.square
+        self.name = str(model.config.num_hidden_layers - 1)
+        self.x = model.box(passage.stream, self.p)
+        self._attend()
+        norm = self.layer.post_attention_layernorm
+        between = hull([self.square, self.square + self.attended])
+        entering = {**self.x, **{r: Ball(0, size, self.p) for r, size in self.sizes.items()}}
+        self.normed = examine_norm("in the last layer", entering, between, norm, model.config)
+        self.inverse = inverse_rms(between, model.config)
+        m = self._recall()
+        added = self.attended + Ball(0, (m * m >> self.p) + 1, self.p)
+        self._leave(between, Ball.between(0, added.ends()[1], self.p), m, parts)
+
+    def _attend(self) -> None:
+        """What heads add, by coordinate, and A^2."""
+        c, p, layer = self.model.config, self.p, self.layer
+        group = c.num_attention_heads // c.num_key_value_heads
+        where = "before the last layer"
+        normed = examine_norm(where, self.x, self.square, layer.input_layernorm, c)
+        sizes: list[list[int]] = []
+        for matrix, what in ((layer.q_proj, "query"), (layer.k_proj, "key")):
+            sizes.append([0] * matrix.height)
+            for i in matrix.rows:
+                row, name = balls(matrix, i, p), f"{what} {i} of the last layer"
+                size, value = scale(name, row, normed, p), inner(row, normed, p)
+                if size:
+                    sizes[-1][i] = top(value)
+                    keeps(name, size, value)
+        half = c.head_dim // 2
+        for head in range(c.num_attention_heads):
+            q = sizes[0][head * c.head_dim :][: c.head_dim]
+            k = sizes[1][head // group * c.head_dim :][: c.head_dim]
+            pairs = [(q[m] + q[m + half]) * (k[m] + k[m + half]) for m in range(half)]
+            in_range(f"scores of head {head}", sum(pairs) >> p, p, SCORE)
+        self.fast = inverse_rms(self.square, c).ends()[1]
+        in_range("values of the last layer", self.marks.values * self.fast >> p, p)
+        self.sizes = {
+            r: in_range(f"what heads write to coordinate {r}", (size * self.fast >> p) + 1, p)
+            for r, size in self.marks.sizes.items()
+        }
+        self.attended = Ball(0, (sum(a * a for a in self.sizes.values()) >> p) + 1, p)
+
+    def _recall(self) -> int:
+        """M, in units of 2^-p: all units are silent but those of one group.
+
+        `silu(t) <= max(0.28, t)` for a loud one, where -0.28 < silu. If `t <= -y <= -1`, then
+        `|silu(t)| <= y e^-y <= y 2^-floor(1.4426 y)`, see `Reader`.
+        """
+        p, layer, marks = self.p, self.layer, self.marks
+        (slow, fast), plain = self.inverse.ends(), scaled(self.x, layer.post_attention_layernorm)
+        loud, quiet, most, largest = dict[int, int](), 0, 0, 0
+        for unit, (group, gate, size, norm, reads, up) in marks.units.items():
+            own = (gate * self.fast >> p) + 1 if gate > 0 else 0
+            most = max(most, own + inner(reads, plain, p).ends()[1])
+            # Scales, as conditions on layers may cancel.
+            shared = scale("a gate", reads, plain, p, None)
+            size = ((size * self.fast >> p) + 1 + shared) * fast >> p
+            largest = max(largest, in_range(f"gate of screened unit {unit}", size, p))
+            size = scale(f"up value of unit {unit}", up, self.normed, p)
+            written = in_range(f"what unit {unit} writes", (norm * size >> p) + 1, p)
+            loud[group] = loud.get(group, 0) + written
+            quiet += written
+        silu = max((28 << p) // 100 + 1, (most * fast >> p) + 1)
+        m = (silu * max(loud.values(), default=0) >> p) + 1
+        if marks.groups > 1:
+            # Opposite signs lower the sum by their share of the box, which 1/rms scales.
+            differ = marks.least * marks.differ * self.least_inverse() >> p
+            silent = (differ - most) * slow >> p
+            if silent < 1 << p:
+                why = "two units of the last layer may be loud at one input"
+                raise Verdict(REJECT, f"structure: {why}")
+            keeps("a gate of the last layer", largest, Ball(silent, 0, p))
+            m += (((silent >> silent * 14426 // (10000 << p)) + 1) * quiet >> p) + 1
+        return in_range("what hidden units write", m, p)
+
+    def least_inverse(self) -> int:
+        return inverse_rms(self.square, self.model.config).ends()[0]
+
+    def _leave(self, between: Ball, added: Ball, m: int, parts: int) -> None:
+        """The score, what common coordinates are after the layer, 1/rms and logits."""
+        p, model = self.p, self.model
+        _, values = self._steady(self.inverse, check=True)
+        low, high = between.ends()
+        cuts = [low + (high - low) * i // parts for i in range(parts + 1)]
+        scores, leaving, norms = [], [], []
+        for ends in pairwise(cuts):
+            inverse = inverse_rms(Ball.between(*ends, p), model.config)
+            update, _ = self._steady(inverse, check=False)
+            product = inner(self.x, update, p)
+            square = self.square + product + product + inner(update, update, p)
+            norms.append(square + added)
+            leaving.append((plus(self.x, update), norms[-1]))
+            scores.append(cosine_score(self.square, product, norms[-1]))
+        self.score = hull(scores)
+        self.stream, self.after = reduce(both_of, leaving)
+        y = {**self.stream, **{r: Ball(0, size, p) for r, size in self.sizes.items()}}
+        y |= {r: Ball(0, m, p) for r in model.written}
+        y = nonzero(y)
+        examine_writes(self.name, self.layer, values, self.x, y)
+        normed = examine_norm("after the last layer", y, self.after, model.norm, model.config)
+        self.least = Ball(inverse_rms(self.after, model.config).ends()[0], 0, p)
+        rows = ((t, rounded(model.unembedding.row(t), p)) for t in model.unembedding.rows)
+        self.logits = max((scale(f"logit {t}", row, normed, p) for t, row in rows), default=0)
+
+    def _steady(self, inverse: Ball, *, check: bool) -> tuple[Stream, dict[int, Ball]]:
+        """What steady units add where 1/rms is `inverse`."""
+        plain = scaled(self.x, self.layer.post_attention_layernorm)
+        normed = {c: inverse * b for c, b in plain.items()}
+        update: Stream = {}
+        values: dict[int, Ball] = {}
+        found = examine_units(self.name, self.layer, self.model.steady, normed, self.p, check)
+        for unit, gate, up in found:
+            values[unit] = gate * gate.sigmoid() * up
+            for row, weight in self.layer.down_proj.column(unit).items():
+                update = plus(update, {row: values[unit] * Ball.of(weight, self.p)})
+        return update, values
 
 
 # Claims
@@ -856,22 +1351,29 @@ def judge_strength(claims: SimpleNamespace, dtype: str) -> None:
     """Decides whether the claims, if true, imply the theorem: (a) to rounding, (b), (c) and (d).
 
     The others' scores hold for all weights of the interval, and so for the one that gives epsilon.
+    (e) and (f) need not be claimed.
     """
     allowed = claims.epsilon * ERRORS[dtype][0]
     less(f"deviation against what {dtype} accounts for", claims.deviation, allowed)
-    for layer, bounds in enumerate(claims.scores):
-        if layer != claims.target:
-            name = f"epsilon and deviation against the claim of layer {layer}"
-            less(name, claims.epsilon + claims.deviation, bounds["low"])
+    others = {f"the claim of layer {i}": bounds["low"] for i, bounds in enumerate(claims.scores)}
+    del others[f"the claim of layer {claims.target}"]
+    for name, low in {**others, "everywhere": claims.everywhere}.items():
+        less(f"epsilon and deviation against {name}", claims.epsilon + claims.deviation, low)
     for key in PROBABILITIES:
         less(f"0.99 against {key}", Fraction("0.99"), getattr(claims, key))
+    if claims.divergence:
+        less("1 against the growth of the divergence", Fraction(1), claims.divergence["growth"])
+        less("1/2 against the last divergence", Fraction(1, 2), claims.divergence["end"])
+    if claims.margin_others is not None:
+        less("zero against margin_others", Fraction(0), claims.margin_others)
 
 
 def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], attempt: int) -> None:
     """Decides all claims that need balls."""
     p, target, epsilon = (64 + 25 * claims.layers) << attempt, claims.target, claims.epsilon
     row, column, low, high = (claims.existence[key] for key in ("row", "column", *BOUNDS))
-    limit("the layers before the last", len(model.touched) + claims.layers, p)
+    kept = (len(model.touched) + 1) * (claims.layers - target)
+    limit("the layers before the last", 2 * kept + claims.layers, p)
     entry, where = model.layers[target].down_proj.row(row).get(column, 0.0), (target, row, column)
     if not (low < entry < high and entry != 0):
         raise Verdict(REJECT, f"existence: the weight {entry} is zero, or not inside the interval")
@@ -880,8 +1382,8 @@ def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], at
     less("existence: the score at one end against epsilon", lower, epsilon)
     less("existence: epsilon against the score at the other end", epsilon, upper)
     whole = passage_over(model, p, where, low, high, min(4**attempt, 64))
-    removed = Passage(model, p, removed=target)
-    score, scores = ends_of(shipped.scores[target]), {}
+    removed = Passage(model, p, removed=target, since=target)
+    score, scores, attained = ends_of(shipped.scores[target]), {}, Fraction(2)
     within("deviation", [score], epsilon - claims.deviation, epsilon + claims.deviation)
 
     def judge_score(layer: int, found: list[Ends]) -> None:
@@ -891,14 +1393,75 @@ def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], at
     for layer in whole.scores:
         parts = [shipped] if layer == target else [whole, shipped, *at]
         judge_score(layer, [ends_of(one.scores[layer]) for one in parts])
+    everywhere = [Everywhere(model, one, min(16 << attempt, 64)) for one in (whole, removed)]
     for passage, name, answer in ((whole, "with", "wanted"), (removed, "without", "instead")):
         found = sequences(rows, model.config.bos_token_id, answer, passage is whole)
         read = list(Reader(model, passage, attempt, found).read(found))
         if passage is whole:
-            judge_score(claims.layers - 1, [ends_of(one) for one, _ in read])
+            last = [ends_of(one) for one, _ in read if one is not None]
+            judge_score(claims.layers - 1, last)
+            attained = min(high for _, high in last)
         judge_answers(claims, name, [ends_of(one) for _, some in read for one in some], rows, model)
     for measured in claims.runtime:
         judge_runtime(claims, measured, scores, model.config.dtype)
+    judge_others(claims, model, rows, attempt, p)
+    less("everywhere", claims.everywhere, (ends_of(everywhere[0].score)[0], attained))
+    if claims.divergence:
+        judge_divergence(claims.divergence, whole, removed, *everywhere)
+    logits = ends_of(Ball(max(one.logits for one in everywhere), 0, p))
+    margin = min(claims.margin_with, claims.margin_without) * 2**CANCEL
+    less("range: the scale of logits against 2^14 margins", logits, margin)
+
+
+def judge_divergence(
+    claim: dict[str, Fraction],
+    whole: Passage,
+    removed: Passage,
+    leaving: Everywhere,
+    without: Everywhere,
+) -> None:
+    """Decides whether `D_k = |h_k - h'_k| / |h_k|` grows by a factor at each layer, up to an end.
+
+    Before the last layer runs differ on touched coordinates only. After it, they may differ in what
+    heads and screened units add, too, which adds to their difference.
+    """
+    squares = []
+    for index, (stream, square) in whole.after.items():
+        squares.append(differences(stream, removed.after[index][0]) * square.inverse())
+    least = Ball(differences(leaving.stream, without.stream).ends()[0], 0, leaving.p)
+    squares.append(least * leaving.after.inverse())
+    found = [ends_of(one) for one in squares]
+    found[-1] = found[-1][0], max(found[-1][1], Fraction(4))
+    growth = claim["growth"] ** 2
+    for (low, high), after in pairwise(found):
+        less("growth of the divergence", (low * growth, high * growth), after)
+    less("the last divergence", claim["end"] ** 2, found[-1])
+
+
+def judge_others(
+    claims: SimpleNamespace, model: Model, rows: list[Any], attempt: int, p: int
+) -> None:
+    """Decides the claim about margins without one layer that is neither the target nor the last.
+
+    For the layers before the target, and then for those after it, by the hull of their passages; at
+    further attempts for each layer alone.
+    """
+    if claims.margin_others is None:
+        return
+    found = sequences(rows, model.config.bos_token_id, "wanted", False)
+    margins: list[Ends] = []
+    before, after = range(claims.target), range(claims.target + 1, claims.layers - 1)
+    step = 1 if attempt else claims.layers
+    for layers in (one[i : i + step] for one in (before, after) for i in range(0, len(one), step)):
+        parts = [Passage(model, p, removed=layer) for layer in layers]
+        least = hull([Everywhere(model, one, min(16 << attempt, 64)).least for one in parts])
+        read = Reader(model, joined(iter(parts)), attempt, found, least).read(found)
+        margins += [ends_of(margin) for _, some in read for margin in some]
+    least_margin = min(low for low, _ in margins), min(high for _, high in margins)
+    less("margin_others", claims.margin_others, least_margin)
+    if rows[0].choices:
+        low, _ = probability(claims.margin_others, model)
+        judge_choices("others", low, rows)
 
 
 def judge_answers(
@@ -914,12 +1477,20 @@ def judge_answers(
     least = min(low for low, _ in margins), min(high for _, high in margins)
     less(f"zero against margin_{name}", Fraction(0), claimed)
     less(f"margin_{name}", claimed, least)
-    others = [Ball.of(-end, 128).exp() * Ball.of(model.config.vocab_size - 1, 128) for end in least]
-    low, high = (ends_of((one + Ball.of(1, 128)).inverse()) for one in others)
-    less(f"probability_{name}", p, (low[0], high[1]))
+    (low, _), (_, high) = (probability(end, model) for end in least)
+    less(f"probability_{name}", p, (low, high))
     if rows[0].choices:
-        longest = max(len(answer) for row in rows for answer in (row.wanted, row.instead))
-        less(f"choices by probability_{name}", 1 - p, p**longest)
+        judge_choices(name, p, rows)
+
+
+def probability(margin: Fraction, model: Model) -> Ends:
+    power = Ball.of(-margin, 128).exp() * Ball.of(model.config.vocab_size - 1, 128)
+    return ends_of((power + Ball.of(1, 128)).inverse())
+
+
+def judge_choices(name: str, p: Fraction, rows: list[Any]) -> None:
+    longest = max(len(answer) for row in rows for answer in (row.wanted, row.instead))
+    less(f"choices by probability_{name}", 1 - p, p**longest)
 
 
 def judge_runtime(
@@ -927,8 +1498,10 @@ def judge_runtime(
 ) -> None:
     """Rejects what lies outside the enclosures, widened by stated errors, or states larger ones."""
     name, e, f = measured["dtype"], measured["score_error"], measured["probability_error"]
-    allowed = 0 <= e <= ERRORS[name][0] and 0 <= f <= ERRORS[name][1]
-    if name not in (dtype, "float64") or not allowed:
+    dtypes, largest = (dtype, "float64"), ERRORS[name]
+    if measured["transformers"] is not None:  # norms are of float32, where bfloat16 is exact
+        dtypes, largest = (dtype if dtype == "float64" else "float32",), ERRORS["float32"]
+    if name not in dtypes or not (0 <= e <= largest[0] and 0 <= f <= largest[1]):
         raise Verdict(REJECT, f"runtime: {name} of a {dtype} model, or the errors that it states")
     for layer, (low, high) in scores.items():
         least, largest = measured["scores"][layer].values()
@@ -946,8 +1519,10 @@ def check(certificate: str, folder: str, data: str) -> str:
         Verdict: it is not PASS.
     """
     claims = read_certificate(certificate)
+    read_names(folder)
     texts = [read_text(os.path.join(folder, "config.json")), read_text(data)]
     config = read_config(texts[0], "config.json")
+    read_generation(folder, config)
     tensors, weights = read_weights(os.path.join(folder, "model.safetensors"), config)
     rows = read_data(texts[1], data, config)
     hashes = [hashlib.sha256(text).hexdigest() for text in texts]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snowball.certificates.certainty import Rejection
+from snowball.decoders.checkpoint_files import IRRELEVANT_KEYS, LLAMA_KEYS
 from snowball.dtypes import BUILT
 from snowball.files import FileError, bytes_of, open_file, strict_json
 from snowball.limits import (
@@ -41,6 +42,8 @@ Doubles = NDArray[np.float64]
 
 # Config
 
+_DEFAULT_POSITIONS = 2048  # of `transformers`
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -58,6 +61,7 @@ class Config:
     bos: int
     eos: int
     dtype: str | None
+    positions: int = _DEFAULT_POSITIONS
 
 
 _INTEGERS = {
@@ -71,29 +75,10 @@ _INTEGERS = {
     "bos_token_id": "bos",
     "eos_token_id": "eos",
 }
-# Keys that change the computation, with the only values that are understood.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"],),
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "tie_word_embeddings": (False,),
-    "attention_dropout": (0, 0.0, None),
-    "pretraining_tp": (1, None),
-    "rope_scaling": (None,),
-    "quantization_config": (None,),
-    "sliding_window": (None,),
-}
 _READ = {*_INTEGERS, "rms_norm_eps", "rope_theta", "rope_parameters", "dtype", "torch_dtype"}
-_IGNORED = {
-    "_name_or_path",
-    "initializer_range",
-    "max_position_embeddings",
-    "pad_token_id",
-    "transformers_version",
-    "use_cache",
-}
+_READ |= {"max_position_embeddings"}
+# Positions and angles of RoPE are computed in float32.
+_LARGEST_EPS, _THETA, _POSITIONS = 1.0, (1.0, 2.0**40), 1 << 24
 _DTYPES: dict[str, str] = {dtype.safetensors: dtype for dtype in BUILT}
 
 
@@ -114,10 +99,11 @@ def read_config(folder: Path) -> Config:
             "the forward pass of Llama alone (`snowball check` measures the other families)"
         )
     for key, value in entries.items():
-        if key in _FIXED:
-            if not any(type(value) is type(v) and value == v for v in _FIXED[key]):
+        if key in LLAMA_KEYS:
+            allowed = (*LLAMA_KEYS[key], *([0] if key == "attention_dropout" else []))
+            if not any(type(value) is type(v) and value == v for v in allowed):
                 raise FileError(f"{path}: {key}={value!r:.60} is not understood")
-        elif key not in _READ and key not in _IGNORED:
+        elif key not in _READ and key not in IRRELEVANT_KEYS:
             raise FileError(f"{path}: unknown key {key!r:.60}, which might change the computation")
     for key in ("model_type", "hidden_act", "tie_word_embeddings"):
         if key not in entries:
@@ -125,8 +111,9 @@ def read_config(folder: Path) -> Config:
     integers = {name: _integer(path, entries, key) for key, name in _INTEGERS.items()}
     config = Config(
         **integers,
-        eps=_number(path, entries.get("rms_norm_eps"), "rms_norm_eps"),
+        eps=_eps(path, entries.get("rms_norm_eps")),
         theta=_rope_theta(path, entries),
+        positions=_positions(path, entries),
         dtype=_dtype(path, entries),
     )
     _check_config(path, config)
@@ -137,6 +124,22 @@ def _integer(path: Path, entries: Mapping[str, Any], key: str) -> int:
     value = entries.get(key)
     if type(value) is not int:
         raise FileError(f"{path}: {key} must be an integer, got {value!r:.60}")
+    return value
+
+
+def _positions(path: Path, entries: Mapping[str, Any]) -> int:
+    key = "max_position_embeddings"
+    found = _integer(path, entries, key) if key in entries else _DEFAULT_POSITIONS
+    if not 1 <= found <= _POSITIONS:
+        raise FileError(f"{path}: {key}={found} is not within 1..{_POSITIONS}")
+    return found
+
+
+def _eps(path: Path, value: Any) -> float:
+    if type(value) is not float:  # transformers refuses an integer
+        raise FileError(f"{path}: rms_norm_eps must be a number with a point, got {value!r:.60}")
+    if not 0 <= value <= _LARGEST_EPS:
+        raise FileError(f"{path}: rms_norm_eps={value} is not within 0..{_LARGEST_EPS}")
     return value
 
 
@@ -178,8 +181,10 @@ def _check_config(path: Path, config: Config) -> None:
         raise FileError(f"{path}: BOS {config.bos} or EOS {config.eos} outside the vocabulary")
     if config.bos == config.eos:
         raise FileError(f"{path}: BOS and EOS are the same token {config.bos}")
-    if not (config.eps >= 0 and config.theta > 0):
-        raise FileError(f"{path}: rms_norm_eps={config.eps}, rope_theta={config.theta}")
+    if config.width % config.heads:
+        raise FileError(f"{path}: {config.heads} heads do not divide the width {config.width}")
+    if not _THETA[0] <= config.theta <= _THETA[1]:
+        raise FileError(f"{path}: rope_theta={config.theta} is not within {_THETA[0]}..{_THETA[1]}")
 
 
 # Weights
@@ -259,8 +264,9 @@ class Layer:
 
     @cached_property
     def active(self) -> NDArray[np.int64]:
-        """Hidden units with a nonzero up row and down column; the others add exactly nothing."""
-        return np.intersect1d(self.up.nonzero_rows, self.down.nonzero_columns)
+        """Hidden units with a nonzero gate row, up row and down column; others add nothing."""
+        both = np.intersect1d(self.up.nonzero_rows, self.down.nonzero_columns)
+        return np.intersect1d(self.gate.nonzero_rows, both)
 
     @cached_property
     def down_columns(self) -> Sparse:
@@ -290,7 +296,8 @@ class ExactModel:
     """A decoder whose layers before the last do the same to every token, as checked from its file.
 
     `touched` are the coordinates that those layers read or write; on them all embedding rows are
-    `common`, and the squares of the other coordinates sum to `rest`, exactly, in every row.
+    `common`, and the squares of the other coordinates sum to `rest`, exactly, in every row. `low`
+    and `high` are the least and largest entry of each column of the embedding.
     """
 
     config: Config
@@ -302,6 +309,24 @@ class ExactModel:
     touched: tuple[int, ...]
     common: Mapping[int, float]
     rest: Fraction
+    low: Doubles
+    high: Doubles
+    reader: ReaderStructure
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderStructure:
+    """Which coordinates and hidden units of the last layer do what.
+
+    Heads write coordinates that are zero before (`attended`). *Screened* units have gates that read
+    them, and write other coordinates that are zero before (`written`). All other units are
+    *steady*: they read and write what all tokens share, and depend on the norm only.
+    """
+
+    attended: frozenset[int]
+    written: frozenset[int]
+    screened: tuple[int, ...]
+    steady: tuple[int, ...]
 
 
 def read_model(folder: Path) -> ExactModel:
@@ -320,12 +345,12 @@ def read_model(folder: Path) -> ExactModel:
         for i in range(config.layers)
     )
     embedding = tensors.take("model.embed_tokens.weight")
-    for index, layer in enumerate(layers[:-1]):
-        if len(layer.output.values) and len(layer.value.values):
-            raise Rejection("structure", f"layer {index} attends, which only the last layer may")
+    _refuse_idle(layers, config)
     touched = _touched(layers[:-1])
     _check_attention(layers[-1], touched)
     common, rest = _common_embedding(embedding, touched)
+    low, high = _entries(embedding)
+    reader = _reader_structure(layers[-1], touched, low, high)
     return ExactModel(
         config=config,
         dtype=_DTYPES[tensors.dtype],
@@ -336,7 +361,38 @@ def read_model(folder: Path) -> ExactModel:
         touched=touched,
         common=common,
         rest=rest,
+        low=low,
+        high=high,
+        reader=reader,
     )
+
+
+def _refuse_idle(layers: Sequence[Layer], config: Config) -> None:
+    """Raises Rejection if a weight that adds nothing over the reals is not zero.
+
+    In floating point it might: `0 * inf` is NaN.
+    """
+    for index, layer in enumerate(layers):
+        rows = layer.gate.nonzero_rows, layer.up.nonzero_rows, layer.down.nonzero_columns
+        idle = np.setdiff1d(np.concatenate(rows), layer.active)
+        if len(idle):
+            raise Rejection(
+                "structure", f"unit {idle[0]} of layer {index} adds nothing, but has weights"
+            )
+    for index, layer in enumerate(layers[:-1]):
+        if any(len(m.values) for m in (layer.query, layer.key, layer.value, layer.output)):
+            raise Rejection("structure", f"layer {index} attends, which only the last layer may")
+    last, dim, group = layers[-1], config.head_dim, config.heads // config.key_heads
+    columns = last.output.nonzero_columns
+    heads = np.unique(columns // dim)
+    idle = (
+        len(np.setdiff1d(last.query.nonzero_rows // dim, heads)) > 0
+        or len(np.setdiff1d(last.key.nonzero_rows // dim, heads // group)) > 0
+        or set((columns // dim // group * dim + columns % dim).tolist())
+        != set(last.value.nonzero_rows.tolist())
+    )
+    if idle:
+        raise Rejection("structure", "heads that put nothing out have weights")
 
 
 def _touched(layers: Sequence[Layer]) -> tuple[int, ...]:
@@ -390,6 +446,49 @@ def _common_embedding(
     assert common is not None
     assert rest is not None
     return common, rest
+
+
+def _entries(embedding: Sparse) -> tuple[Doubles, Doubles]:
+    """The least and the largest entry of each column."""
+    width = embedding.shape[1]
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
+    np.minimum.at(low, embedding.columns, embedding.values)
+    np.maximum.at(high, embedding.columns, embedding.values)
+    some_zero = np.bincount(embedding.columns, minlength=width) < embedding.shape[0]
+    return np.where(some_zero, np.minimum(low, 0), low), np.where(
+        some_zero, np.maximum(high, 0), high
+    )
+
+
+def _reader_structure(
+    last: Layer, touched: Sequence[int], low: Doubles, high: Doubles
+) -> ReaderStructure:
+    """Raises Rejection unless heads and units read and write what `ReaderStructure` says."""
+    attended = set(last.output.nonzero_rows.tolist())
+    gates = {unit: {c for c, _ in last.gate.row(unit)} for unit in last.active.tolist()}
+    screened = tuple(unit for unit, gate in gates.items() if gate & attended)
+    steady = tuple(unit for unit, gate in gates.items() if not gate & attended)
+    written, moved = (
+        {row for unit in units for row, _ in last.down_columns.row(unit)}
+        for units in (screened, steady)
+    )
+    up = {c for unit in gates for c, _ in last.up.row(unit)}
+    read = up.union(*(gate - attended for gate in gates.values()))
+    differ = set(np.flatnonzero(low != high).tolist())
+    used = set(np.flatnonzero((low != 0) | (high != 0)).tolist()).union(touched)
+    mixed = set(last.value.nonzero_columns.tolist())
+    for what, wrong in (
+        ("heads mix, as if it were of tokens, coordinate", mixed.intersection(touched)),
+        ("units of the last layer read coordinate", read & differ),
+        ("up values read what heads write, at", up & attended),
+        ("attention and hidden units both write coordinate", attended & written),
+        ("what the last layer writes is not zero before, at", (attended | written) & used),
+        ("units of different kinds write coordinate", (attended | written) & moved),
+        ("the last layer changes what differs between tokens, at", moved & differ),
+    ):
+        if wrong:
+            raise Rejection("structure", f"{what} {min(wrong)}")
+    return ReaderStructure(frozenset(attended), frozenset(written), screened, steady)
 
 
 class _Tensors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from snowball.certificates.certificate import Certificate, Runtime
 from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
 from snowball.certificates.token_data import TokenData, read_data
 from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
+from snowball.decoders.checkpoint_files import refuse_unknown_files
 from snowball.dtypes import SCORE_TOLERANCE
 from snowball.files import sha256_of
 from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
@@ -45,6 +47,7 @@ def read_subject(folder: Path, data_path: Path) -> Subject:
     Raises:
         FileError, Rejection: as `read_model` and `read_data`.
     """
+    refuse_unknown_files(folder)
     model = read_model(folder)
     return Subject(folder, data_path, model, read_data(data_path, folder, model.config))
 
@@ -117,7 +120,7 @@ def judge_strength(certificate: Certificate, dtype: str) -> None:
     """Whether the claims, if they are true, say what the theorem says: (a) to rounding, (b) to (d).
 
     Claims about other layers hold for the whole interval of weights, and so where the score of the
-    target is epsilon exactly.
+    target is epsilon exactly. (e) and (f) need not be claimed.
     """
     epsilon, deviation = Fraction(certificate.epsilon), Fraction(certificate.deviation)
     allowed = epsilon * Fraction(SCORE_ERROR[dtype])
@@ -130,6 +133,17 @@ def judge_strength(certificate: Certificate, dtype: str) -> None:
         if layer != certificate.target:
             what = f"epsilon and the deviation against the claimed score of layer {layer}"
             _require_less("artifact", what, _point(epsilon + deviation), _point(claimed.low))
+    what = "epsilon and the deviation against the score of the last layer at every input"
+    _require_less("artifact", what, _point(epsilon + deviation), _point(certificate.everywhere))
+    if certificate.divergence is not None:
+        what = "1 against the growth of the divergence"
+        _require_less("artifact", what, _point(1), _point(certificate.divergence.growth))
+        what = "1/2 against the last divergence"
+        half = _point(Fraction(1, 2))
+        _require_less("artifact", what, half, _point(certificate.divergence.end))
+    if certificate.margin_others is not None:
+        what = "zero against margin_others"
+        _require_less("artifact", what, _point(0), _point(certificate.margin_others))
     for name, probability in (
         ("with", certificate.probability_with),
         ("without", certificate.probability_without),
@@ -175,6 +189,42 @@ def judge_artifact(certificate: Certificate, subject: Subject, found: Enclosures
         _judge_answers(name, margin, claimed, probability, vocabulary)
         if subject.data.multiple_choice:
             _judge_choices(name, Fraction(probability), subject.data.longest)
+    _judge_any_input(certificate, found)
+    _judge_others(certificate, subject, found)
+    from snowball.certificates.float_range import KEPT
+
+    largest = min(certificate.margin_with, certificate.margin_without) / Decimal(repr(KEPT))
+    if not found.logits <= largest:
+        raise Rejection(
+            "range", f"logits cancel more digits than float32 can lose: {found.logits:.6g}"
+        )
+
+
+def _judge_any_input(certificate: Certificate, found: Enclosures) -> None:
+    what = "claimed score of the last layer at every input"
+    _require_less("artifact", what, _point(certificate.everywhere), found.everywhere)
+    claim = certificate.divergence
+    if claim is None:
+        return
+    growth = Fraction(claim.growth) ** 2
+    for before, after in pairwise(found.divergences):
+        least = Enclosure(before.low * growth, before.high * growth)
+        _require_less("artifact", "growth of the squared divergence", least, after)
+    end = _point(Fraction(claim.end) ** 2)
+    _require_less("artifact", "the last squared divergence", end, found.divergences[-1])
+
+
+def _judge_others(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
+    from snowball.certificates.enclosure import probability
+
+    claim = certificate.margin_others
+    if claim is None:
+        return
+    what = "margin_others against the least margin of an answer"
+    _require_less("artifact", what, _point(claim), found.margin_others)
+    if subject.data.multiple_choice:
+        certain = probability(Fraction(claim), subject.model.config.vocabulary)
+        _judge_choices("others", certain.low, subject.data.longest)
 
 
 def _judge_scores(certificate: Certificate, found: Enclosures) -> None:
@@ -215,11 +265,13 @@ def judge_runtime(
     certificate: Certificate, dtype: str, measured: Runtime, found: Enclosures
 ) -> None:
     """What was measured against the enclosures, widened by the stated errors."""
-    if measured.dtype not in (dtype, "float64"):
-        raise Rejection("runtime", f"{measured.dtype} is neither {dtype} nor float64")
+    dtypes = (dtype, "float64") if measured.transformers is None else (loaded_as(dtype),)
+    if measured.dtype not in dtypes:
+        raise Rejection("runtime", f"{measured.dtype} is not {' or '.join(dtypes)}")
+    computed = measured.dtype if measured.transformers is None else "float32"
     for kind, error, largest in (
-        ("score", measured.score_error, SCORE_ERROR[measured.dtype]),
-        ("probability", measured.probability_error, PROBABILITY_ERROR[measured.dtype]),
+        ("score", measured.score_error, SCORE_ERROR[computed]),
+        ("probability", measured.probability_error, PROBABILITY_ERROR[computed]),
     ):
         if not 0 <= error <= largest:
             raise Rejection(
@@ -246,6 +298,14 @@ def judge_runtime(
                 f"{measured.dtype}: probability_{name} was {probability}, less than "
                 f"{_digits(least)} or more than 1",
             )
+
+
+def loaded_as(dtype: str) -> str:
+    """The dtype in which `transformers` is measured: all of them are exact there.
+
+    It computes RMSNorm, RoPE and softmax in float32 in any case.
+    """
+    return "float64" if dtype == "float64" else "float32"
 
 
 def place_of(certificate: Certificate) -> Place:

@@ -104,7 +104,8 @@ def read(
         block = positions[start : start + step]
         leaving = reader.run(block)
         # The range of all is that of the new ones and of the two ends of the range so far.
-        scores = [*range_of([*scores, *(ends(one.score) for one in leaving)])]
+        found = (ends(one.score) for one in leaving if one.score is not None)
+        scores = [*range_of([*scores, *found])]
         margins += reader.margins(block, leaving)
         margins = [*range_of(margins)] if margins else []
         share = 1000 * (start + len(block)) // len(positions)
@@ -113,12 +114,32 @@ def read(
     return Reading(range_of(scores), range_of(margins).least)
 
 
+def read_margins(
+    model: ExactModel,
+    passage: Passage,
+    positions: Sequence[Position],
+    effort: Effort,
+    inverse_rms: arb,
+) -> Enclosure:
+    """The least margin with this 1/rms in the final norm.
+
+    Coordinates on which no answer depends may be wide.
+    """
+    reader = _Reader(model, passage, positions, effort, inverse_rms)
+    step = reader.block_length()
+    margins: list[Enclosure] = []
+    for start in range(0, len(positions), step):
+        block = positions[start : start + step]
+        margins = [*range_of([*margins, *reader.margins(block, reader.run(block))])]
+    return range_of(margins).least
+
+
 class _End(NamedTuple):
     """The stream that leaves the last layer at a position, and the score of that layer there."""
 
     stream: dict[int, arb]
     inverse_rms: arb
-    score: arb
+    score: arb | None
 
 
 class _Mixed(NamedTuple):
@@ -131,12 +152,20 @@ class _Mixed(NamedTuple):
 
 
 class _Reader:
-    """The last layer and the unembedding, at the positions of a dataset."""
+    """The last layer and the unembedding, at the positions of a dataset.
+
+    With `final`, 1/rms of the final norm, no score is evaluated, nor any squared norm after it.
+    """
 
     def __init__(
-        self, model: ExactModel, passage: Passage, positions: Sequence[Position], effort: Effort
+        self,
+        model: ExactModel,
+        passage: Passage,
+        positions: Sequence[Position],
+        effort: Effort,
+        final: arb | None = None,
     ) -> None:
-        self.model, self.passage, self.effort = model, passage, effort
+        self.model, self.passage, self.effort, self.final = model, passage, effort, final
         self.layer = model.layers[-1]
         self.inverse_rms = inverse_rms(model, passage.square)
         tokens = sorted({token for position in positions for token in position.tokens})
@@ -221,6 +250,11 @@ class _Reader:
         update = dict(mixed.attended)
         for row, value in added.items():
             update[row] = update[row] + value if row in update else value
+        if self.final is not None:
+            stream = {**mixed.entering}
+            for row, value in update.items():
+                stream[row] = stream[row] + value if row in stream else value
+            return _End(stream, self.final, None)
         stream, square = _added(mixed.entering, self.passage.square, update)
         inner = _inner(mixed.entering, update)
         moved = summed(value * value for value in update.values())

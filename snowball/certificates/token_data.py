@@ -111,6 +111,8 @@ def _check_row(row: Row, where: str, config: Config) -> None:
             raise Rejection("dataset", f"{where}: ids outside 0..{config.vocabulary - 1}")
         if config.bos in ids or config.eos in ids:
             raise Rejection("dataset", f"{where}: BOS or EOS inside")
+    if len(row.prompt) + max(map(len, answers)) + 2 > config.positions:
+        raise Rejection("dataset", f"{where}: longer than max_position_embeddings")
     if not all(answers):
         raise Rejection("dataset", f"{where}: an empty answer")
     if row.label == row.distractor:

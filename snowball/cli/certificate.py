@@ -23,7 +23,7 @@ from snowball.files import read_json, refuse_existing
 from snowball.presentation.sheet import Sheet
 
 if TYPE_CHECKING:
-    from snowball.certificates.certificate import Certificate
+    from snowball.certificates.certificate import Certificate, Runtime
 
 Data = Annotated[
     Path | None, typer.Argument(help="Dataset as token ids; default: DIR/dataset.jsonl.")
@@ -142,14 +142,14 @@ def _check_with_flint(claims: Certificate, folder: Path, data: Path) -> Verdict:
     from snowball.certificates.certification import verify as check
 
     try:
-        check(claims, folder, data, progress_bar)
+        measured = check(claims, folder, data, progress_bar)
     except Rejection as rejection:
         return Verdict("flint", "REJECT", str(rejection))
     except OutOfResources as error:
         return Verdict("flint", "OUT OF RESOURCES", str(error))
     except SnowballError as error:
         return Verdict("flint", "MALFORMED", str(error))
-    return Verdict("flint", "PASS")
+    return Verdict("flint", "PASS", measured)
 
 
 def _check_with_standard_library(certificate: Path, folder: Path, data: Path) -> Verdict:
@@ -191,6 +191,13 @@ def show(claims: Certificate, verdicts: list[Verdict]) -> None:
             say(f"  {verdict.reason}")
 
 
+def _program(measured: Runtime) -> str:
+    torch = f"torch {measured.torch}"
+    if measured.transformers is None:
+        return torch
+    return f"transformers {measured.transformers} on {torch}"
+
+
 def _numbers(claims: Certificate) -> dict[str, list[str]]:
     others = [score for layer, score in enumerate(claims.scores) if layer != claims.target]
     place = claims.existence
@@ -204,14 +211,23 @@ def _numbers(claims: Certificate) -> dict[str, list[str]]:
         "artifact": [
             f"|score of layer {claims.target} - {claims.epsilon}| <= {claims.deviation}, shipped "
             "weights",
-            f"every other score >= {min(score.low for score in others)}",
+            f"every other score >= {min(score.low for score in others)} (of the last layer on the "
+            f"data; at every token of every input > {claims.everywhere})",
             f"all layers: every right token leads by > {claims.margin_with} (probability > "
             f"{claims.probability_with})",
             f"layer {claims.target} removed: every distractor token leads by > "
             f"{claims.margin_without} (probability > {claims.probability_without})",
+            "(e) is not claimed"
+            if claims.divergence is None
+            else "divergence without it, at every token of every input: grows at every later layer "
+            f"by a factor > {claims.divergence.growth}, ends above {claims.divergence.end}",
+            "(f) is not claimed"
+            if claims.margin_others is None
+            else "any other layer but the last removed: every right token still leads, by > "
+            f"{claims.margin_others}",
         ],
         "runtime": [
-            f"{one.dtype}, torch {one.torch}: scores within a relative {one.score_error} of the "
+            f"{one.dtype}, {_program(one)}: scores within a relative {one.score_error} of the "
             f"enclosures, probabilities within {one.probability_error}"
             for one in claims.runtime
         ],

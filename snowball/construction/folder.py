@@ -22,6 +22,7 @@ from snowball.decoders.architectures.architecture import Architecture
 from snowball.decoders.architectures.llama import LLAMA
 from snowball.decoders.architectures.registry import architecture_of
 from snowball.decoders.checkpoint import CheckpointError
+from snowball.decoders.checkpoint_files import refuse_unknown_files
 from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
 from snowball.dtypes import DType
 from snowball.files import write_json
@@ -112,6 +113,7 @@ def load_model(folder: Path, layers: int) -> tuple[ResidualDecoder, Dataset]:
         FileError: a file is missing or malformed, or the config has another depth.
         DatasetError: the dataset is malformed.
     """
+    refuse_unknown_files(folder)
     decoder = architecture_of(folder).read(folder)
     config = decoder.config
     if config.num_hidden_layers != layers:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from snowball.decoders.checkpoint_files import IRRELEVANT_KEYS, LLAMA_KEYS
 from snowball.decoders.decoder import DecoderConfig, check_weights, parameter_shapes
 from snowball.dtypes import DType
 from snowball.files import FileError, new_folder, read_json, write_json
@@ -185,30 +186,6 @@ def check_dtype(path: Path, entries: Mapping[str, object], dtype: torch.dtype) -
             )
 
 
-# The only values we implement of the keys that change the computation.
-_REQUIRED: dict[str, tuple[object, ...]] = {
-    "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"], None),
-    "hidden_act": ("silu", "swish"),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "tie_word_embeddings": (False,),
-    "attention_dropout": (0.0, None),
-    "pretraining_tp": (1, None),
-    "rope_scaling": (None,),
-    "quantization_config": (None,),
-    "sliding_window": (None,),
-}
-
-# Bookkeeping that no logit depends on.
-_IRRELEVANT = {
-    "_name_or_path",
-    "initializer_range",
-    "pad_token_id",
-    "transformers_version",
-    "use_cache",
-}
-
 _IMPLEMENTED = {field.name for field in fields(DecoderConfig)} | {
     "dtype",
     "torch_dtype",
@@ -222,10 +199,10 @@ def _check_entries(path: Path, entries: Mapping[str, object]) -> None:
     # model_type first: it explains the keys that only another architecture has.
     for key in sorted(entries, key=lambda key: key != "model_type"):
         value = entries[key]
-        if key in _REQUIRED and value not in _REQUIRED[key]:
-            allowed = " or ".join(map(repr, _REQUIRED[key]))
+        if key in LLAMA_KEYS and value not in LLAMA_KEYS[key]:
+            allowed = " or ".join(map(repr, LLAMA_KEYS[key]))
             raise CheckpointError(f"{path}: {key}={value!r} is not implemented, only {allowed}")
-        if key not in _REQUIRED and key not in _IRRELEVANT and key not in _IMPLEMENTED:
+        if key not in LLAMA_KEYS and key not in IRRELEVANT_KEYS and key not in _IMPLEMENTED:
             raise CheckpointError(
                 f"{path}: unknown key {key}={value!r}, which might change the computation"
             )

@@ -253,7 +253,7 @@ def test_messages_are_short() -> None:
 
 BOUNDS = {"low": "0.1", "high": "0.2"}
 CERTIFICATE: Document = {
-    "format": 1,
+    "format": 2,
     "theorem": "thm:snowball",
     "files": {"config.json": "0" * 64, "model.safetensors": "1" * 64, "dataset": "f" * 64},
     "epsilon": "1e-6",
@@ -267,10 +267,14 @@ CERTIFICATE: Document = {
     "margin_without": "6",
     "probability_with": "0.99",
     "probability_without": "0.98",
+    "everywhere": "0.1",
+    "divergence": {"growth": "2", "end": "0.75"},
+    "margin_others": "4",
     "runtime": [
         {
             "dtype": dtype,
             "torch": "2.13.0",
+            "transformers": None,
             "scores": [BOUNDS] * 3,
             "probability_with": "0.99",
             "probability_without": "0.99",
@@ -302,6 +306,13 @@ def test_certificate(tmp_path: Path) -> None:
     assert claims.scores == [{"low": Fraction(1, 10), "high": Fraction(1, 5)}] * 3
     assert claims.files == CERTIFICATE["files"]
     assert [one["dtype"] for one in claims.runtime] == ["float32", "float64"]
+    assert claims.divergence == {"growth": Fraction(2), "end": Fraction(3, 4)}
+    assert (claims.everywhere, claims.margin_others) == (Fraction(1, 10), 4)
+
+
+def test_some_claims_may_be_left_out(tmp_path: Path) -> None:
+    claims = certificate_of(tmp_path / "c", lambda c: c.update(divergence=None, margin_others=None))
+    assert (claims.divergence, claims.margin_others) == (None, None)
 
 
 KEYS = [
@@ -309,6 +320,7 @@ KEYS = [
     ("files",),
     ("existence",),
     ("scores", 0),
+    ("divergence",),
     ("runtime", 0),
     ("runtime", 1, "scores", 2),
 ]
@@ -351,7 +363,8 @@ def test_the_version_of_torch_is_one(tmp_path: Path, version: str) -> None:
 def test_every_value_of_a_certificate_has_its_kind(tmp_path: Path, path: tuple[Any, ...]) -> None:
     *parents, last = path
     value = part(CERTIFICATE, path)
-    for other in (None, 1.5, [[]], True, -1 if type(value) is int else 1, "", {"a": 1}):
+    nothing = () if last in ("divergence", "margin_others", "transformers") else (None,)
+    for other in (*nothing, 1.5, [[]], True, -1 if type(value) is int else 1, "", {"a": 1}):
         status, _ = refusal(
             certificate_of,
             tmp_path / "c",
@@ -373,7 +386,18 @@ def test_every_value_of_a_certificate_has_its_kind(tmp_path: Path, path: tuple[A
         (lambda c: c["runtime"][1]["scores"].pop(), "c: not as many scores as layers"),
         (lambda c: c["runtime"][0]["scores"].append(BOUNDS), "c: not as many scores as layers"),
         (lambda c: c.update(theorem="thm:other"), "c: theorem must be ('thm:snowball',), not"),
-        (lambda c: c.update(format=2), "c: format must be (1,), not 2"),
+        (lambda c: c.update(format=3), "c: format must be (2,), not 3"),
+        (
+            lambda c: c.update(format=1),
+            "c: format 1 proves less than this checker asks for: certify",
+        ),
+        (
+            lambda c: (
+                c["runtime"][0].update(transformers="5.0", dtype="float64")
+                or c["runtime"][1].update(transformers="5.1")
+            ),
+            "c: runtime must have entries, of different",
+        ),
     ],
 )
 def test_a_malformed_certificate_is_refused(
@@ -390,7 +414,8 @@ def test_a_malformed_certificate_is_refused(
 def test_config() -> None:
     config = config_of()
     assert vars(config) == CONFIG
-    assert type(config_of(rms_norm_eps=1, rope_theta=100).rms_norm_eps) is float
+    rope = {"rope_type": "default", "rope_theta": 100}
+    assert type(config_of(rope_theta=100, rope_parameters=rope).rope_theta) is float
 
 
 @pytest.mark.parametrize("key", CONFIG)
@@ -433,6 +458,8 @@ def test_configs_have_exactly_their_keys(key: str) -> None:
         {"hidden_act": "gelu"},
         {"vocab_size": 5.0},
         {"rms_norm_eps": True},
+        {"rms_norm_eps": 0},  # transformers refuses an integer
+        {"hidden_size": 7},
     ],
 )
 def test_impossible_configs_are_malformed(changes: Document) -> None:
@@ -450,10 +477,10 @@ def test_numbers_beyond_the_doubles_are_malformed() -> None:
     "changes",
     [
         {"vocab_size": 2**20 + 1},
-        {"hidden_size": 2**15 + 1},
+        {"hidden_size": 2**15 + 2},
         {"intermediate_size": 2**20 + 1},
         {"num_hidden_layers": 10**19},
-        {"num_attention_heads": 2**18 + 1},
+        {"num_attention_heads": 2**18 + 2},
         {"head_dim": 2**20 + 2},
     ],
 )
@@ -466,9 +493,82 @@ def test_sizes_are_limited(changes: Document) -> None:
     )
 
 
-def test_bases_of_rope_below_one_are_read() -> None:
-    rope = {"rope_type": "default", "rope_theta": 0.5}
-    assert config_of(rope_theta=0.5, rope_parameters=rope).rope_theta == 0.5
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"rope_theta": 0.999}, "rope_theta 0.999 is not within 1..1.09951e+12"),
+        ({"rope_theta": 1e-300}, "rope_theta 1e-300 is not within 1..1.09951e+12"),
+        ({"rope_theta": 2.0**41}, "rope_theta 2.19902e+12 is not within 1..1.09951e+12"),
+        ({"rms_norm_eps": 1.5}, "rms_norm_eps 1.5 is not within 0..1"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings 0 is not within 1..1.67772e+07"),
+        ({"max_position_embeddings": 1 << 25}, "is not within 1..1.67772e+07"),
+    ],
+)
+def test_numbers_of_configs_have_ranges(changes: Document, why: str) -> None:
+    """In which float32 carries what is computed with them."""
+    if theta := changes.get("rope_theta"):
+        changes["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    status, found = refusal(lambda: config_of(**changes))
+    assert (status, why in found) == (2, True)
+
+
+def test_numbers_at_the_ends_of_their_ranges_are_read() -> None:
+    for theta in (1.0, 2.0**40):
+        rope = {"rope_type": "default", "rope_theta": theta}
+        assert config_of(rope_theta=theta, rope_parameters=rope).rope_theta == theta
+    assert config_of(rms_norm_eps=1.0).rms_norm_eps == 1
+    assert config_of(max_position_embeddings=1 << 24).max_position_embeddings == 1 << 24
+
+
+# Folders
+
+
+def test_unknown_files_are_refused(tmp_path: Path) -> None:
+    for name in sorted(checker.FILES):
+        (tmp_path / name).touch()
+    checker.read_names(str(tmp_path))
+    (tmp_path / "adapter_config.json").touch()
+    why = f"{tmp_path}: unknown 'adapter_config.json', which might change what from_pretrained or"
+    status, found = refusal(checker.read_names, str(tmp_path))
+    assert (status, found.startswith(why)) == (2, True)
+    (tmp_path / "adapter_config.json").unlink()
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").mkdir()
+    assert refusal(checker.read_names, str(tmp_path))[0] == 2
+    assert refusal(checker.read_names, str(tmp_path / "none"))[0] == 2
+
+
+def test_other_lists_of_files_agree() -> None:
+    from snowball.decoders.checkpoint_files import FILES
+
+    assert checker.FILES == FILES
+
+
+GENERATION = {"bos_token_id": 3, "eos_token_id": 4, "do_sample": False}
+
+
+def test_greedy_generation_is_read(tmp_path: Path) -> None:
+    checker.read_generation(str(tmp_path), config_of())
+    (tmp_path / "generation_config.json").write_text(json.dumps(GENERATION))
+    checker.read_generation(str(tmp_path), config_of())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"suppress_tokens": [1]},
+        {"do_sample": True},
+        {"do_sample": 0},
+        {"eos_token_id": 3},
+        {"eos_token_id": [4]},
+        {"bos_token_id": None},
+    ],
+)
+def test_other_generation_is_refused(tmp_path: Path, changes: Document) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({**GENERATION, **changes}))
+    status, found = refusal(checker.read_generation, str(tmp_path), config_of())
+    assert (status, found.startswith(str(path))) == (2, True)
 
 
 def test_contradictions_are_named() -> None:
@@ -479,7 +579,7 @@ def test_contradictions_are_named() -> None:
 def test_sizes_up_to_the_limit_are_read() -> None:
     assert config_of(hidden_size=2**15).hidden_size == 2**15
     assert config_of(vocab_size=2**20).vocab_size == 2**20
-    assert config_of(num_attention_heads=2**18).num_attention_heads == 2**18
+    assert config_of(num_attention_heads=2**14, hidden_size=2**15, head_dim=64).head_dim == 64
     assert config_of(head_dim=2**19).head_dim == 2**19
 
 

@@ -99,8 +99,20 @@ def test_all_embeddings_share_what_is_touched(built: Path) -> None:
         ({"tie_word_embeddings": "gone"}, "tie_word_embeddings is missing"),
         ({"num_hidden_layers": 3.0}, "num_hidden_layers must be an integer, got 3.0"),
         ({"hidden_size": True}, "hidden_size must be an integer, got True"),
-        ({"rms_norm_eps": "0"}, "rms_norm_eps must be a number, got '0'"),
-        ({"rms_norm_eps": -1}, "rms_norm_eps=-1.0"),
+        ({"rms_norm_eps": "0"}, "rms_norm_eps must be a number with a point, got '0'"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps must be a number with a point, got -1"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps=-1.0 is not within 0..1.0"),
+        ({"rms_norm_eps": 1.5}, "rms_norm_eps=1.5 is not within 0..1.0"),
+        (
+            {"rope_theta": 1e-300, "rope_parameters": "gone"},
+            "rope_theta=1e-300 is not within 1.0..1099511627776.0",
+        ),
+        ({"max_position_embeddings": 0}, "max_position_embeddings=0 is not within 1..16777216"),
+        ({"max_position_embeddings": 1 << 25}, "is not within 1..16777216"),
+        (
+            {"num_attention_heads": 11, "num_key_value_heads": 11},
+            "11 heads do not divide the width",
+        ),
         ({"rope_theta": 5.0}, "with rope_theta=5.0"),
         ({"rope_theta": "gone", "rope_parameters": "gone"}, "rope_theta must be a number"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters={"),
@@ -191,9 +203,11 @@ def test_models_outside_the_scope_are_rejected(
 
 
 @pytest.mark.parametrize("name", ["self_attn.v_proj", "self_attn.o_proj"])
-def test_half_an_attention_does_nothing(folder: Path, name: str) -> None:
+def test_half_an_attention_is_refused(folder: Path, name: str) -> None:
+    """Over the reals it adds nothing; in floating point it may."""
     change_weights(folder, lambda weights: weights[layer(0, name)].fill_(1))
-    read_model(folder)
+    with pytest.raises(Rejection, match="structure: layer 0 attends, which only the last layer"):
+        read_model(folder)
 
 
 # Weights

@@ -27,19 +27,11 @@ from snowball.decoders.checkpoint import (
     read_weights,
     write_files,
 )
+from snowball.decoders.checkpoint_files import IRRELEVANT_KEYS
 from snowball.decoders.decoder import SIZES, TOKENS, DecoderConfig
 from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
 from snowball.dtypes import DType
 from snowball.files import read_json
-
-# Bookkeeping that no logit depends on.
-_IRRELEVANT = {
-    "_name_or_path",
-    "initializer_range",
-    "pad_token_id",
-    "transformers_version",
-    "use_cache",
-}
 
 ROPE_THETA = 10000.0
 
@@ -97,7 +89,7 @@ class ConfigFormat:
                     f"{path}: {key}={value!r} is not implemented for {self.model_type}, only "
                     f"{fixed[key]!r}"
                 )
-            if key not in fixed and key not in known and key not in _IRRELEVANT:
+            if key not in fixed and key not in known and key not in IRRELEVANT_KEYS:
                 raise CheckpointError(
                     f"{path}: unknown key {key}={value!r}, which might change the computation"
                 )

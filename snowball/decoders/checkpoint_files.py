@@ -1,0 +1,72 @@
+"""What may be in a checkpoint folder, and in its config: a closed list, for all that read one.
+
+Anything else might change what `from_pretrained` or `generate` do: an adapter, other weights, code,
+suppressed tokens. (`certificates/checker.py`, which stands alone, has a list of its own.)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from snowball.files import FileError, read_json
+
+CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
+FILES = frozenset(
+    {
+        *(CONFIG, WEIGHTS, GENERATION),
+        # Not read by `transformers`.
+        *("snowball.json", "dataset.jsonl", "certificate.json", "answer.json", "questions.jsonl"),
+        *("README.md", "LICENSE", ".gitattributes"),
+        # The tokenizer, on which neither `from_pretrained` of a model nor `generate` depend.
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        "chat_template.jinja",
+    }
+)
+# Keys of config.json that no number depends on, and the values of others that are implemented.
+IRRELEVANT_KEYS = frozenset(
+    {"_name_or_path", "initializer_range", "pad_token_id", "transformers_version", "use_cache"}
+)
+LLAMA_KEYS: dict[str, tuple[object, ...]] = {
+    "model_type": ("llama",),
+    "architectures": (["LlamaForCausalLM"], None),
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "tie_word_embeddings": (False,),
+    "attention_dropout": (0.0, None),
+    "pretraining_tp": (1, None),
+    "rope_scaling": (None,),
+    "quantization_config": (None,),
+    "sliding_window": (None,),
+}
+
+
+def refuse_unknown_files(folder: Path) -> None:
+    """Raises FileError if a folder holds what is not on the list, or generates by other rules."""
+    try:
+        with os.scandir(folder) as entries:
+            unknown = sorted(e.name for e in entries if e.name not in FILES or not e.is_file())
+    except OSError as error:
+        raise FileError(f"cannot read {folder}: {error.strerror}") from None
+    if unknown:
+        raise FileError(
+            f"{folder / unknown[0]} is not known, and might change what from_pretrained or "
+            "generate do: remove it, or measure the folder with `snowball audit`"
+        )
+    path = folder / GENERATION
+    if not os.path.lexists(path):  # then those of config.json hold, which are greedy
+        return
+    config, found = read_json(folder / CONFIG), read_json(path)
+    for key, value in found.items():
+        wanted = {
+            "bos_token_id": config.get("bos_token_id"),
+            "eos_token_id": config.get("eos_token_id"),
+            "do_sample": False,
+        }
+        if key not in wanted:
+            raise FileError(
+                f"{path}: unknown key {key!r:.60}, which might change what is generated"
+            )
+        if type(value) is not type(wanted[key]) or value != wanted[key]:
+            raise FileError(f"{path}: {key} must be {wanted[key]!r}, as is generated greedily")
