@@ -137,7 +137,7 @@ class Certificate:
             "margin_others": None if self.margin_others is None else _text(self.margin_others),
             "runtime": [
                 {
-                    "dtype": one.dtype,
+                    "dtype": str(one.dtype),
                     "torch": one.torch,
                     "transformers": one.transformers,
                     "scores": _bounds_json(one.scores),

@@ -113,8 +113,8 @@ def load_model(folder: Path, layers: int) -> tuple[ResidualDecoder, Dataset]:
         FileError: a file is missing or malformed, or the config has another depth.
         DatasetError: the dataset is malformed.
     """
-    refuse_unknown_files(folder)
     decoder = architecture_of(folder).read(folder)
+    refuse_unknown_files(folder)
     config = decoder.config
     if config.num_hidden_layers != layers:
         raise CheckpointError(
