@@ -25,7 +25,11 @@ from snowball.files import write_json
 from snowball.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
-TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_checker*.py"))
+TESTS = sorted(
+    str(path.relative_to(ROOT))
+    for name in ("test_checker*.py", "test_any_input.py", "test_both_checkers.py")
+    for path in (ROOT / "tests" / "certificates").glob(name)
+)
 KILLED = ("killed", "timeout")
 
 

@@ -107,6 +107,9 @@ def hull(balls: Iterable[arb]) -> arb:
 
 
 def silu(gate: arb) -> arb:
+    if gate < 0:  # where exp(-gate) may be beyond all numbers
+        power = gate.exp()
+        return gate * power / (1 + power)
     return gate / (1 + (-gate).exp())
 
 

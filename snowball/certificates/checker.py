@@ -680,13 +680,18 @@ class Model:
     def _read_units(self) -> None:
         last, differ = self.layers[-1], {c for c in self.low if self.low[c] != self.high[c]}
         mixed = last.v_proj.used_columns()
-        units = {unit: set(last.gate_proj.row(unit)) for unit in last.active}
-        self.screened = [unit for unit, gate in units.items() if gate & self.attended]
-        self.steady = [unit for unit, gate in units.items() if not gate & self.attended]
-        self.written = {r for unit in self.screened for r in last.down_proj.column(unit)}
-        moved = {r for unit in self.steady for r in last.down_proj.column(unit)}
-        up = {c for unit in last.active for c in last.up_proj.row(unit)}
-        read = up | {c for gate in units.values() for c in gate - self.attended}
+        self.screened, self.steady, self.written = list[int](), list[int](), set[int]()
+        moved, up, read = set[int](), set[int](), set[int]()
+        for unit in last.active:
+            gate = last.gate_proj.row(unit).keys()
+            kind, writes = (self.steady, moved)
+            if gate & self.attended:
+                kind, writes = (self.screened, self.written)
+            kind.append(unit)
+            writes.update(last.down_proj.column(unit))
+            up.update(last.up_proj.row(unit))
+            read.update(gate - self.attended)
+        read |= up
         fresh = self.attended | self.written
         for what, wrong in (
             ("heads mix, as if it were of tokens, coordinate", mixed & self.touched),
@@ -1126,13 +1131,14 @@ class Marks:
         c, self.p, layer = model.config, p, model.layers[-1]
         group = c.num_attention_heads // c.num_key_value_heads
         plain = scaled(model.box({}, p), layer.input_layernorm)
-        rows = {i: balls(layer.v_proj, i, p) for i in layer.v_proj.rows}
+        rows = all_balls(layer.v_proj, p)
         values = {i: inner(row, plain, p) for i, row in rows.items()}
         self.values = max((scale("", row, plain, p, None) for row in rows.values()), default=0)
         self.box: Stream = {}
         for j in layer.o_proj.used_columns():
             self.box[j] = values[j // c.head_dim // group * c.head_dim + j % c.head_dim]
-        output = {r: balls(layer.o_proj, r, p) for r in layer.o_proj.rows}
+        output = all_balls(layer.o_proj, p)
+        limit("signs of gates", 2 * len(model.screened) * (len(self.box) // p + 1), p)
         self.sizes = {r: scale("", row, self.box, p, None) for r, row in output.items()}
         gamma = layer.post_attention_layernorm.row(0)
         self.output = {r: output[r] for r in output if r in gamma}
@@ -1142,7 +1148,7 @@ class Marks:
         self.sized = {r: b * Ball.of(gamma[r], p) for r, b in self.sized.items()}
         # By unit: group, most and scale of a gate, norm of what it writes, what else it reads.
         self.units: dict[int, tuple[int, int, int, int, Stream, Stream]] = {}
-        self.least = 0
+        self.least = held = 0
         groups: dict[tuple[int, int], int] = {}
         for unit in model.screened:
             gate = balls(layer.gate_proj, unit, p)
@@ -1152,6 +1158,8 @@ class Marks:
             norm = math.isqrt(sum(top(ball_of(w, p)) ** 2 for w in writes)) + 1
             reads = {c: b for c, b in gate.items() if c not in model.attended}
             up, size = balls(layer.up_proj, unit, p), scale("", gate, self.sized, p, None)
+            held += len(reads) + len(up) + 4
+            limit("gates", held, p)
             self.units[unit] = number, most, size, norm, reads, up
         opposite = (
             ((ups & minus) | (downs & plus)).bit_count()
@@ -1537,9 +1545,11 @@ def check(certificate: str, folder: str, data: str) -> str:
     for attempt in range(ATTEMPTS):
         try:
             judge(claims, model, rows, attempt)
-            return (
-                f"{claims.layers} layers, {len(rows)} examples, epsilon {float(claims.epsilon):g}"
-            )
+            clauses = ["a to d"]
+            clauses += ["e"] if claims.divergence else []
+            clauses += ["f"] if claims.margin_others is not None else []
+            what = f"{claims.layers} layers, {len(rows)} examples"
+            return f"{what}, epsilon {float(claims.epsilon):g}, clauses {', '.join(clauses)}"
         except Undecided as error:
             why = str(error)
     raise Verdict(RESOURCES, f"undecided at the largest precision: {why}")

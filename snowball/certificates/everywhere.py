@@ -47,7 +47,7 @@ from snowball.limits import DENSE, require
 
 # Room for the rounding of a few operations, and of a sum of nonnegative numbers, in float64.
 _UP, _DOWN = 1 + 2.0**-20, 1 - 2.0**-20
-_BLOCK = 1024
+_BLOCK, _ENTRIES = 1024, 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,33 +111,27 @@ class Marks:
         spread: Doubles,
     ) -> None:
         screened = np.array(model.reader.screened, np.int64)
-        require("weights of gates by what heads put out", len(screened) * output.shape[1], DENSE)
-        gates = _columns(layer, screened, rows)  # (units, attended)
-        # gamma_k of a product of k = attended terms, and one more rounding by the norm's weights.
-        seen = output * layer.mlp_norm[rows][:, None]
-        weights = gates @ seen  # (units, columns of heads)
-        bound = np.abs(gates) @ np.abs(seen)
-        error = bound * (2.0**-52 * (len(rows) + 4)) * _UP
-        size = (np.abs(weights) + error) * _UP
-        sums = 2.0**-52 * (len(middle) + 4)
-        most = weights @ middle + (np.abs(weights) @ np.abs(middle)) * sums
-        most += (error @ np.abs(middle) + size @ spread) * _UP
-        self.most = np.nextafter(most * np.where(most > 0, _UP, _DOWN), np.inf)
-        self.scales = (
-            np.abs(gates * layer.mlp_norm[rows]) @ np.array([self.sizes[r] for r in rows.tolist()])
-        ) * _UP
-        swing = np.maximum(np.abs(weights) - error, 0) * spread * _DOWN
-        self.least = float(swing[0].max(initial=0)) / 2 if len(swing) else 0.0
-        counts = (swing >= self.least) & (swing > 0)
-        signs = np.where(counts, np.sign(weights), 0).astype(np.int8)
-        self.groups, self.group = (
-            np.unique(signs, axis=0, return_inverse=True)
-            if len(signs)
-            else (signs, np.zeros(0, int))
-        )
+        places = len(middle)
+        require("weights of gates by what heads put out", len(screened) * places, DENSE)
+        require("weights of gates", len(screened) * len(rows), DENSE)
+        with np.errstate(all="ignore"):
+            seen = output * layer.mlp_norm[rows][:, None]
+        sizes = np.array([self.sizes[row] for row in rows.tolist()])
+        self.most, self.scales = np.zeros(len(screened)), np.zeros(len(screened))
+        self.least: float | None = None
+        signs = np.zeros((len(screened), places), np.int8)
+        step = max(1, _ENTRIES // max(1, places, len(rows)))
+        for start in range(0, len(screened), step):
+            part = slice(start, start + step)
+            gates = _columns(layer, screened[part], rows)  # (units, attended)
+            with np.errstate(all="ignore"):  # what is beyond float64 is refused below
+                self.scales[part] = np.abs(gates * layer.mlp_norm[rows]) @ sizes * _UP
+            self.most[part], signs[part] = self._over_box(gates, seen, middle, spread)
+        if not np.isfinite(self.most).all():
+            raise Rejection("range", "gates of the last layer are beyond float64")
+        self.groups, self.group = np.unique(signs, axis=0, return_inverse=True)
         self.differ = _fewest_opposite(self.groups)
-        down = _columns_of_down(layer, screened)
-        self.norms = np.sqrt((down**2).sum(1) * _UP) * _UP + 1e-300
+        self.norms = _norms_of_down(layer, screened)
         self.reads = {
             unit: (
                 [(c, arb(w)) for c, w in layer.gate.row(unit) if c not in model.reader.attended],
@@ -145,6 +139,30 @@ class Marks:
             )
             for unit in model.reader.screened
         }
+
+    def _over_box(
+        self, gates: Doubles, seen: Doubles, middle: Doubles, spread: Doubles
+    ) -> tuple[Doubles, NDArray[np.int8]]:
+        """The most that gates are over the box, and the signs of their weights that count."""
+        with np.errstate(all="ignore"):
+            return self._bounds(gates, seen, middle, spread)
+
+    def _bounds(
+        self, gates: Doubles, seen: Doubles, middle: Doubles, spread: Doubles
+    ) -> tuple[Doubles, NDArray[np.int8]]:
+        weights = gates @ seen  # (units, columns of heads)
+        # gamma_k of a product of k = attended terms, and one more rounding by the norm's weights.
+        error = (np.abs(gates) @ np.abs(seen)) * (2.0**-52 * (gates.shape[1] + 4)) * _UP
+        size = (np.abs(weights) + error) * _UP
+        sums = 2.0**-52 * (len(middle) + 4)
+        most = weights @ middle + (np.abs(weights) @ np.abs(middle)) * sums
+        most += (error @ np.abs(middle) + size @ spread) * _UP
+        swing = np.maximum(np.abs(weights) - error, 0) * spread * _DOWN
+        if self.least is None:
+            self.least = float(swing[0].max(initial=0)) / 2
+        counts = (swing >= self.least) & (swing > 0)
+        most = np.nextafter(most * np.where(most > 0, _UP, _DOWN), np.inf)
+        return most, np.where(counts, np.sign(weights), 0).astype(np.int8)
 
 
 def _token_box(model: ExactModel) -> dict[int, arb]:
@@ -170,11 +188,15 @@ def _columns(layer: Layer, units: NDArray[np.int64], columns: NDArray[np.int64])
     return block
 
 
-def _columns_of_down(layer: Layer, units: NDArray[np.int64]) -> Doubles:
-    """What each unit writes, by row."""
-    columns = layer.down.nonzero_rows
-    require("weights of the hidden units", len(units) * len(columns), DENSE)
-    return layer.down_columns.dense(units, columns)
+def _norms_of_down(layer: Layer, units: NDArray[np.int64]) -> Doubles:
+    """The norm of what each unit writes for a hidden value of 1, rounded up."""
+    down = layer.down_columns
+    with np.errstate(over="ignore"):
+        squares = [
+            float(np.sum(down.values[down.starts[unit] : down.starts[unit + 1]] ** 2))
+            for unit in units.tolist()
+        ]
+    return np.sqrt(np.array(squares) * _UP) * _UP + 1e-300
 
 
 def _fewest_opposite(groups: NDArray[np.int8]) -> int:
@@ -304,7 +326,7 @@ def _recall(
         return 0.0
     m = max(0.28, most * fast * _UP) * float(loud.max()) * _UP
     if len(loud) > 1:
-        differ = marks.least * marks.differ * least_size(entering) * _DOWN
+        differ = (marks.least or 0.0) * marks.differ * least_size(entering) * _DOWN
         silent = (differ - most) * slow * _DOWN
         if not silent >= 1:
             raise Rejection("structure", "two units of the last layer may be loud at one input")

@@ -465,15 +465,16 @@ def _reader_structure(
 ) -> ReaderStructure:
     """Raises Rejection unless heads and units read and write what `ReaderStructure` says."""
     attended = set(last.output.nonzero_rows.tolist())
-    gates = {unit: {c for c, _ in last.gate.row(unit)} for unit in last.active.tolist()}
-    screened = tuple(unit for unit, gate in gates.items() if gate & attended)
-    steady = tuple(unit for unit, gate in gates.items() if not gate & attended)
-    written, moved = (
-        {row for unit in units for row, _ in last.down_columns.row(unit)}
-        for units in (screened, steady)
-    )
-    up = {c for unit in gates for c, _ in last.up.row(unit)}
-    read = up.union(*(gate - attended for gate in gates.values()))
+    screened, steady = list[int](), list[int]()
+    written, moved, up, read = set[int](), set[int](), set[int](), set[int]()
+    for unit in last.active.tolist():
+        gate = {c for c, _ in last.gate.row(unit)}
+        kind, writes = (screened, written) if gate & attended else (steady, moved)
+        kind.append(unit)
+        writes.update(row for row, _ in last.down_columns.row(unit))
+        up.update(c for c, _ in last.up.row(unit))
+        read |= gate - attended
+    read |= up
     differ = set(np.flatnonzero(low != high).tolist())
     used = set(np.flatnonzero((low != 0) | (high != 0)).tolist()).union(touched)
     mixed = set(last.value.nonzero_columns.tolist())
@@ -488,7 +489,7 @@ def _reader_structure(
     ):
         if wrong:
             raise Rejection("structure", f"{what} {min(wrong)}")
-    return ReaderStructure(frozenset(attended), frozenset(written), screened, steady)
+    return ReaderStructure(frozenset(attended), frozenset(written), tuple(screened), tuple(steady))
 
 
 class _Tensors:

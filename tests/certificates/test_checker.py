@@ -157,7 +157,10 @@ def case(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Case
 
 
 def test_the_case_is_accepted(case: Case) -> None:
-    assert case.verdict(rehash=False) == (0, "4 layers, 2 examples, epsilon 1e-06")
+    assert case.verdict(rehash=False) == (
+        0,
+        "4 layers, 2 examples, epsilon 1e-06, clauses a to d, e, f",
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,6 +188,7 @@ def test_what_is_certified_is_accepted(
     folder = built.save_pretrained(tmp_path / "built")
     case = Case(Made(folder, certify(folder).to_json()), tmp_path, capsys)
     expected = f"{layers} layers, {len(dataset.examples)} examples, epsilon {epsilon:g}"
+    expected += f", clauses a to d,{' e,' if epsilon <= 0.5 else ''} f"
     assert case.verdict(rehash=False) == (0, expected)
     case.certificate["epsilon"] = str(float(case.certificate["epsilon"]) * 1.005)
     status, line = case.verdict()
@@ -209,7 +213,7 @@ def test_it_runs_as_an_isolated_program(case: Case) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "PASS: 4 layers, 2 examples, epsilon 1e-06\n"
+    assert done.stdout == "PASS: 4 layers, 2 examples, epsilon 1e-06, clauses a to d, e, f\n"
     done = subprocess.run(command[:-1], capture_output=True, text=True, cwd="/")
     assert (done.returncode, done.stderr) == (2, "")
     assert done.stdout == "MALFORMED: usage: python -I checker.py CERTIFICATE DIR DATA\n"
