@@ -380,6 +380,7 @@ def test_enclosures_hold_what_the_dense_decoder_computes(
     for (tokens, wanted), (score, margins) in zip(FOUND, read, strict=True):
         run = general.dense.run(tokens, frozenset() if removed is None else {removed})
         at = len(tokens) - 1
+        assert score is not None
         assert held(score, run.scores[3][at], width)
         assert len(margins) == len(wanted)
         for token, margin in zip(wanted, margins, strict=True):
@@ -399,7 +400,8 @@ def test_more_effort_gives_narrower_enclosures(general: General) -> None:
     for attempt in (0, 4):
         passage = Passage(general.model, 2000)
         read = Reader(general.model, passage, attempt, FOUND).read(FOUND)
-        widths.append([Fraction(b.r, 2**b.p) for one, some in read for b in (one, *some)])
+        found = [b for one, some in read for b in (one, *some) if b is not None]
+        widths.append([Fraction(b.r, 2**b.p) for b in found])
     assert all(0 < b < a / 10**20 for a, b in zip(*widths, strict=True))
 
 
@@ -436,7 +438,7 @@ def inside(ball: Ball, wide: Ball) -> bool:
 
 def test_units_are_packed_in_blocks(general: General, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Reader(general.model, passage_of(general), 0, FOUND)
-    expected = [(score.ends(), [b.ends() for b in some]) for score, some in whole.read(FOUND)]
+    expected = [(score, [b.ends() for b in some]) for score, some in whole.read(FOUND)]
     monkeypatch.setattr(checker, "BLOCK", 63)  # weights, of rows of 16
     parted = Reader(general.model, passage_of(general), 0, FOUND)
     assert [len(units) for units, _, _ in parted.parts] == [3, 3, 2]
@@ -508,6 +510,7 @@ def test_a_layer_may_have_no_screened_units(general: General, tmp_path: Path) ->
     assert all(ball.ends() == (0, 0) for ball in reader.down.values())
     dense = DenseDecoder(GENERAL, {n: w.numpy() for n, w in weights.items()}, 400)
     for (tokens, _), (score, _) in zip(FOUND, reader.read(FOUND), strict=True):
+        assert score is not None
         assert held(score, dense.run(tokens).scores[3][len(tokens) - 1], 1e-20)
 
 
