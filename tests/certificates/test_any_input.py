@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from checker_verdicts import WEIGHTS, Document, renewed, verdicts
 from safetensors.torch import load_file
-from test_both_checkers import Document, renewed, verdicts
 from torch import Tensor
 
 from snowball.certificates import checker
@@ -45,7 +45,6 @@ WORDS = Dataset.from_rows(
 )
 TARGET, LAYERS = 1, 4
 LAST = f"model.layers.{LAYERS - 1}"
-WEIGHTS = "model.safetensors"
 
 
 class Made(NamedTuple):

@@ -3,7 +3,6 @@
 Each case is told from a harmless one by measuring in float64, never by a checker.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,15 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from checker_verdicts import WEIGHTS, Document, renewed, verdicts
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from snowball.certificates import checker
-from snowball.certificates.certainty import Rejection
-from snowball.certificates.certificate import read_certificate
-from snowball.certificates.certification import certify, verify
+from snowball.certificates.certification import certify
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
 from snowball.decoders.checkpoint import read_checkpoint, write_safetensors
@@ -34,10 +31,8 @@ WORDS = Dataset.from_rows(
     ]
 )
 TARGET, LAYERS = 1, 4
-WEIGHTS = "model.safetensors"
 # Relative: float64 rounds a thousand times less.
 SLACK = 1e-9
-Document = dict[str, Any]
 
 
 class Made(NamedTuple):
@@ -56,27 +51,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def copy(made: Made, tmp_path: Path) -> Made:
     """To tamper with."""
     return Made(Path(shutil.copytree(made.folder, tmp_path / "model")), renewed(made.certificate))
-
-
-def renewed(certificate: Document) -> Document:
-    return json.loads(json.dumps(certificate))
-
-
-def verdicts(folder: Path, certificate: Document) -> tuple[bool, bool]:
-    """Whether each checker rejects, if the certificate names the files as they are."""
-    files = {"config.json": "config.json", WEIGHTS: WEIGHTS, "dataset": "dataset.jsonl"}
-    for name, file in files.items():
-        digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
-        certificate["files"][name] = digest
-    path, data = folder / "certificate.json", folder / "dataset.jsonl"
-    path.write_text(json.dumps(certificate))
-    standard = checker.main([str(path), str(folder), str(data)])
-    assert standard in (checker.PASS, checker.REJECT)
-    try:
-        verify(read_certificate(path), folder, data)
-    except Rejection:
-        return standard == checker.REJECT, True
-    return standard == checker.REJECT, False
 
 
 def test_both_accept_what_is_true(copy: Made) -> None:
