@@ -1,4 +1,4 @@
-"""The verdicts of both checkers on a folder, of which the certificate names the files as they are."""
+"""The verdicts of both checkers on a folder; the certificate names the files as they are."""
 
 import hashlib
 import json
