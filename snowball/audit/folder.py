@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ from snowball.audit.tables import layer_csv, removal_csv
 from snowball.dtypes import DType
 from snowball.engine.cost import matmul_rate
 from snowball.engine.named_removals import named_removals
-from snowball.engine.self_check_result import StandingCheckResult
+from snowball.engine.removal import Removal
+from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import make_folder, refuse_file, write_text
 from snowball.pretrained.loading import device_name
 from snowball.progress import Progress, silent
@@ -30,12 +32,15 @@ from snowball.provenance import provenance
 from snowball.results.store import Store
 from snowball.tasks.reading import check_names
 from snowball.tasks.task import GenerationTask, Task
+from snowball.typed_json import MalformedError, from_json, to_json
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
 
 LAYERS, REMOVALS = "layers.csv", "removals.csv"
 
+# In the provenance of a run in the store: the self-check under which it measured.
+_SELF_CHECK = "self-check"
 # Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.
 _USUAL_SHARE = 0.6
 
@@ -57,13 +62,15 @@ def run_audit(
     """Removes every layer, and what `remove` names, on every task; writes all results to a folder.
 
     `remove`: "attention", "mlp", "pairs", "blocks:N", or sets such as "2+5" and
-    "3.attention+4.mlp". `seed` is that of the bootstrap. `token_budget` bounds the tokens in one
-    layer call, and so the memory; default 2048 (CPU) or 32768 (GPU). `tell` is called with
-    sentences: how the self-check went, how long it will take.
+    "3.attention+4.mlp". `seed` is that of the bootstrap behind the intervals, and of the halves
+    behind the noise ceiling; nothing is measured again for another one. `token_budget` bounds the
+    tokens in one layer call, and so the memory; default 2048 (CPU) or 32768 (GPU). `tell` is called
+    with sentences: how the self-check went, how long it will take.
 
     Every result is in `results.sqlite` as soon as it is computed, and what is there is not measured
-    again: after an interruption, or with more tasks or removals, the same call goes on. Besides,
-    the folder gets `audit.json`, which `read_audit` reads, two tables (CSV), figures and a page.
+    again: after an interruption, or with more tasks or removals, the same call goes on. If nothing
+    is left to measure, the self-check is that of the run which measured it. Besides, the folder
+    gets `audit.json`, which `read_audit` reads, two tables (CSV), figures and a page.
 
     Raises:
         AuditError: no tasks, fewer than three layers, or a task of one item.
@@ -83,15 +90,15 @@ def run_audit(
     check_names(tasks)
     depth = int(model.model.config.get_text_config().num_hidden_layers)
     removals = named_removals(depth, remove)
-    with progress("checking the engine against true deletion", 1, "checks") as advance:
-        audit = Audit(model, tasks, removals, token_budget, seed=seed)
-        advance(1)
+    finished = _finished(model, tasks, removals, token_budget, folder / STORE)
+    audit = finished or _checked(model, tasks, removals, token_budget, progress)
     _tell_check(audit, tell)
     make_folder(folder)
     with Store(folder / STORE) as store:
         if tell is not _say_nothing:
             tell(_estimate(audit, store))
-        _measure(audit, store, progress)
+        if finished is None:
+            _measure(audit, store, progress)
         with progress("statistics", 1, "summaries") as advance:
             summary = _summary(audit, store, seed)
             advance(1)
@@ -104,6 +111,59 @@ def run_audit(
 
 def _say_nothing(sentence: str) -> None:
     pass
+
+
+def _finished(
+    model: Pretrained,
+    tasks: Sequence[Task],
+    removals: Sequence[Removal],
+    token_budget: int | None,
+    path: Path,
+) -> Audit | None:
+    """The audit with its self-check, if the store has all results of it."""
+    if not path.is_file():
+        return None
+    with Store(path) as store:
+        check = _recorded_check(store, model, tasks)
+        if check is None:
+            return None
+        audit = Audit(model, tasks, removals, token_budget, check)
+        return audit if audit.is_complete(store) else None
+
+
+@dataclass(frozen=True)
+class _CheckedRun:
+    """What a self-check was about, and what it found: an entry of the provenance of its run."""
+
+    model: str
+    tasks: tuple[str, ...]
+    found: SelfCheck
+
+
+def _recorded_check(store: Store, model: Pretrained, tasks: Sequence[Task]) -> SelfCheck | None:
+    """The latest self-check of the model that had all the tasks, or more; if the store has it."""
+    for run in reversed(store.runs()):
+        try:
+            one = from_json(_CheckedRun, run["provenance"].get(_SELF_CHECK), str(run["id"]))
+        except MalformedError:  # as in runs of before it was recorded
+            continue
+        if one.model == model.sha256 and {task.sha256 for task in tasks} <= set(one.tasks):
+            return one.found
+    return None
+
+
+def _checked(
+    model: Pretrained,
+    tasks: Sequence[Task],
+    removals: Sequence[Removal],
+    token_budget: int | None,
+    progress: Progress,
+) -> Audit:
+    """The audit, once its engine was compared with true deletion."""
+    with progress("checking the engine against true deletion", 1, "checks") as advance:
+        audit = Audit(model, tasks, removals, token_budget)
+        advance(1)
+    return audit
 
 
 def _tell_check(audit: Audit, tell: Tell) -> None:
@@ -126,6 +186,8 @@ def _tell_standing_check(checked: StandingCheckResult, tell: Tell) -> None:
 
 def _estimate(audit: Audit, store: Store) -> str:
     """How long what is not yet in the store will take, from the rate of one matrix product."""
+    if audit.is_complete(store):
+        return "Nothing is left to measure: every result is in the store."
     cost = audit.cost(store)
     rate = matmul_rate(audit.engine.stack, audit.engine.token_budget)
     operations = cost.operations + audit.gradient_operations(store)
@@ -140,7 +202,9 @@ def _estimate(audit: Audit, store: Store) -> str:
 
 
 def _measure(audit: Audit, store: Store, progress: Progress) -> None:
-    run = store.begin_run(provenance())
+    hashes = tuple(task.sha256 for task in audit.tasks)
+    check = _CheckedRun(audit.pretrained.sha256, hashes, audit.self_check)
+    run = store.begin_run({**provenance(), _SELF_CHECK: to_json(check)})
     with progress("measuring", audit.cost(store).tokens, "tokens") as advance:
         for task in audit.tasks:
             audit.run(task, store, run, advance)

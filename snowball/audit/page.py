@@ -154,9 +154,10 @@ def _standing(document: AuditDocument) -> str:
     found = document.standing_check
     if found is None:
         return "not recorded"
+    drawn = "by the hash of their task" if found.seed is None else f"by the seed {found.seed}"
     return (
-        f"{found.items} items drawn at random, {found.comparisons} comparisons with true deletion, "
-        f"largest difference {found.worst:.1e} nats a token (seed {found.seed})"
+        f"{found.items} items drawn at random ({drawn}), {found.comparisons} comparisons with true "
+        f"deletion, largest difference {found.worst:.1e} nats a token"
     )
 
 

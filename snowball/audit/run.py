@@ -49,7 +49,7 @@ class Audit:
     """One model, the removals to measure, and the store to which results go.
 
     The engine is compared with true deletion first, unless a `self_check` of this model on these
-    tasks is given. `seed` chooses the items that are recomputed while it runs.
+    tasks is given. Which items of a task are recomputed while it runs follows from its hash.
 
     Raises:
         AuditError: fewer than three layers, or a task of one item.
@@ -66,9 +66,7 @@ class Audit:
         removals: Sequence[Removal],
         token_budget: int | None = None,
         self_check: SelfCheck | None = None,
-        seed: int = 0,
     ) -> None:
-        self._seed = seed
         self.pretrained = pretrained
         self.tasks = tuple(tasks)
         self._check_sizes()
@@ -87,6 +85,12 @@ class Audit:
     def names(self) -> list[str]:
         """The names of the removals, the intact model first."""
         return [removal_name(removal) for removal in self.removals]
+
+    def is_complete(self, store: Store) -> bool:
+        """Whether nothing is left to measure, and nothing to recompute."""
+        return not any(
+            self._waiting(task, store)[0] or self._lacks_taylor(task, store) for task in self.tasks
+        )
 
     def cost(self, store: Store) -> Cost:
         """The cost of what is not yet in the store (of generation, the prompts only)."""
@@ -136,11 +140,12 @@ class Audit:
         ]
         items = {(name, item) for name, item, _ in found}
         worst = max((value for *_, value in found), default=0.0)
-        return StandingCheckResult(len(items), len(found), worst, self._seed)
+        return StandingCheckResult(len(items), len(found), worst)
 
     def _standing_check(self, task: Task) -> StandingCheck:
+        """Of a sample that any run on the task draws, so that none is measured twice."""
         model, items = self.pretrained.model, len(task.items)
-        return StandingCheck(model, self.removals, items, self._seed)
+        return StandingCheck(model, self.removals, items, seed=int(task.sha256, 16))
 
     @contextmanager
     def _invalidating(self, task: Task, store: Store) -> Iterator[None]:

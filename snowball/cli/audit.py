@@ -58,7 +58,14 @@ def audit(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of the bootstrap (intervals) and of the noise ceiling's halves; nothing is "
+            "measured again for another one.",
+            min=0,
+        ),
+    ] = 0,
 ) -> None:
     """Remove every layer in one pass, on every task, and see how well scores predict the damage.
 

@@ -47,10 +47,11 @@ class StandingCheckResult:
     """What recomputing a random sample alone, by true deletion, has shown while an engine ran.
 
     `comparisons`: items under the intact model and under a random removal each. `worst`: the
-    largest difference, in nats per token.
+    largest difference, in nats per token. `seed` drew the sample in the first audits; later it
+    follows from the tasks.
     """
 
     items: int
     comparisons: int
     worst: float
-    seed: int
+    seed: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,11 @@ from audit_inputs import choice_rows, llama, write
 from command_line import snowball
 
 import snowball as package
+from snowball.audit.document import STORE
 from snowball.audit.run import AuditError
 from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.engine.self_check import SelfCheckError, check_engine
+from snowball.engine.self_check_result import SelfCheck
 from snowball.errors import SnowballError
 from snowball.pretrained.loading import Pretrained
 from snowball.results.store import Store
@@ -91,6 +95,68 @@ def test_a_second_run_measures_nothing(
     tasks = package.read_tasks(model, inputs / "questions.jsonl")
     package.run_audit(model, tasks, audited)
     assert apart_from_when(audited) == before
+
+
+def test_another_seed_draws_other_resamples_of_the_same_measurements(
+    model: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the items only some are recomputed by true deletion, and those whatever the seed."""
+    rows = [
+        {**row, "context": f"{n}. {row['context']}"} for n in (1, 2) for row in choice_rows(llama())
+    ]
+    tasks = package.read_tasks(model, write(tmp_path / "rows.jsonl", rows))
+    first = package.run_audit(model, tasks, tmp_path / "run", seed=0)
+    assert first.standing_check is not None
+    assert first.standing_check.items == 20 < len(rows)
+    monkeypatch.setattr(Store, "write", lambda *_: pytest.fail("measured again"))
+    second = package.run_audit(model, tasks, tmp_path / "run", seed=1)
+    assert second.standing_check == first.standing_check
+    assert second.seed == 1
+    (one,), (other,) = first.datasets, second.datasets
+    assert one.means == other.means
+    assert one.answers != other.answers, "the intervals follow the seed"
+
+
+def test_a_second_run_is_not_compared_with_true_deletion_again(
+    inputs: Path, model: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = package.read_tasks(model, [inputs / "questions.jsonl", inputs / "text.jsonl"])
+    first = package.run_audit(model, tasks, tmp_path, remove=["attention"])
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("snowball.audit.run.check_engine", lambda *_: pytest.fail("compared again"))
+        second = package.run_audit(model, tasks, tmp_path, remove=["attention"], tell=told.append)
+        fewer = package.run_audit(model, tasks[:1], tmp_path)
+    assert first.self_check == second.self_check == fewer.self_check
+    assert told[1] == "Nothing is left to measure: every result is in the store."
+    monkeypatch.setattr(
+        "snowball.audit.run.check_engine", lambda *_: (_ for _ in ()).throw(SelfCheckError("here"))
+    )
+    with pytest.raises(SelfCheckError, match="here"):
+        package.run_audit(model, tasks, tmp_path, remove=["mlp"])
+
+
+def test_results_of_an_unknown_self_check_are_checked_once_more(
+    inputs: Path, model: Pretrained, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in stores of before self-checks were recorded."""
+    (tmp_path / STORE).write_bytes((audited / STORE).read_bytes())
+    with sqlite3.connect(tmp_path / STORE) as connection:
+        connection.execute("UPDATE runs SET provenance = '{}'")
+    connection.close()
+    tasks = package.read_tasks(model, inputs / "questions.jsonl")
+    checks: list[object] = []
+
+    def check(*arguments: Any) -> SelfCheck:
+        checks.append(arguments)
+        return check_engine(*arguments)
+
+    monkeypatch.setattr("snowball.audit.run.check_engine", check)
+    told: list[str] = []
+    for _ in range(2):
+        package.run_audit(model, tasks, tmp_path, tell=told.append)
+    assert len(checks) == 1
+    assert told.count("Nothing is left to measure: every result is in the store.") == 2
 
 
 def test_a_run_goes_on_with_another_task(
