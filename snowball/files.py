@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 
 from snowball.errors import SnowballError
 from snowball.limits import TEXT_BYTES, require
+
+_TOKEN_BYTES = 4  # of the name of a hidden file that is being written
 
 
 class FileError(SnowballError):
@@ -32,20 +36,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a hidden sibling to write, which takes the name `path` once the block has ended.
 
     If the block fails or is interrupted, the sibling is deleted and what was at `path` stays as it
-    was. A symbolic link at `path` is replaced, and what it points to is left alone. Missing parents
-    are created.
+    was. So is, the next time, the sibling of a process that was killed. A symbolic link at `path`
+    is replaced, and what it points to is left alone. Missing parents are created.
 
     Raises:
         FileError: the file cannot be written.
     """
-    partial = _hidden_sibling(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with _hidden_sibling(path, Path.touch) as partial:
             yield partial
             os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)  # after the rename there is nothing left to delete
     except OSError as error:
         raise FileError(f"cannot write {path}: {error}") from error
 
@@ -54,21 +54,46 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a hidden sibling folder to fill, which takes the name `path` once the block has ended.
 
-    If the block fails or is interrupted, the folder is deleted. Missing parents are created.
+    If the block fails or is interrupted, the folder is deleted, and so is, the next time, that of a
+    process that was killed. Missing parents are created.
 
     Raises:
         FileError: something is at `path` already, or the folder cannot be written.
     """
     refuse_existing(path)
-    partial = _hidden_sibling(path)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.rename(partial, path)
+        with _hidden_sibling(path, Path.mkdir) as partial:
+            yield partial
+            os.rename(partial, path)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yields a hidden sibling folder to fill, which replaces the folder at `path`, if there is one.
+
+    If the block fails or is interrupted, what was at `path` stays as it was; else it is deleted, so
+    the caller makes sure that it may be. Missing parents are created.
+
+    Raises:
+        FileError: the folder cannot be written.
+    """
+    try:
+        with _hidden_sibling(path, Path.mkdir) as partial:
+            yield partial
+            if not path.exists():
+                os.rename(partial, path)
+                return
+            with _hidden_sibling(path, Path.mkdir) as aside:
+                os.rename(path, aside / path.name)
+                try:
+                    os.rename(partial, path)
+                except BaseException:
+                    os.rename(aside / path.name, path)
+                    raise
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error}") from error
 
 
 def refuse_existing(path: Path) -> None:
@@ -81,6 +106,12 @@ def refuse_file(folder: Path) -> None:
     """Raises FileError if anything but a folder is in the place of a folder to write into."""
     if folder.exists() and not folder.is_dir():
         raise FileError(f"{folder} is a file: choose another folder")
+
+
+def refuse_folder(path: Path) -> None:
+    """Raises FileError if a folder is in the place of a file to write."""
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, in the place of a file to write: move it away")
 
 
 def make_folder(path: Path) -> None:
@@ -112,9 +143,64 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def _hidden_sibling(path: Path) -> Path:
+@contextmanager
+def _hidden_sibling(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A file or folder beside `path`, deleted in the end if it is still there.
+
+    It is locked while this process lives. Unlocked ones were left by processes that were killed:
+    they are deleted first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in _siblings(path):
+        if (lock := _lock(stale, wait=False)) is not None:
+            _delete(stale)
+            os.close(lock)
     # With the suffix of the path, by which some writers choose their format.
-    return path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
+    token = secrets.token_hex(_TOKEN_BYTES)
+    partial, lock = path.with_name(f".{path.stem}.partial-{token}{path.suffix}"), None
+    try:
+        while lock is None:  # again if another process has deleted it before it was locked
+            make(partial)
+            lock = _lock(partial, wait=True)
+        yield partial
+    finally:
+        _delete(partial)  # after a rename there is nothing left to delete
+        if lock is not None:
+            os.close(lock)
+
+
+def _siblings(path: Path) -> list[Path]:
+    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+    hidden = re.compile(rf"\.{stem}\.partial-[0-9a-f]{{{2 * _TOKEN_BYTES}}}{suffix}")
+    return [path.with_name(name) for name in os.listdir(path.parent) if hidden.fullmatch(name)]
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """A descriptor with the lock of a file or folder; None if it is gone, or another's.
+
+    Where the file system has no locks, who waits gets none, and all others nothing.
+    """
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if not wait:
+            os.close(lock)
+            return None
+    if path.exists() and os.path.samestat(os.fstat(lock), os.lstat(path)):
+        return lock
+    os.close(lock)
+    return None
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 # Reading

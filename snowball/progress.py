@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+# Called with one sentence for people to read.
+Tell = Callable[[str], None]
 # Called with the amount of work just done, in the unit of the task.
 Advance = Callable[[int], None]
 
@@ -18,6 +20,10 @@ class Progress(Protocol):
     """
 
     def __call__(self, title: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
+
+
+def say_nothing(sentence: str) -> None:
+    """The default of every function that takes a `Tell`."""
 
 
 @contextmanager

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 
 def provenance() -> dict[str, str]:
-    """Versions and command of this run."""
+    """Versions of this run, and the command that started it: `snowball`, or another program."""
     import torch
 
     return {
         "snowball": version("snowball"),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "command": " ".join(["snowball", *sys.argv[1:]]),
+        "command": shlex.join(_command()),
     }
+
+
+def _command() -> list[str]:
+    program, *arguments = sys.argv or [""]
+    path = Path(program)
+    if path.name == "snowball" or path.parts[-2:] == ("snowball", "__main__.py"):
+        return ["snowball", *arguments]
+    interpreter, *rest = sys.orig_argv
+    return [Path(interpreter).name, *rest]

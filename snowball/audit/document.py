@@ -19,6 +19,7 @@ from snowball.results.intervals import Interval
 from snowball.results.paired import McNemarMatrix, TaskDependence
 from snowball.results.ranks import MisjudgementIntervals, NoiseCeiling
 from snowball.results.relevance import RelevanceIntervals
+from snowball.results.store import Store, StoreError
 from snowball.typed_json import FLAT, MalformedError, from_json, to_json
 
 # Files of a run folder.
@@ -314,7 +315,8 @@ def read_audit(folder: str | Path) -> AuditDocument:
     """The document of the audit in a run folder; old names of scores are replaced.
 
     Raises:
-        FileError: `audit.json` is missing, or (DocumentError) not the document of an audit.
+        FileError: `audit.json` is missing, or (DocumentError) not the document of an audit. Of an
+            audit that is not finished the command that finishes it is named.
     """
     return read_as_written(folder).in_current_names()
 
@@ -322,7 +324,26 @@ def read_audit(folder: str | Path) -> AuditDocument:
 def read_as_written(folder: str | Path) -> AuditDocument:
     """The document of the audit in a run folder, with the names it has. Raises as `read_audit`."""
     path = Path(folder) / DOCUMENT
+    if not path.exists():
+        _refuse_unfinished(path)
     return AuditDocument.from_json(read_json(path), str(path))
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Says how an audit goes on of which there are results, but no document yet."""
+    if not (results := path.with_name(STORE)).is_file():
+        return
+    try:
+        with Store(results) as store:
+            commands = [run["provenance"].get("command") for run in store.runs()]
+    except StoreError:  # not of an audit
+        return
+    known = [command for command in commands if command is not None]
+    command = f", which was: {known[-1]}" if known else ""
+    raise FileError(
+        f"{path} does not exist, but {results} does: the audit is not finished. To go on where it "
+        f"was interrupted, run the same command again{command}"
+    )
 
 
 def write_audit(folder: Path, document: AuditDocument) -> Path:

@@ -8,14 +8,13 @@ document = run_audit(model, tasks, "runs/smollm2", remove=["attention"])
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.audit.document import STORE, AuditDocument, AuditedModel, Run, write_audit
-from snowball.audit.figures import plot_all
 from snowball.audit.page import write_report
 from snowball.audit.run import Audit, AuditError
 from snowball.audit.summary import Summary, dataset_numbers, summarise
@@ -27,7 +26,7 @@ from snowball.engine.removal import Removal
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import make_folder, refuse_file, write_text
 from snowball.pretrained.loading import device_name
-from snowball.progress import Progress, silent
+from snowball.progress import Progress, Tell, say_nothing, silent
 from snowball.provenance import provenance
 from snowball.results.store import Store
 from snowball.tasks.reading import check_names
@@ -44,9 +43,6 @@ _SELF_CHECK = "self-check"
 # Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.
 _USUAL_SHARE = 0.6
 
-# Called with one sentence for people to read.
-Tell = Callable[[str], None]
-
 
 def run_audit(
     model: Pretrained,
@@ -56,7 +52,7 @@ def run_audit(
     remove: Sequence[str] = (),
     seed: int = 0,
     token_budget: int | None = None,
-    tell: Tell | None = None,
+    tell: Tell = say_nothing,
     progress: Progress = silent,
 ) -> AuditDocument:
     """Removes every layer, and what `remove` names, on every task; writes all results to a folder.
@@ -83,7 +79,6 @@ def run_audit(
     """
     started = time.monotonic()
     folder = Path(folder)
-    tell = tell or _say_nothing
     refuse_file(folder)
     if not tasks:
         raise AuditError("no tasks: give at least one, as read_tasks returns them")
@@ -92,10 +87,10 @@ def run_audit(
     removals = named_removals(depth, remove)
     finished = _finished(model, tasks, removals, token_budget, folder / STORE)
     audit = finished or _checked(model, tasks, removals, token_budget, progress)
-    _tell_check(audit, tell)
+    _tell_check(audit.self_check, tell, before=finished is not None)
     make_folder(folder)
     with Store(folder / STORE) as store:
-        if tell is not _say_nothing:
+        if tell is not say_nothing:
             tell(_estimate(audit, store))
         if finished is None:
             _measure(audit, store, progress)
@@ -107,10 +102,6 @@ def run_audit(
     document = AuditDocument.of(_run(audit, seed, checked), summary, time.monotonic() - started)
     _write(folder, document, tell)
     return document
-
-
-def _say_nothing(sentence: str) -> None:
-    pass
 
 
 def _finished(
@@ -166,10 +157,10 @@ def _checked(
     return audit
 
 
-def _tell_check(audit: Audit, tell: Tell) -> None:
-    check = audit.self_check
+def _tell_check(check: SelfCheck, tell: Tell, *, before: bool) -> None:
+    when = " before all was measured" if before else ""
     tell(
-        f"Self-check: {len(check.removals)} removals on {check.items} items, and on "
+        f"Self-check{when}: {len(check.removals)} removals on {check.items} items, and on "
         f"{check.probes or 0} made to find interference, agree with true deletion to "
         f"{check.worst:.1e} nats a token."
     )
@@ -248,7 +239,4 @@ def _write(folder: Path, document: AuditDocument, tell: Tell) -> None:
     write_audit(folder, document)
     write_text(folder / LAYERS, layer_csv(document))
     write_text(folder / REMOVALS, removal_csv(document))
-    for figure in plot_all(document, folder):
-        if figure.reason is not None:
-            tell(f"No figure {figure.name}: {figure.reason}")
-    write_report(folder)
+    write_report(folder, tell)

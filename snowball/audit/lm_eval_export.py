@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import numpy as np
 from jaxtyping import Float
 
 from snowball.audit.document import INTACT, STORE, AuditDocument, DatasetFindings, read_audit
-from snowball.files import FileError, write_json, write_text
+from snowball.files import FileError, read_json, replaced_folder, write_json, write_text
 from snowball.results.store import Key, Store
 from snowball.tasks.task import CORRECTNESS
 
@@ -34,17 +35,20 @@ FOLDER = "lm-eval"
 # Ours, which no task of lm-eval has.
 _OWN_METRICS = frozenset({"kl", "loglikelihood", "within_margin"})
 _NO_FILTER = "none"
+# In results of ours, and of nobody else.
+_SOURCE = "snowball"
 
 
 def export_lm_eval(folder: str | Path) -> Path:
     """Writes the answers of an audit in the format of lm-eval, and returns the folder of them.
 
-    Running text is left out: lm-eval measures its perplexity in other windows. Of an audit that was
-    made before answers were kept, samples have `doc_id` and metrics only.
+    What an earlier export wrote is replaced, once the new one is whole. Running text is left out:
+    lm-eval measures its perplexity in other windows. Of an audit that was made before answers were
+    kept, samples have `doc_id` and metrics only.
 
     Raises:
         FileError: the folder holds no audit, or a file cannot be written; two tasks have names
-            that make one name of a file.
+            that make one name of a file; in the place of the export there are other files.
         StoreError: the store lacks results that the document names.
     """
     folder = Path(folder)
@@ -53,12 +57,55 @@ def export_lm_eval(folder: str | Path) -> Path:
         raise FileError(f"{folder / STORE} does not exist: only the run folder has single answers")
     judged = [dataset for dataset in document.datasets if not dataset.is_text]
     _check_names([_file_name(dataset.name) for dataset in judged])
-    with Store(folder / STORE) as store:
+    target = folder / FOLDER
+    _refuse_foreign(target)
+    with Store(folder / STORE) as store, replaced_folder(target) as partial:
         tasks = [_Task.of(store, document, dataset) for dataset in judged]
         for removal in document.removals:
             samples = {task.name: list(task.samples(store, removal)) for task in tasks}
-            _write(folder / FOLDER, document, removal, samples)
-    return folder / FOLDER
+            _write(partial, document, removal, samples)
+        _refuse_foreign(target)  # that came meanwhile
+    return target
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuses a folder with anything that an export does not write.
+
+    Raises:
+        FileError: the first such file is named.
+    """
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise FileError(f"{folder} is no folder: move it away, for an export is to go there")
+    for model in sorted(folder.iterdir()):
+        ours = _exported(model)
+        if foreign := sorted(path for path in _files(model) if path not in ours):
+            raise FileError(
+                f"{foreign[0]} is not of an export, which would be deleted with all of {folder}: "
+                "move it away, or delete that folder"
+            )
+
+
+def _files(path: Path) -> list[Path]:
+    """What a folder holds; of anything else, itself."""
+    return list(path.iterdir()) if path.is_dir() and not path.is_symlink() else [path]
+
+
+def _exported(model: Path) -> set[Path]:
+    """The files in the folder of a model that some export wrote, by what its results say."""
+    found: set[Path] = set()
+    for results in model.glob("results_*.json"):
+        try:
+            document = read_json(results)
+        except FileError:
+            continue
+        tasks = document.get("results")
+        if document.get("model_source") == _SOURCE and isinstance(tasks, dict):
+            date = results.stem.removeprefix("results_")
+            samples = {model / f"samples_{_file_name(task)}_{date}.jsonl" for task in tasks}
+            found |= {results, *samples}
+    return found
 
 
 @dataclass(frozen=True)
@@ -182,7 +229,7 @@ def _results(
             for task, lines in samples.items()
             if all(part in line for line in lines for part in _HASHES)
         },
-        "model_source": "snowball",
+        "model_source": _SOURCE,
         "model_name": name,
         "model_name_sanitized": _file_name(name),
         "total_evaluation_time_seconds": str(document.seconds),

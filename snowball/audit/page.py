@@ -10,9 +10,9 @@ from snowball.audit.document import (
     COSINE,
     AuditDocument,
     DatasetFindings,
-    read_as_written,
+    read_audit,
 )
-from snowball.audit.figures import FIGURES, plot
+from snowball.audit.figures import FIGURES, plot_all
 from snowball.audit.findings import findings
 from snowball.audit.tables import (
     confidence,
@@ -26,9 +26,10 @@ from snowball.audit.tables import (
     score_text,
 )
 from snowball.engine.self_check_result import SelfCheck
-from snowball.files import bytes_of, write_text
+from snowball.files import bytes_of, refuse_folder, write_text
 from snowball.presentation.page import PageFigure, png_uri, render
 from snowball.presentation.sheet import Sheet
+from snowball.progress import Tell, say_nothing
 from snowball.results.intervals import Interval
 
 REPORT = "report.html"
@@ -87,21 +88,27 @@ _CAPTIONS = {
 }
 
 
-def write_report(folder: Path) -> Path:
-    """Writes `report.html` from the `audit.json` and the figures of a run folder, at once or not.
+def write_report(folder: Path, tell: Tell = say_nothing) -> Path:
+    """Draws every figure of the `audit.json` in a run folder, and writes the page, `report.html`.
 
-    Where the document has old names of scores, the figure that shows all scores is drawn again.
+    `tell` is called with a sentence for each figure that the document has no data for.
 
     Raises:
         DocumentError: the document is not that of an audit.
-        FileError: the document is missing, a figure cannot be read, or the page cannot be written.
+        FileError: the document is missing, a folder is in the place of a file, or a file cannot be
+            written.
     """
     target = folder / REPORT
-    written = read_as_written(folder)
-    document = written.in_current_names()
-    if document != written:
-        plot("proxies", document, folder)
-    write_text(target, report_html(document, _read_figures(folder)))
+    document = read_audit(folder)
+    for path in (target, *(folder / f"{name}.png" for name in FIGURES)):
+        refuse_folder(path)
+    figures = {}
+    for figure in plot_all(document, folder):
+        if figure.path is None:
+            tell(f"No figure {figure.name}: {figure.reason}")
+        else:
+            figures[figure.name] = bytes_of(figure.path, limit=None)
+    write_text(target, report_html(document, figures))
     return target
 
 
@@ -215,12 +222,3 @@ def _layer_sheet(document: AuditDocument, dataset: DatasetFindings) -> Sheet:
 def _cell(found: Mapping[str, Interval], layer: int, digits: int = 2) -> str:
     one = found.get(str(layer))
     return "not measured" if one is None else interval_text(one, digits)
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def _read_figures(folder: Path) -> dict[str, bytes]:
-    """The figures that exist; others had no data."""
-    paths = {name: folder / f"{name}.png" for name in FIGURES}
-    return {name: bytes_of(path, limit=None) for name, path in paths.items() if path.exists()}

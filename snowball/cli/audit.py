@@ -112,11 +112,16 @@ def report(
         ),
     ] = False,
 ) -> None:
-    """Write one self-contained HTML page with everything that an audit found."""
+    """Draw all figures of a finished audit, and write one HTML page with everything it found.
+
+    audit.json is all that this takes, but for --lm-eval, which takes results.sqlite, too.
+    """
     with refusals():
         from snowball.audit.lm_eval_export import export_lm_eval
         from snowball.audit.page import write_report
 
-        say(f"Written to {write_report(folder)}.")
-        if lm_eval:
-            say(f"Written to {export_lm_eval(folder)}.")
+        # The page comes last: if single answers are missing, nothing is written.
+        exported = export_lm_eval(folder) if lm_eval else None
+        say(f"Written to {write_report(folder, say)}.")
+        if exported is not None:
+            say(f"Written to {exported}.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 from audit_inputs import choice_rows, llama, write
-from command_line import snowball
+from command_line import contents, refused, snowball
 
 import snowball as package
 from snowball.audit.document import STORE
@@ -20,7 +22,9 @@ from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.self_check import SelfCheckError, check_engine
 from snowball.engine.self_check_result import SelfCheck
 from snowball.errors import SnowballError
+from snowball.files import FileError
 from snowball.pretrained.loading import Pretrained
+from snowball.provenance import provenance
 from snowball.results.store import Store
 from snowball.tasks.task import TaskError
 from tests.tiny_models import DEPTH
@@ -128,6 +132,7 @@ def test_a_second_run_is_not_compared_with_true_deletion_again(
         second = package.run_audit(model, tasks, tmp_path, remove=["attention"], tell=told.append)
         fewer = package.run_audit(model, tasks[:1], tmp_path)
     assert first.self_check == second.self_check == fewer.self_check
+    assert told[0].startswith("Self-check before all was measured: ")
     assert told[1] == "Nothing is left to measure: every result is in the store."
     monkeypatch.setattr(
         "snowball.audit.run.check_engine", lambda *_: (_ for _ in ()).throw(SelfCheckError("here"))
@@ -220,6 +225,38 @@ def test_a_counterexample_brings_its_own_task(tmp_path: Path) -> None:
     assert found.answers is not None
     assert found.answers.accuracy["intact"].value == 1
     assert found.answers.accuracy["2"].value == 0
+
+
+# --- an audit that is not finished ------------------------------------------------------------
+
+
+def test_an_unfinished_audit_names_the_command_that_goes_on(
+    model: Pretrained, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(audited / STORE, tmp_path)
+    command = ["/bin/snowball", "audit", "a b", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with Store(tmp_path / STORE) as store:
+        store.begin_run(provenance())
+    before = contents(tmp_path)
+    for words in (["report"], ["report", "--lm-eval"]):
+        message = rf"the audit is not finished\. .* snowball audit 'a b' --out {tmp_path}"
+        refused(snowball(*words, tmp_path), message)
+    with pytest.raises(FileError, match="not finished"):
+        package.read_audit(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_an_audit_of_which_no_run_began_is_unfinished_too(tmp_path: Path) -> None:
+    Store(tmp_path / STORE).close()
+    with pytest.raises(FileError, match=r"run the same command again$"):
+        package.read_audit(tmp_path)
+
+
+def test_a_file_of_another_kind_is_no_unfinished_audit(tmp_path: Path) -> None:
+    (tmp_path / STORE).write_text("mine")
+    with pytest.raises(FileError, match=r"audit\.json does not exist: is .* the right folder\?"):
+        package.read_audit(tmp_path)
 
 
 # --- refusals ---------------------------------------------------------------------------------

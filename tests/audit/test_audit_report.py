@@ -399,12 +399,36 @@ def test_strength_follows_the_interval(
 
 
 def test_report_is_written_from_the_folder(mixed: AuditDocument, tmp_path: Path) -> None:
+    """From the document alone: an older figure gives way to the one that the document has."""
     write_json(tmp_path / "audit.json", mixed.to_json())
     (tmp_path / "layers.png").write_bytes(PNG)
-    path = write_report(tmp_path)
+    told: list[str] = []
+    path = write_report(tmp_path, told.append)
     assert path == tmp_path / "report.html"
-    assert path.read_text(encoding="utf-8") == report_html(mixed, {"layers": PNG})
-    assert {one.name for one in tmp_path.iterdir()} == {"audit.json", "layers.png", "report.html"}
+    figures = {name: (tmp_path / f"{name}.png").read_bytes() for name in FIGURES}
+    assert path.read_text(encoding="utf-8") == report_html(mixed, figures)
+    assert len(figures["layers"]) > 1000
+    files = {"audit.json", "report.html", *(f"{name}.png" for name in FIGURES)}
+    assert {one.name for one in tmp_path.iterdir()} == files
+    assert told == []
+
+
+def test_report_names_the_figures_that_have_no_data(
+    only_text: AuditDocument, tmp_path: Path
+) -> None:
+    write_json(tmp_path / "audit.json", only_text.to_json())
+    (tmp_path / "scatter.png").write_bytes(PNG)
+    told: list[str] = []
+    page = Page(write_report(tmp_path, told.append).read_text(encoding="utf-8"))
+    assert len(page.loaded) == 2
+    assert told == [
+        "No figure scatter: no dataset has a defined relevance",
+        "No figure misjudgement: no dataset has a defined relevance",
+        "No figure ranks: on no dataset is the model above chance",
+        "No figure proxies: on no dataset is the model above chance",
+    ]
+    files = {"audit.json", "report.html", "layers.png", "snowball.png"}
+    assert {one.name for one in tmp_path.iterdir()} == files
 
 
 @pytest.mark.parametrize("text", [None, "[1]", "{", '{"model": {}}', '{"model": 3}'])

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 import statistics
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from audit_inputs import choice_rows, llama, write
-from command_line import snowball
+from command_line import contents, refused, snowball
 
 import snowball as package
-from snowball.audit.document import AuditDocument
+from snowball.audit.document import AuditDocument, write_audit
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.files import FileError
 from snowball.pretrained.loading import Pretrained
+from snowball.results.store import StoreError
 
 TASKS = ("questions", "open", "text")
 
@@ -153,6 +157,94 @@ def test_exporting_again_writes_the_same(exported: Path, audited: Path) -> None:
     assert (done.status, done.errors) == (0, "")
     assert done.out.endswith(f"Written to {exported}.\n")
     assert {p: p.read_bytes() for p in exported.rglob("*") if p.is_file()} == before
+
+
+def test_an_export_replaces_what_an_earlier_one_wrote(
+    inputs: Path, model: Pretrained, tmp_path: Path
+) -> None:
+    """Of an audit that was made again, of fewer removals and tasks, at another time."""
+    tasks = package.read_tasks(model, [inputs / f"{name}.jsonl" for name in TASKS])
+    package.run_audit(model, tasks, tmp_path, remove=["0+2"])
+    before = package.read_audit(tmp_path)
+    package.export_lm_eval(tmp_path)
+    document = replace(package.run_audit(model, tasks[:1], tmp_path), time="2030-01-02T03:04:05Z")
+    write_audit(tmp_path, document)
+    exported = package.export_lm_eval(tmp_path)
+    assert set(before.removals) - set(document.removals) == {"0+2"}
+    assert set(exported.iterdir()) == {
+        folder_of(exported, document, removal) for removal in document.removals
+    }
+    assert {path.name for path in exported.glob("*/*")} == {
+        "results_2030-01-02T03-04-05.json",
+        "samples_questions_2030-01-02T03-04-05.jsonl",
+    }
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def text(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+
+
+def results_of_another(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"model_source": "hf", "results": {"questions": {}}}')
+
+
+@pytest.mark.parametrize(
+    ("place", "make"),
+    [
+        ("notes.txt", text),
+        ("MODEL/notes.txt", text),
+        ("MODEL/samples_other_DATE.jsonl", text),
+        ("MODEL/samples_questions_2020-01-02T03-04-05.jsonl", text),
+        ("MODEL/results_2020-01-02T03-04-05.json", text),
+        ("MODEL/results_2020-01-02T03-04-05.json", results_of_another),
+        ("MODEL/folder", Path.mkdir),
+        ("hf__model/results_2020-01-02T03-04-05.json", results_of_another),
+    ],
+)
+def test_an_export_deletes_nothing_that_none_wrote(
+    place: str, make: Callable[[Path], None], audited: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(audited, tmp_path / "run")
+    exported = package.export_lm_eval(tmp_path / "run")
+    document = package.read_audit(audited)
+    model = folder_of(exported, document, "intact")
+    date = only(model, "results_*.json").stem.removeprefix("results_")
+    foreign = exported / place.replace("MODEL", model.name).replace("DATE", date)
+    make(foreign)
+    before = contents(tmp_path)
+    done = snowball("report", tmp_path / "run", "--lm-eval")
+    refused(done, rf"{re.escape(str(foreign))} is not of an export")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("make", [text, lambda path: path.symlink_to("elsewhere")])
+def test_an_export_takes_no_other_place(
+    make: Callable[[Path], None], audited: Path, tmp_path: Path
+) -> None:
+    for name in ("audit.json", "results.sqlite"):
+        shutil.copy(audited / name, tmp_path)
+    make(tmp_path / "lm-eval")
+    with pytest.raises(FileError, match="lm-eval is no folder: move it away"):
+        package.export_lm_eval(tmp_path)
+    assert (tmp_path / "lm-eval").is_symlink() or (tmp_path / "lm-eval").read_text() == "mine"
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(audited: Path, tmp_path: Path) -> None:
+    shutil.copytree(audited, tmp_path / "run")
+    package.export_lm_eval(tmp_path / "run")
+    before = contents(tmp_path)
+    with sqlite3.connect(tmp_path / "run" / "results.sqlite") as connection:
+        connection.execute("DELETE FROM results WHERE item = 1")
+    connection.close()
+    with pytest.raises(StoreError, match="compute and write it first"):
+        package.export_lm_eval(tmp_path / "run")
+    after = contents(tmp_path)
+    for found in (before, after):
+        found.pop("run/results.sqlite")
+    assert before == after
 
 
 def test_an_older_store_has_metrics_only(inputs: Path, model: Pretrained, tmp_path: Path) -> None:

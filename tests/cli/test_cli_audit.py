@@ -196,7 +196,7 @@ def test_blocks_are_two_layers_less(found: dict[str, Any]) -> None:
 def test_the_metric_decides_what_is_right(inputs: Path, audited: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(audited, tmp_path / "run"))
     done = audit(inputs, out, "--metric", "acc_norm")
-    assert "models on 0 tokens" in done.out, "the results are there already"
+    assert "Nothing is left to measure" in done.out, "the results are there already"
     (dataset,) = document_of(out)["datasets"]
     assert dataset["metric"] == "acc_norm"
     assert dataset["accuracy"]["intact"]["value"] == dataset["means"]["acc_norm"]["intact"]
@@ -575,6 +575,16 @@ def test_a_file_in_the_place_of_the_run_folder_is_refused(inputs: Path, tmp_path
     (tmp_path / "run").write_text("mine")
     assert "run" in refusal(audit(inputs, tmp_path / "run"))
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_single_answers_that_are_not_there_leave_nothing_written(
+    audited: Path, tmp_path: Path
+) -> None:
+    shutil.copy(audited / "audit.json", tmp_path)
+    message = refusal(snowball("report", tmp_path, "--lm-eval"))
+    assert "results.sqlite does not exist: only the run folder has single answers" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["audit.json"]
+    assert snowball("report", tmp_path).status == 0
 
 
 def test_the_page_of_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and read as what they are or not at all."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from snowball.files import (
     new_folder,
     read_json,
     refuse_existing,
+    replaced_folder,
     sha256_of,
     strict_json,
     write_bytes,
@@ -230,6 +232,150 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         new_folder(tmp_path / "file" / "b"),
     ):
         pytest.fail("nothing is to be done")
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for content in ("a", "b"):
+        with replaced_folder(tmp_path / "runs" / "export") as partial:
+            write_text(partial / content, content)
+    assert os.listdir(tmp_path / "runs") == ["export"]
+    assert os.listdir(tmp_path / "runs" / "export") == ["b"]
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS)
+def test_an_interrupted_replacement_leaves_the_old_folder(
+    tmp_path: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "export" / "old", "old")
+
+    def write_half() -> None:
+        with replaced_folder(tmp_path / "export") as partial:
+            write_text(partial / "new", "new")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert os.listdir(tmp_path) == ["export"]
+    assert os.listdir(tmp_path / "export") == ["old"]
+
+
+def test_a_replacement_that_fails_in_its_last_step_restores_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "export" / "old", "old")
+    rename, calls = os.rename, []
+
+    def second_fails(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", second_fails)
+    with (
+        pytest.raises(FileError, match="No space left on device"),
+        replaced_folder(tmp_path / "export"),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["export"]
+    assert os.listdir(tmp_path / "export") == ["old"]
+
+
+# What a killed process leaves
+
+
+@contextlib.contextmanager
+def writing(path: Path, kind: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process in the middle of a file or folder."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        f"from snowball.files import {kind} as write\n"
+        "with write(Path(sys.argv[1])) as partial:\n"
+        "    print(partial, flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert Path(process.stdout.readline().strip()).exists()
+        yield process
+        process.kill()
+
+
+def write_beside(path: Path, kind: str) -> None:
+    if kind == "atomic_file":
+        write_text(path, "mine")
+        return
+    with getattr(files, kind)(path) as partial:
+        write_text(partial / "mine", "mine")
+
+
+KINDS = ["atomic_file", "new_folder", "replaced_folder"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_killed_process_was_writing_is_deleted_the_next_time(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "runs" / "a.b"
+    with writing(path, kind) as process:
+        process.kill()
+        process.wait()
+        assert len(os.listdir(path.parent)) == 1
+        write_beside(path, kind)
+    assert os.listdir(path.parent) == ["a.b"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_live_process_is_writing_is_left_alone(tmp_path: Path, kind: str) -> None:
+    with writing(tmp_path / "a", kind):
+        (partial,) = tmp_path.iterdir()
+        write_beside(tmp_path / "a", kind)
+        assert partial.exists()
+        assert {one.name for one in tmp_path.iterdir()} == {"a", partial.name}
+
+
+def test_what_only_looks_alike_is_left_alone(tmp_path: Path) -> None:
+    names = {
+        ".a.partial-0123abc.txt",
+        ".a.partial-0123abcd.md",
+        ".b.partial-0123abcd.txt",
+        "a.partial-0123abcd.txt",
+    }
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / ".a.partial-01234567.txt").symlink_to(tmp_path / ".a.partial-0123abcd.md")
+    write_text(tmp_path / "a.txt", "")
+    assert set(os.listdir(tmp_path)) == {*names, "a.txt", ".a.partial-01234567.txt"}
+
+
+def test_where_nothing_can_be_locked_files_are_written_and_nothing_is_cleaned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: int, operation: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    (tmp_path / ".a.partial-0123abcd").touch()
+    write_text(tmp_path / "a", "mine")
+    assert set(os.listdir(tmp_path)) == {".a.partial-0123abcd", "a"}
+
+
+def test_what_another_process_takes_for_stale_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def touch(path: Path) -> None:
+        path.write_bytes(b"")
+        made.append(path)
+        if len(made) == 1:
+            path.unlink()
+
+    monkeypatch.setattr(Path, "touch", touch)
+    write_text(tmp_path / "a", "mine")
+    assert len(made) == 2
+    assert os.listdir(tmp_path) == ["a"]
 
 
 # Reading

@@ -10,6 +10,25 @@ import torch
 from snowball.provenance import provenance
 
 
+@pytest.mark.parametrize(
+    ("argv", "original", "command"),
+    [
+        (["/bin/snowball", "build", "a b.jsonl"], ["python"], "snowball build 'a b.jsonl'"),
+        (["/x/snowball/__main__.py", "demo"], ["python", "-m", "snowball"], "snowball demo"),
+        (["/x/mine.py", "--seed"], ["/bin/python3", "mine.py", "--seed"], "python3 mine.py --seed"),
+        (["/x/y/__main__.py"], ["/bin/python", "-m", "y"], "python -m y"),
+        ([""], ["/bin/python"], "python"),
+        (["-c"], ["python", "-c", "f()"], "python -c 'f()'"),
+    ],
+)
+def test_the_command_is_that_of_the_program_that_ran(
+    argv: list[str], original: list[str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    assert provenance()["command"] == command
+
+
 def test_versions_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/snowball", "demo", "--seed", "1"])
     assert provenance() == {
