@@ -1,8 +1,7 @@
 """`snowball`, which is also `python -m snowball`: one command, and the exit status it ends with.
 
-0 all is well, 1 a guarantee fails, 2 the input is refused, 3 out of resources, 70 an error of the
-program itself, with its traceback; 130 after Ctrl-C, 143 after SIGTERM, 141 when whoever read the
-output has gone. A library makes 1 of some of these: here they get what is theirs.
+What each status means stands in `snowball.cli.exit_status`. A library makes 1 of some of them: here
+they get what is theirs.
 
 Imports next to nothing before Ctrl-C is one line, for the imports of a command take seconds.
 """
@@ -16,9 +15,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from snowball.cli import interrupts
-
-INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
-INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what shells report
+from snowball.cli.exit_status import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED, OK
 
 
 def main() -> NoReturn:
@@ -32,7 +29,7 @@ def main() -> NoReturn:
     except BaseException as error:
         ended = error
     interrupts.stop()
-    status = 0 if ended is None else _status(ended)
+    status = OK if ended is None else _status(ended)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -43,7 +40,7 @@ def main() -> NoReturn:
 def _status(error: BaseException) -> int:
     """The exit status after an exception, and on stderr what is to be said of it."""
     causes = list(_causes(error))
-    done = isinstance(error, SystemExit) and error.code == 0
+    done = isinstance(error, SystemExit) and error.code == OK
     if any(isinstance(one, KeyboardInterrupt) for one in causes) or (
         interrupts.received() and not done
     ):
@@ -52,7 +49,7 @@ def _status(error: BaseException) -> int:
     if any(isinstance(one, BrokenPipeError) for one in causes):
         return BROKEN_PIPE
     if isinstance(error, SystemExit) and not any(isinstance(one, EOFError) for one in causes):
-        return error.code if isinstance(error.code, int) else 0
+        return error.code if isinstance(error.code, int) else OK
     sys.excepthook(type(error), error, error.__traceback__)
     return INTERNAL_ERROR
 

@@ -367,6 +367,17 @@ def test_every_package_has_a_page_which_names_modules_that_exist(folder: Path) -
         assert (folder / name).is_file(), name
 
 
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
+def test_a_table_of_modules_names_all_of_them(folder: Path) -> None:
+    _, header, table = (
+        (folder / "README.md").read_text(encoding="utf-8").partition("| module | |\n")
+    )
+    named = re.findall(r"`(\w+\.py)`", table.partition("\n\n")[0])
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    if header:
+        assert sorted(named) == sorted(modules)
+
+
 def test_the_map_names_every_module_that_stands_alone() -> None:
     modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
     named = re.findall(r"[\[`](\w+\.py)[\]`]", (PACKAGE / "README.md").read_text(encoding="utf-8"))

@@ -11,15 +11,14 @@ from snowball.cli import build as cli_build
 from snowball.cli import certificate as cli_certificate
 from snowball.cli import check as cli_check
 from snowball.cli import suite as cli_suite
+from snowball.cli.exit_status import MEANINGS
 from snowball.cli.terminal import say
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 all is well; 1 a guarantee fails, or something is not right; 2 the "
-    "input is refused; 3 out of resources; 70 an error of snowball itself, with its traceback; 130 "
-    "interrupted.",
+    epilog=f"Exit status: {'; '.join(f'{n} {meaning}' for n, meaning in MEANINGS.items())}.",
 )
 
 

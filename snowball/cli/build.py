@@ -11,6 +11,7 @@ import typer
 
 from snowball.cli import certificate as cli_certificate
 from snowball.cli.check import print_check
+from snowball.cli.exit_status import FAILED
 from snowball.cli.options import Limit, Split
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say
@@ -72,7 +73,7 @@ def demo(
             found.write(run)
             certified = _certify(run)
         say(f"Written to {out} in {time.monotonic() - started:.0f} s.")
-    raise typer.Exit(certified if found.holds else 1)
+    raise typer.Exit(certified if found.holds else FAILED)
 
 
 def build(

@@ -1,7 +1,4 @@
-"""`snowball certify` and `snowball verify`: claims about a built model, proved and not measured.
-
-Exit status of both: 0 all claims hold, 1 one does not, 2 a file is malformed, 3 out of resources.
-"""
+"""`snowball certify` and `snowball verify`: claims about a built model, proved and not measured."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from snowball.cli.exit_status import FAILED, OK, REFUSED, UNDECIDED
 from snowball.cli.options import Folder
 from snowball.cli.terminal import errors, progress_bar, refusals, say
 from snowball.cli.terminal import out as console
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 Data = Annotated[
     Path | None, typer.Argument(help="Dataset as token ids; default: DIR/dataset.jsonl.")
 ]
-_STATUS = {"PASS": 0, "REJECT": 1, "MALFORMED": 2, "OUT OF RESOURCES": 3}
+_STATUS = {"PASS": OK, "REJECT": FAILED, "MALFORMED": REFUSED, "OUT OF RESOURCES": UNDECIDED}
 _STYLE = {"PASS": "green", "REJECT": "red", "MALFORMED": "red", "OUT OF RESOURCES": "yellow"}
 
 
@@ -169,7 +167,7 @@ def _check_with_standard_library(certificate: Path, folder: Path, data: Path) ->
 def _worst(verdicts: list[Verdict]) -> int:
     """A rejection outweighs a malformed file, which outweighs missing resources."""
     found = {verdict.status for verdict in verdicts}
-    return next((status for status in (1, 2, 3) if status in found), 0)
+    return next((status for status in (FAILED, REFUSED, UNDECIDED) if status in found), OK)
 
 
 def show(claims: Certificate, verdicts: list[Verdict]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from snowball.cli.exit_status import FAILED, OK
 from snowball.cli.options import Folder, Limit, Split
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals
@@ -41,7 +42,7 @@ def check(
         print_check(found)
         if run is not None:
             found.write(run)
-    raise typer.Exit(0 if found.holds else 1)
+    raise typer.Exit(OK if found.holds else FAILED)
 
 
 def show(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from snowball.cli.exit_status import FAILED, OK
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say
 from snowball.files import refuse_existing, write_json
@@ -69,7 +70,7 @@ def grade(
             header = {"tool": reported.tool, "version": reported.version}
             found = [one.to_json() for one in findings]
             write_json(out, {**header, "command": reported.command, "findings": found})
-    raise typer.Exit(1 if any(counts[name] for name in grading.NOT_RIGHT) else 0)
+    raise typer.Exit(FAILED if any(counts[name] for name in grading.NOT_RIGHT) else OK)
 
 
 def findings_sheet(report: ToolReport, findings: Sequence[Finding]) -> Sheet:

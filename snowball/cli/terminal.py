@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from snowball.cli.exit_status import REFUSED
 from snowball.errors import SnowballError
 from snowball.presentation.sheet import printable
 from snowball.progress import Advance
@@ -24,13 +25,13 @@ def say(line: str, console: Console = out) -> None:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turns the errors that users can mend into one clear line and exit status 2."""
+    """Turns the errors that users can mend into one clear line and the status REFUSED."""
     try:
         yield
     except SnowballError as error:
         why = escape(printable(str(error)))
         errors.print(f"[red]refused:[/] {why}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        raise typer.Exit(REFUSED) from None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """How the program ends: by Ctrl-C, by a signal, by an error of its own, and without a reader."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
+from snowball.cli.exit_status import (
+    BROKEN_PIPE,
+    INTERNAL_ERROR,
+    INTERRUPTED,
+    MEANINGS,
+    TERMINATED,
+)
 
 # Says that it has come so far, and waits to be interrupted.
 WAIT = "import os, time; open(os.environ['READY'], 'w').close(); time.sleep(60)\n"
@@ -212,6 +221,27 @@ def test_help_says_what_a_status_means() -> None:
         assert meaning in text
     for meaning in ("3 out of resources", "70 an error of snowball", "130 interrupted"):
         assert meaning in text
+    for status, meaning in MEANINGS.items():
+        assert f"{status} {meaning}" in text
+
+
+def test_the_page_has_the_same_table_and_no_other_page_has_one() -> None:
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *(root / "snowball").rglob("README.md")]
+    row = re.compile(r"^\| *(\d+) *\| (.*) \|$", re.M)
+    tables = {
+        page: dict(row.findall(page.read_text().partition("## Exit statuses")[2])) for page in pages
+    }
+    expected = {str(status): meaning for status, meaning in MEANINGS.items()}
+    assert {page: table for page, table in tables.items() if table} == {
+        root / "snowball" / "cli" / "README.md": expected
+    }
+
+
+def test_the_statuses_are_what_the_system_says_of_signals() -> None:
+    signals = (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
+    assert (INTERRUPTED, BROKEN_PIPE, TERMINATED) == tuple(128 + number for number in signals)
+    assert INTERNAL_ERROR == os.EX_SOFTWARE
 
 
 # What answers without waiting for torch
