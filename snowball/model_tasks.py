@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from snowball.construction.card_file import DATASET, Theorem, theorem_of
 from snowball.data.dataset import Dataset
+from snowball.pretrained.location import is_counterexample
 from snowball.tasks.document import Document
 from snowball.tasks.item import Item
-from snowball.tasks.reading import check_names, judged_by, read_named_task
+from snowball.tasks.reading import check_files, check_names, judged_by, read_named_task
 from snowball.tasks.task import ScoredTask, Task, TaskError, multiple_choice_task
 
 if TYPE_CHECKING:
@@ -70,19 +71,40 @@ def task_of_dataset(name: str, dataset: Dataset) -> ScoredTask:
     return multiple_choice_task(name, items, labels, lengths, documents)
 
 
-def _own_task(model: Pretrained, limit: int | None) -> Task:
-    """The dataset that a counterexample was built for."""
-    if model.source != "counterexample":
+def check_tasks(
+    model: str,
+    names: Sequence[str],
+    limit: int | None = None,
+    metric: str | None = None,
+) -> None:
+    """Refuses what `read_tasks` would, as far as that is known before the model is loaded.
+
+    Raises:
+        TaskError, DatasetError: as `read_tasks`.
+    """
+    check_files(names, limit, metric)
+    if not names:
+        check_own_task(model)
+
+
+def check_own_task(model: str) -> None:
+    """Raises TaskError unless a model brings the dataset that it was built for."""
+    if not is_counterexample(model):
         raise TaskError(
             "give at least one task (--task): a JSONL file, FILE:SPLIT or lm-eval:NAME; only "
             "counterexample folders bring their own"
         )
-    folder = Path(model.name)
-    if theorem_of(folder) == Theorem.PROXY_BLINDNESS:
+    if theorem_of(Path(model)) == Theorem.PROXY_BLINDNESS:
         raise TaskError(
-            f"{model.name}: labels and distractors of this model nearly tie, so that summed "
+            f"{model}: labels and distractors of this model nearly tie, so that summed "
             "log-likelihoods of answers of several tokens say nothing; give a task (--task)"
         )
+
+
+def _own_task(model: Pretrained, limit: int | None) -> Task:
+    """The dataset that a counterexample was built for."""
+    check_own_task(model.name)
+    folder = Path(model.name)
     config = model.model.config
     dataset = Dataset.from_jsonl(
         folder / DATASET,

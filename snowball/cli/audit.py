@@ -74,9 +74,7 @@ def audit(
     """
     with refusals(), resumable("the same command goes on with what is not yet measured"):
         refuse_file(out)
-        from snowball.tasks.reading import check_files
-
-        check_files(task or [], limit)  # before torch is imported, and a model is loaded
+        _refuse_early(model, task or [], metric, limit, remove or [], device, revision)
         from snowball.audit.folder import run_audit
         from snowball.audit.tables import sheets
         from snowball.model_tasks import read_tasks
@@ -100,6 +98,25 @@ def audit(
         for sheet in sheets(document):
             console.print(sheet.rich())
         say(f"Written to {out} in {document.seconds:.0f} s; open {out / 'report.html'}.")
+
+
+def _refuse_early(
+    model: str,
+    tasks: list[str],
+    metric: str | None,
+    limit: int | None,
+    remove: list[str],
+    device: str,
+    revision: str | None,
+) -> None:
+    """Refuses what can be refused before torch is imported, the Hub coming last."""
+    from snowball.engine.named_removals import check_removal_names
+    from snowball.model_tasks import check_tasks
+    from snowball.pretrained.precheck import precheck
+
+    check_removal_names(remove)
+    check_tasks(model, tasks, limit, metric)
+    precheck(model, device, revision)
 
 
 def report(

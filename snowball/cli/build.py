@@ -21,8 +21,6 @@ from snowball.dtypes import DType
 from snowball.files import new_folder, refuse_existing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from snowball.construction.counterexample.builder import Counterexample
     from snowball.data.dataset import Dataset
 
@@ -136,14 +134,15 @@ def _read_data(
     vocabulary_size: int | None,
     columns: list[str],
 ) -> Dataset:
-    from snowball.data.dataset import Dataset
+    from snowball.data.dataset import Dataset, check_jsonl
     from snowball.decoders.tokenizer import load_tokenizer
     from snowball.jsonl import DatasetError
 
-    chosen: PreTrainedTokenizerFast | None = load_tokenizer(tokenizer) if tokenizer else None
     if not data.startswith("hf:"):
         if columns:
             raise DatasetError("--column is for hf: data sets; a JSONL file has fixed field names")
+        check_jsonl(data, split, limit)  # before the libraries of tokenizers are imported
+        chosen = load_tokenizer(tokenizer) if tokenizer else None
         return Dataset.from_jsonl(
             data, tokenizer=chosen, vocabulary_size=vocabulary_size, split=split, limit=limit
         )
@@ -159,6 +158,7 @@ def _read_data(
             f"--column prompt=question --column label=answer; got {columns}"
         )
     mapping = {field: column for field, _, column in pairs}
+    chosen = load_tokenizer(tokenizer) if tokenizer else None
     name = data.removeprefix("hf:")
     return Dataset.from_huggingface(name, split or "train", mapping, tokenizer=chosen)
 

@@ -81,10 +81,7 @@ class Dataset:
         `limit` the first rows of those. Equal rows are merged.
         Raises DatasetError, naming the line, for anything else.
         """
-        rows = read_jsonl(path)
-        if split is not None:
-            rows = keep_split(rows, split, str(path))
-        rows = _first_rows(rows, limit)
+        rows = _read_rows(path, split, limit)
         return _build(rows, str(path), tokenizer, vocabulary_size, bos, eos)
 
     @classmethod
@@ -200,6 +197,27 @@ class Dataset:
             file.writelines(_json_line(_token_fields(e)) for e in self.examples)
 
 
+def check_jsonl(path: str | Path, split: str | None = None, limit: int | None = None) -> None:
+    """Reads the rows of a file, so that they are refused before a tokenizer is imported.
+
+    Raises DatasetError, naming the line, for what `Dataset.from_jsonl` refuses of the rows alone.
+    """
+    dataset_rows.check_fields(_not_empty(_read_rows(path, split, limit), str(path)))
+
+
+def _read_rows(path: str | Path, split: str | None, limit: int | None) -> list[Row]:
+    rows = read_jsonl(path)
+    if split is not None:
+        rows = keep_split(rows, split, str(path))
+    return _first_rows(rows, limit)
+
+
+def _not_empty(rows: Sequence[Row], name: str) -> Sequence[Row]:
+    if not rows:
+        raise DatasetError(f"{name}: no rows. Give at least one example.")
+    return rows
+
+
 def _first_rows(rows: Iterator[Row], limit: int | None) -> list[Row]:
     if limit is not None and limit < 1:
         raise DatasetError(f"limit must be at least 1, got {limit}. Leave it out for all rows.")
@@ -215,9 +233,7 @@ def _build(
     eos: int | None,
 ) -> Dataset:
     """Encode the rows, choose missing distractors and merge equal examples."""
-    if not rows:
-        raise DatasetError(f"{name}: no rows. Give at least one example.")
-    form = dataset_rows.common_form(rows)
+    form = dataset_rows.common_form(_not_empty(rows, name))
     if tokenizer is None and form != dataset_rows.TOKENS:
         from snowball.decoders.tokenizer import byte_tokenizer
 

@@ -50,6 +50,20 @@ def common_form(rows: Sequence[Row]) -> str:
     return first
 
 
+def check_fields(rows: Sequence[Row]) -> None:
+    """Refuses what can be refused before a tokenizer is there; raises DatasetError."""
+    form = common_form(rows)
+    if form == TOKENS:
+        read_token_ids(rows)
+        return
+    for row in rows:
+        if form == OPEN:
+            _open_texts(row)
+        else:
+            _, whole = _choice_texts(row)
+            _choice_indices(row, len(whole))
+
+
 def encode(rows: Sequence[Row], form: str, tokenizer: PreTrainedTokenizerBase) -> list[TokenRow]:
     """Rows of one form as token ids; rows that hold ids already keep them."""
     if form == TOKENS:
@@ -98,15 +112,7 @@ def encode_choices(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> l
     for row, (context, whole) in zip(rows, texts, strict=True):
         start = len(ids[context])
         choices = tuple(_not_empty(ids[w][start:], row, w[len(context) :]) for w in whole)
-        label = _choice_index(row, "label", len(choices))
-        distractor = (
-            _choice_index(row, "distractor", len(choices)) if "distractor" in row.fields else None
-        )
-        if distractor == label:
-            raise DatasetError(
-                f"{row.source}: the label and the distractor are the same choice, {label}. "
-                "Give another distractor, or leave it out to have one chosen."
-            )
+        label, distractor = _choice_indices(row, len(choices))
         given = None if distractor is None else choices[distractor]
         encoded.append(TokenRow(row.source, ids[context], choices[label], given, choices))
     return encoded
@@ -203,6 +209,18 @@ def _text(row: Row, key: str, value: object) -> str:
     if not isinstance(value, str):
         raise _wrong_type(row, key, "a string", value)
     return value
+
+
+def _choice_indices(row: Row, choices: int) -> tuple[int, int | None]:
+    """The label and, where given, the distractor of a multiple-choice row."""
+    label = _choice_index(row, "label", choices)
+    distractor = _choice_index(row, "distractor", choices) if "distractor" in row.fields else None
+    if distractor == label:
+        raise DatasetError(
+            f"{row.source}: the label and the distractor are the same choice, {label}. "
+            "Give another distractor, or leave it out to have one chosen."
+        )
+    return label, distractor
 
 
 def _choice_index(row: Row, key: str, choices: int) -> int:

@@ -32,12 +32,22 @@ def named_removals(layers: int, names: Sequence[str]) -> list[Removal]:
     return list(dict.fromkeys(found))
 
 
+def check_removal_names(names: Sequence[str]) -> None:
+    """Raises RemovalError for a name that says nothing, of whatever model."""
+    for name in names:
+        if name not in (Part.ATTENTION, Part.MLP, PAIRS) and _block_length(name) is None:
+            parse_removal(name)
+
+
 def _named(layers: int, name: str) -> list[Removal]:
     if name in (Part.ATTENTION, Part.MLP):
         return sublayer_removals(layers, Part(name))
     if name == PAIRS:
         return pair_removals(layers)
+    length = _block_length(name)
+    return [parse_removal(name)] if length is None else block_removals(layers, length)
+
+
+def _block_length(name: str) -> int | None:
     length = name.removeprefix(BLOCKS)
-    if name.startswith(BLOCKS) and length.isdecimal():
-        return block_removals(layers, int(length))
-    return [parse_removal(name)]
+    return int(length) if name.startswith(BLOCKS) and length.isdecimal() else None

@@ -76,8 +76,6 @@ def load_pretrained(
     check_device(device)
     if dtype not in set(DType):
         raise PretrainedError(f"dtype must be one of {', '.join(DType)}, not {dtype!r}")
-    if Path(name).exists() and revision is not None:
-        raise PretrainedError(f"{name}: revision {revision!r} is for the Hub, and this is a path")
     with _quiet(), tempfile.TemporaryDirectory() as temporary:
         location = locate(name, revision, Path(temporary))
         if location.gguf is None:

@@ -48,22 +48,36 @@ def locate(name: str, revision: str | None, temporary: Path) -> Location:
     """Where the model lies that is called so; `temporary` is an empty folder for its use.
 
     Raises:
-        PretrainedError: there is none, or several.
+        PretrainedError: there is none, or several; or a path with a revision.
     """
     path = Path(name)
+    if path.exists() and revision is not None:
+        raise PretrainedError(f"{name}: revision {revision!r} is for the Hub, and this is a path")
+    if not path.exists():
+        return Location(name, "hub", _download(name, revision))
+    file = _gguf_of(path)
+    if file is not None:
+        return _isolate(file, temporary)
+    return Location(name, "counterexample" if is_counterexample(name) else "folder", path)
+
+
+def is_counterexample(name: str) -> bool:
+    """Whether a folder has the card of a model that was built, and so brings its own dataset."""
+    return (Path(name) / _CARD).exists()
+
+
+def _gguf_of(path: Path) -> Path | None:
+    """The GGUF file that a path means, None for a folder of another format."""
     if path.is_file():
         if path.suffix != ".gguf":
             raise PretrainedError(f"{path}: a file must be .gguf; otherwise give the folder")
-        return _isolate(path, temporary)
-    if not path.is_dir():
-        return Location(name, "hub", _download(name, revision))
+        return path
     found = sorted(path.glob("*.gguf"))
     if not found or (path / WEIGHTS).exists() or (path / INDEX).exists():
-        source = "counterexample" if (path / _CARD).exists() else "folder"
-        return Location(name, source, path)
+        return None
     if len(found) > 1:
         raise PretrainedError(f"{path} holds {len(found)} GGUF files: give the path of one")
-    return _isolate(found[0], temporary)
+    return found[0]
 
 
 def _isolate(path: Path, temporary: Path) -> Location:
@@ -80,7 +94,7 @@ def _isolate(path: Path, temporary: Path) -> Location:
 
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=list(_DOWNLOADED))
@@ -89,6 +103,21 @@ def _download(name: str, revision: str | None) -> Path:
     except Exception as error:  # of the Hub, the network library, or the file system
         where = f"{name} at revision {revision}" if revision else name
         raise PretrainedError(
-            f"{where}: no such file or folder, and not from the Hub: {reason(error)}"
+            f"{where}: no such file or folder, and not from the Hub: {_hub_reason(error)}"
         ) from error
     return Path(folder)
+
+
+def _hub_reason(error: Exception) -> str:
+    """What the Hub means by its long texts."""
+    from huggingface_hub import errors
+
+    for kind, meaning in (
+        (errors.GatedRepoError, "it asks for your consent: log in there, and give it"),
+        (errors.RepositoryNotFoundError, "it has no such model, or a private one"),
+        (errors.RevisionNotFoundError, "its model has no such revision"),
+        (errors.LocalEntryNotFoundError, "it cannot be reached, and nothing is in its cache"),
+    ):
+        if isinstance(error, kind):
+            return meaning
+    return reason(error)

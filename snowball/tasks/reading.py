@@ -7,7 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snowball.tasks.task import Task, TaskError, correctness_metrics, read_rows, read_task
+from snowball.tasks.task import (
+    Task,
+    TaskError,
+    check_rows,
+    correctness_metrics,
+    read_rows,
+    read_task,
+)
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
@@ -39,17 +46,22 @@ def read_named_task(
     return read_task(path, pretrained.tokenizer, split=split, limit=limit)
 
 
-def check_files(names: Sequence[str], limit: int | None = None) -> None:
+def check_files(names: Sequence[str], limit: int | None = None, metric: str | None = None) -> None:
     """Reads the rows of the named files, so that they are refused before a model is loaded.
 
     Raises:
         DatasetError: a file cannot be read, or a row of it; file and line are named.
-        TaskError: no rows are kept.
+        TaskError: no rows are kept, a row is of no form, or none of the tasks has the metric.
     """
+    known = []
     for name in names:
-        if not name.startswith(LM_EVAL):
+        if name.startswith(LM_EVAL):
+            metric = None  # which lm-eval knows
+        else:
             path, split = _file_and_split(name)
-            read_rows(path, split, limit)
+            known.append(check_rows(read_rows(path, split, limit)))
+    if metric is not None and known:
+        _check_metric(metric, known)
 
 
 def _file_and_split(name: str) -> tuple[str, str | None]:
@@ -66,13 +78,17 @@ def judged_by(metric: str, tasks: Sequence[Task]) -> list[Task]:
         TaskError: none of them has it.
     """
     known = [correctness_metrics(task) for task in tasks]
-    if not any(metric in names for names in known):
-        listed = ", ".join(dict.fromkeys(name for names in known for name in names)) or "none"
-        raise TaskError(f"no task has the metric {metric!r}; theirs: {listed}")
+    _check_metric(metric, known)
     return [
         replace(task, correctness=metric) if metric in names else task
         for task, names in zip(tasks, known, strict=True)
     ]
+
+
+def _check_metric(metric: str, known: Sequence[Sequence[str]]) -> None:
+    if not any(metric in names for names in known):
+        listed = ", ".join(dict.fromkeys(name for names in known for name in names)) or "none"
+        raise TaskError(f"no task has the metric {metric!r}; theirs: {listed}")
 
 
 def check_names(tasks: Sequence[Task]) -> None:

@@ -182,13 +182,23 @@ def read_rows(path: str | Path, split: str | None = None, limit: int | None = No
 
 def task_of_rows(name: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Task:
     """A task from rows of one of the forms of `read_task`."""
-    forms = {_form(row): row.source for row in reversed(rows)}
-    if len(forms) > 1:
-        (one, where), (other, there) = list(forms.items())[:2]
-        raise TaskError(f"{where}: a row of {one}, but {there} of {other}. Keep one form per file.")
+    form = _common_form(rows)
     encoder = Encoder(tokenizer)
-    build = {_CHOICE: _multiple_choice, _OPEN: _generation, _TEXT: _running_text}[next(iter(forms))]
+    build = {_CHOICE: _multiple_choice, _OPEN: _generation, _TEXT: _running_text}[form]
     return build(name, rows, encoder)
+
+
+def check_rows(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The correctness metrics of the task that rows make, and all that can be refused before.
+
+    Raises:
+        TaskError: rows of several forms, or a row whose fields are not what its form asks for.
+    """
+    form = _common_form(rows)
+    read = {_CHOICE: _choice_requests, _OPEN: _question, _TEXT: lambda row: _text(row, "text")}
+    for row in rows:
+        read[form](row)
+    return _CORRECTNESS_METRICS[form]
 
 
 def correctness_metrics(task: Task) -> list[str]:
@@ -275,6 +285,8 @@ def _token_id(value: object) -> int | None:
 
 
 _CHOICE, _OPEN, _TEXT = "multiple choice", "generation", "running text"
+# As `correctness_metrics` finds them in the tasks.
+_CORRECTNESS_METRICS = {_CHOICE: ("acc", "acc_norm"), _OPEN: ("exact_match",), _TEXT: ()}
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d)")
 
@@ -297,22 +309,34 @@ def _form(row: Row) -> str:
     )
 
 
+def _common_form(rows: Sequence[Row]) -> str:
+    forms = {_form(row): row.source for row in reversed(rows)}
+    if len(forms) > 1:
+        (one, where), (other, there) = list(forms.items())[:2]
+        raise TaskError(f"{where}: a row of {one}, but {there} of {other}. Keep one form per file.")
+    return next(iter(forms))
+
+
+def _choice_requests(row: Row) -> tuple[list[tuple[str, str]], int]:
+    """(context, continuation) for each choice of a row, and which one is right."""
+    partial = "contexts" in row.fields
+    choices = _texts(row, "contexts" if partial else "choices")
+    label = row.fields.get("label")
+    if type(label) is not int or not 0 <= label < len(choices):
+        raise TaskError(
+            f"{row.source}: label must be an index in 0..{len(choices) - 1}, not {label!r:.60}"
+        )
+    if partial:
+        ending = _text(row, "continuation")
+        return [(context, ending) for context in choices], label
+    context = _text(row, "context")
+    return [(context, choice) for choice in choices], label
+
+
 def _multiple_choice(name: str, rows: Sequence[Row], encoder: Encoder) -> ScoredTask:
     items, labels, lengths, documents = [], [], [], []
     for row in rows:
-        partial = "contexts" in row.fields
-        choices = _texts(row, "contexts" if partial else "choices")
-        label = row.fields.get("label")
-        if type(label) is not int or not 0 <= label < len(choices):
-            raise TaskError(
-                f"{row.source}: label must be an index in 0..{len(choices) - 1}, not {label!r:.60}"
-            )
-        if partial:
-            ending = _text(row, "continuation")
-            requests = [(context, ending) for context in choices]
-        else:
-            context = _text(row, "context")
-            requests = [(context, choice) for choice in choices]
+        requests, label = _choice_requests(row)
         pairs = [encoder.pair(*request) for request in requests]
         items.append(item_of_pairs(row.source, pairs))
         documents.append(Document(row.fields, str(label), tuple(requests)))
@@ -382,9 +406,15 @@ def running_text_task(name: str, items: Sequence[Item]) -> ScoredTask:
     return ScoredTask(name, tuple(items), wanted, score, None, (), _sha256(items, {}))
 
 
+def _question(row: Row) -> tuple[str, str]:
+    """The prompt and the answer of a row."""
+    return _text(row, "prompt"), _text(row, "answer")
+
+
 def _generation(name: str, rows: Sequence[Row], encoder: Encoder) -> GenerationTask:
-    prompts = [encoder(_text(row, "prompt")) or (encoder.start,) for row in rows]
-    answers = [_text(row, "answer") for row in rows]
+    questions = [_question(row) for row in rows]
+    prompts = [encoder(prompt) or (encoder.start,) for prompt, _ in questions]
+    answers = [answer for _, answer in questions]
     settings = {"until": list(UNTIL), "max_gen_toks": NEW_TOKENS, "do_sample": False}
 
     def score(index: int, texts: Sequence[str]) -> Values:
@@ -404,8 +434,8 @@ def _generation(name: str, rows: Sequence[Row], encoder: Encoder) -> GenerationT
         correctness="exact_match",
         sha256=_sha256([], {"prompts": prompts, "answers": answers, "until": UNTIL}),
         documents=tuple(
-            Document(row.fields, answer, ((_text(row, "prompt"), settings),))
-            for row, answer in zip(rows, answers, strict=True)
+            Document(row.fields, answer, ((prompt, settings),))
+            for row, (prompt, answer) in zip(rows, questions, strict=True)
         ),
     )
 

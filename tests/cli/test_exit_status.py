@@ -37,7 +37,9 @@ class Running:
         stubs: Mapping[str, str] | None = None,
     ) -> None:
         self._ready = folder / "ready"
-        (folder / "snowball.json").write_text("{}")  # `show` goes on to import torch
+        # `show` and `audit` go on to import torch.
+        (folder / "snowball.json").write_text('{"theorem": "counterexample"}')
+        (folder / "config.json").write_text("{}")
         (folder / "stubs").mkdir()
         for name, code in (stubs or {}).items():
             (folder / "stubs" / f"{name}.py").write_text(code)
@@ -142,7 +144,7 @@ def test_ctrl_c_during_a_computation_is_one_line(tmp_path: Path) -> None:
 
 def test_ctrl_c_says_how_an_audit_goes_on(tmp_path: Path) -> None:
     running = Running(
-        tmp_path, ["audit", "model", "--out", tmp_path / "run"], stubs={"torch": WAIT}
+        tmp_path, ["audit", tmp_path, "--out", tmp_path / "run"], stubs={"torch": WAIT}
     )
     status, errors = running.stop(signal.SIGINT)
     assert status == 130
@@ -313,17 +315,46 @@ REFUSALS = {
     "audit model --out new --task rows.jsonl:test": "no row has \"split\" = 'test'",
     "audit model --out new --task broken.jsonl": "broken.jsonl:1: malformed",
     "audit model --out rows.jsonl": "rows.jsonl is a file: choose another folder",
+    "audit model --out new --task text.jsonl --remove foo": "'foo' is no removal",
+    "audit model --out new --task text.jsonl --remove 1+1": "'1+1' names a unit twice",
+    "audit model --out new --task text.jsonl --metric foo": "no task has the metric 'foo'",
+    "audit model --out new --task mixed.jsonl": "mixed.jsonl:2: a row of running text",
+    "audit model --out new --task choice.jsonl": "choice.jsonl:1: label must be an index in 0..1",
+    "audit model --out new": "give at least one task (--task)",
+    "audit old --out new": "give at least one task (--task)",
+    "audit model --out new --task text.jsonl --device tpu": "device must be cpu, cuda or cuda:N",
+    "audit ./model --out new --task text.jsonl": "./model: no such file or folder, nor a name on",
+    "audit a/b/model --out new --task text.jsonl": "a/b/model: no such file or folder, nor a name",
+    "audit model --out new --task text.jsonl": "model: no such file or folder, and not from",
+    "audit a/model --out new --task text.jsonl": "a/model: no such file or folder, and not from",
+    "audit old --out new --task text.jsonl": "old/config.json does not exist: is old the right",
+    "audit rows.jsonl --out new --task text.jsonl": "rows.jsonl: a file must be .gguf",
+    "audit old --revision v2 --out new --task text.jsonl": "'v2' is for the Hub, and this is",
+    "build text.jsonl --out new": "text.jsonl:1: unknown form with the keys ['text']",
+    "build text.jsonl --out new --tokenizer tokenizer": "text.jsonl:1: unknown form",
+    "build choice.jsonl --out new": 'choice.jsonl:1: "label" is 7, but the 2 choices',
+    "build open.jsonl --out new": 'open.jsonl:1: "label" must be a string, got int 3',
+    "build rows.jsonl --out new --tokenizer missing": "missing: no such folder or file",
     "report missing": "missing",
 }
 
 
 @pytest.mark.parametrize("command", REFUSALS)
-def test_refusals_do_not_wait_for_torch(tmp_path: Path, command: str) -> None:
+def test_refusals_do_not_wait_for_torch(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "snowball.json").write_text("{")
     (tmp_path / "broken.jsonl").write_text("{\n")
     (tmp_path / "rows.jsonl").write_text('{"prompt": [1], "label": 0, "distractor": 2}\n')
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "open.jsonl").write_text('{"prompt": "a", "label": 3}\n')
+    (tmp_path / "choice.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "label": 7}\n')
+    (tmp_path / "mixed.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"text": "a"}\n')
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     status, printed, heavy = loaded(tmp_path, *command.split())
     assert status == 2
     assert REFUSALS[command] in " ".join(printed.split())

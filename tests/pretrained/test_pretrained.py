@@ -269,6 +269,31 @@ def test_a_hub_name_while_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert refusal("org/model", revision="v2") == f"org/model at revision v2: {reason}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "meaning"),
+    [
+        ("RepositoryNotFoundError", "it has no such model, or a private one"),
+        ("GatedRepoError", "it asks for your consent: log in there, and give it"),
+        ("RevisionNotFoundError", "its model has no such revision"),
+        ("LocalEntryNotFoundError", "it cannot be reached, and nothing is in its cache"),
+    ],
+)
+def test_what_the_hub_says_at_length_is_one_clause(
+    kind: str, meaning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    error = getattr(huggingface_hub.errors, kind)
+
+    def download(name: str, **options: object) -> str:
+        raise error.__new__(error, "401 Client Error. (Request ID: Root=1-6)\n\nNot found.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert refusal("org/model") == (
+        f"org/model: no such file or folder, and not from the Hub: {meaning}"
+    )
+
+
 def test_a_model_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloaded without pickles and code, at the revision, and checked as any folder."""
     import huggingface_hub

@@ -21,10 +21,12 @@ from snowball.tasks.task import (
     GenerationTask,
     ScoredTask,
     TaskError,
+    check_rows,
     correctness_metrics,
     exact_match,
     item_of_pairs,
     multiple_choice_task,
+    read_rows,
     read_task,
 )
 
@@ -61,6 +63,16 @@ def test_a_continuation_takes_over_the_trailing_spaces_of_its_context() -> None:
 
 def test_an_empty_context_is_bos() -> None:
     assert Encoder(TOKENIZER).pair("", "b") == ((BOS,), (ord("b"),))
+
+
+def test_an_empty_context_of_a_row_is_bos_as_in_lm_eval(tmp_path: Path) -> None:
+    rows = [{"context": "", "choices": ["b", "cd"], "label": 0}, {"prompt": "", "answer": "b"}]
+    for row in rows:
+        (tmp_path / "task.jsonl").write_text(json.dumps(row))
+        (item,) = read_task(tmp_path / "task.jsonl", TOKENIZER).items
+        assert item.context == (BOS,)
+        if "choices" in row:
+            assert item.continuations == (tuple(b"b"), tuple(b"cd"))
 
 
 def spelled_tokenizer(bos: str = "<s>") -> Any:
@@ -297,6 +309,8 @@ def test_the_metrics_that_tell_right_from_wrong(tmp_path: Path) -> None:
     for name, row in rows.items():
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
         found[name] = correctness_metrics(read_task(tmp_path / f"{name}.jsonl", TOKENIZER))
+        before = check_rows(read_rows(tmp_path / f"{name}.jsonl"))
+        assert list(before) == found[name], "known without a tokenizer"
     assert found == {"choice": ["acc", "acc_norm"], "open": ["exact_match"], "text": []}
 
 

@@ -1,0 +1,31 @@
+"""What is refused of a model before torch is imported, which takes seconds: its place, its config.
+
+`load_pretrained` refuses the same, and all the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from snowball.pretrained.config import check_folder
+from snowball.pretrained.location import locate
+from snowball.pretrained.refusal import PretrainedError
+
+_DEVICE = re.compile(r"(cpu|cuda)(:[0-9]+)?", re.ASCII)
+
+
+def precheck(name: str, device: str, revision: str | None) -> None:
+    """Finds the model that is called so; what is on the Hub is downloaded.
+
+    Raises:
+        PretrainedError: the device has no name of one, there is no such model, or what its folder
+            asks for is refused.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise PretrainedError(f"device must be cpu, cuda or cuda:N, not {device!r}")
+    with tempfile.TemporaryDirectory() as temporary:
+        location = locate(name, revision, Path(temporary))
+        if location.gguf is None:
+            check_folder(location.folder)
