@@ -48,7 +48,7 @@ ROWS = (
     {"tasks"},
     {"engine"},
     {"results"},
-    {"audit"},
+    {"audit", "pruning"},
     {"construction"},
     {"checks"},
     {"certificates"},
@@ -71,7 +71,7 @@ ROOMS = (
 )
 # Two halves, each the other's oracle: what is built and proved, what is measured of real models.
 THEORY = {"decoders", "data", "measurement", "construction", "checks", "certificates", "lipschitz"}
-PRACTICE = {"pretrained", "tasks", "engine", "results", "audit"}
+PRACTICE = {"pretrained", "tasks", "engine", "results", "audit", "pruning"}
 
 
 def _name(path: Path) -> str:

@@ -76,7 +76,7 @@ def load_pretrained(
     check_device(device)
     if dtype not in set(DType):
         raise PretrainedError(f"dtype must be one of {', '.join(DType)}, not {dtype!r}")
-    with _quiet(), tempfile.TemporaryDirectory() as temporary:
+    with quiet(), tempfile.TemporaryDirectory() as temporary:
         location = locate(name, revision, Path(temporary))
         if location.gguf is None:
             check_folder(location.folder)
@@ -139,7 +139,7 @@ def _essentials(value: object) -> object:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Only errors of transformers, and no progress bars."""
     from transformers.utils import logging
 

@@ -64,7 +64,7 @@ def count_weights(location: Location) -> tuple[int, int]:
     if location.gguf is not None:
         path = location.folder / location.gguf
         return _count_gguf(location.name, path), path.stat().st_size
-    files = _weight_files(location.folder)
+    files = weight_files(location.folder)
     return sum(map(_count_safetensors, files)), sum(path.stat().st_size for path in files)
 
 
@@ -84,7 +84,7 @@ def _count_safetensors(path: Path) -> int:
         raise PretrainedError(f"{path}: truncated or corrupt: {reason(error)}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     index = folder / INDEX
@@ -158,7 +158,7 @@ def _old_constants(location: Location, names: set[str]) -> set[str]:
     if location.gguf is not None or not names:
         return set()
     found = set()
-    for path in _weight_files(location.folder):
+    for path in weight_files(location.folder):
         with safe_open(path, "pt") as file:
             held = names.intersection(file.keys())
             found |= {name for name in held if _is_constant(name, file.get_tensor(name))}

@@ -1,0 +1,1 @@
+"""Pruning of real decoders: criteria, searches, and checkpoints that load."""

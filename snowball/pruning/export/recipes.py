@@ -1,0 +1,54 @@
+"""The same pruning by other tools: `mergekit` slices, and `llama-quantize`."""
+
+from __future__ import annotations
+
+import json
+
+from snowball.pruning.export.kept_layers import KeptLayers
+from snowball.pruning.export.refusal import ExportError
+
+
+def mergekit_recipe(model: str, kept: KeptLayers, dtype: str) -> str:
+    """The YAML by which `mergekit-yaml FILE OUT` copies the same layers of `model`.
+
+    Raises:
+        ExportError: halves of layers are removed, which slices cannot say.
+    """
+    _refuse_halves(kept, "mergekit's slices")
+    lines = ["slices:"]
+    for start, end in runs(kept.old):
+        lines += [
+            "  - sources:",
+            f"      - model: {json.dumps(model)}",
+            f"        layer_range: [{start}, {end}]",
+        ]
+    return "\n".join([*lines, "merge_method: passthrough", f"dtype: {dtype}", ""])
+
+
+def llama_quantize_recipe(kept: KeptLayers, source: str, target: str) -> str:
+    """The command of llama.cpp that copies the same layers of a GGUF file.
+
+    Raises:
+        ExportError: halves of layers are removed, which it has no option for.
+    """
+    _refuse_halves(kept, "llama-quantize")
+    layers = ",".join(map(str, kept.removed))
+    return f"llama-quantize --prune-layers {layers} {source} {target} COPY"
+
+
+def runs(layers: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Runs of consecutive layers, each as its first layer and the one after its last."""
+    found: list[tuple[int, int]] = []
+    for layer in layers:
+        if found and found[-1][1] == layer:
+            found[-1] = (found[-1][0], layer + 1)
+        else:
+            found.append((layer, layer + 1))
+    return found
+
+
+def _refuse_halves(kept: KeptLayers, what: str) -> None:
+    if kept.halves:
+        raise ExportError(
+            f"{what} remove whole layers, and {', '.join(map(str, kept.halves))} are halves"
+        )
