@@ -50,6 +50,13 @@ class MeasuredItem:
     item: Item
     loglikelihoods: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.loglikelihoods) != len(self.item.continuations):
+            raise ValueError(
+                f"{self.item.source}: {len(self.loglikelihoods)} log-likelihoods of "
+                f"{len(self.item.continuations)} continuations; give one of each"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:

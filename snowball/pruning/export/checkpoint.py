@@ -18,7 +18,7 @@ from snowball.pretrained.location import CONFIG, Location, locate
 from snowball.pretrained.weights import weight_files
 from snowball.progress import Progress, silent
 from snowball.pruning.export.acceptance import Acceptance, MeasuredItem, accept
-from snowball.pruning.export.config import pruned_settings, read_settings_of
+from snowball.pruning.export.config import pruned_settings, read_settings_of, write_settings
 from snowball.pruning.export.halves import zeroed_tensors
 from snowball.pruning.export.kept_layers import kept_layers
 from snowball.pruning.export.model_card import (
@@ -114,10 +114,10 @@ def _write(
     check_folder(source)
     config = read_config(location)
     settings = pruned_settings(read_settings(source / CONFIG), config, kept)
-    check_pruned_skeleton(stack, read_settings_of(config, settings), kept)
+    check_pruned_skeleton(stack, read_settings_of(settings), kept)
     stored = read_names(weight_files(source), layers_path(stack), stack.depth)
     zeroed = {name for half in kept.halves for name in zeroed_tensors(stack, half, stored)}
-    write_json(folder / CONFIG, settings)
+    write_settings(folder / CONFIG, settings)
     write_tensors(stored, kept, zeroed, folder, progress)
     for path in sorted(source.iterdir()):
         if any(fnmatch.fnmatch(path.name, taken) for taken in _TAKEN) and path.is_file():

@@ -8,9 +8,14 @@ they were is for `skeleton` to check.
 from __future__ import annotations
 
 import copy
+import json
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snowball.files import write_text
+from snowball.pretrained.location import CONFIG
 from snowball.pretrained.refusal import quote, reason
 from snowball.pruning.export.kept_layers import KeptLayers
 from snowball.pruning.export.refusal import ExportError
@@ -58,8 +63,15 @@ _INDICES = {
     "moe_layers",
     "ple_layer_ids",
 }
-# The number of layers, or the number of the first layer, up to which something holds.
-_THRESHOLDS = {"first_k_dense_replace", "max_window_layers", "num_dense_layers"}
+# The first layer of which something holds, or no longer holds.
+_FIRSTS = {
+    "first_k_dense_replace",
+    "max_window_layers",
+    "moe_layer_start_index",
+    "num_dense_layers",
+}
+# The last layer of which something holds.
+_LASTS = {"moe_layer_end_index"}
 # Rules by which an entry per layer, if it is not given, is made up. They hold of no pruned model.
 _REPLACED = {
     "_sliding_window_pattern": "layer_types",
@@ -123,18 +135,29 @@ def pruned_settings(settings: Mapping[str, Any], config: PreTrainedConfig, kept:
     for key in dropped:
         section.pop(key, None)
     expected = {**explicit, **changes, name: len(kept.old)}
-    _check_reading(config, result, expected, dropped | ({_DEPTH} - {name}))
+    _check_reading(result, expected, dropped | ({_DEPTH} - {name}))
     return result
 
 
-def read_settings_of(config: PreTrainedConfig, settings: Mapping[str, Any]) -> PreTrainedConfig:
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes a config file as transformers does: numbers in it may be infinite."""
+    write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_settings_of(settings: Mapping[str, Any]) -> PreTrainedConfig:
     """What transformers makes of what a config file says; raises ExportError if nothing."""
-    try:
-        return type(config).from_dict(copy.deepcopy(dict(settings)))
-    except Exception as error:  # what it raises depends on the architecture
-        raise ExportError(
-            f"transformers cannot read the config of the pruned model: {reason(error)}"
-        ) from error
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_settings(Path(folder) / CONFIG, settings)
+        try:
+            return AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # what it raises depends on the architecture
+            raise ExportError(
+                f"transformers cannot read the config of the pruned model: {reason(error)}"
+            ) from error
 
 
 def _text_section(
@@ -144,14 +167,19 @@ def _text_section(
     text = config.get_text_config(decoder=True)
     if text is config:
         return text, settings
-    name = next(name for name, value in vars(config).items() if value is text)
-    return text, settings.setdefault(name, {})
+    for name, value in vars(config).items():
+        if value is text:
+            return text, settings.setdefault(name, {})
+    raise ExportError(
+        f"config: {type(config).__name__} has the decoder in a part of a part; such a model cannot "
+        "be exported"
+    )
 
 
 def _refuse_unknown(section: Mapping[str, Any], depth: int) -> None:
     for name, value in _lists(section):
-        last = name.rpartition(".")[2]
-        if len(value) == depth and last not in _PER_LAYER | _INDICES | _OTHER_LISTS:
+        # In parts of a section nothing is changed: the whole name must be known.
+        if len(value) == depth and name not in _PER_LAYER | _INDICES | _OTHER_LISTS:
             raise ExportError(
                 f"config: {name}={quote(value)} has as many entries as there are layers, and it is "
                 "not known whether it has one for each; the model cannot be exported"
@@ -191,15 +219,18 @@ def _changed_lists(
 
 def _renumbered(by_layer: Mapping[str, Any], kept: KeptLayers) -> Settings:
     pairs = ((kept.new(int(layer)), value) for layer, value in by_layer.items())
-    return {f"{new:02}": value for new, value in pairs if new is not None}
+    return {str(new): value for new, value in pairs if new is not None}
 
 
 def _changed_rules(explicit: Mapping[str, Any], kept: KeptLayers) -> Settings:
     changed: Settings = {}
-    for name in _THRESHOLDS & explicit.keys():
+    for name in (_FIRSTS | _LASTS) & explicit.keys():
         bound = explicit[name]
         if isinstance(bound, int) and 0 < bound < kept.depth:
-            changed[name] = sum(old < bound for old in kept.old)
+            # The first kept layer from there on, or the last one up to there.
+            first = sum(old < bound for old in kept.old)
+            last = sum(old <= bound for old in kept.old) - 1
+            changed[name] = first if name in _FIRSTS else last
     if (step := explicit.get("decoder_sparse_step", 1)) != 1:
         # Every so many layers have experts: said of each layer instead.
         dense = set(explicit.get("mlp_only_layers") or ())
@@ -209,11 +240,9 @@ def _changed_rules(explicit: Mapping[str, Any], kept: KeptLayers) -> Settings:
     return changed
 
 
-def _check_reading(
-    config: PreTrainedConfig, settings: Settings, expected: Settings, dropped: set[str]
-) -> None:
+def _check_reading(settings: Settings, expected: Settings, dropped: set[str]) -> None:
     """Refuses a config that transformers reads as something else than was meant."""
-    read = read_settings_of(config, settings).get_text_config(decoder=True).to_dict()
+    read = read_settings_of(settings).get_text_config(decoder=True).to_dict()
     ignored = dropped | _BOOKKEEPING
     for name in sorted((read.keys() | expected.keys()) - ignored):
         if _plain(read.get(name)) != _plain(expected.get(name)):
@@ -224,9 +253,9 @@ def _check_reading(
 
 
 def _plain(value: Any) -> Any:
-    """A value in which tuples are lists, as JSON has them."""
+    """A value as JSON has it; of numbers as keys, leading zeros do not count."""
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key).lstrip("0") or "0": _plain(one) for key, one in value.items()}
     return value

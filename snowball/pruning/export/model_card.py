@@ -131,19 +131,22 @@ def card_entries(text: str) -> dict[str, Any]:
 def _summary(
     facts: CardFacts, pretrained: Pretrained, removal: Removal, kept: KeptLayers
 ) -> Iterator[str]:
-    whole = len(kept.removed)
-    yield (
-        f"{len(kept.old)} of the {kept.depth} layers of `{facts.base_model or pretrained.name}`; "
-        f"{whole} are removed, chosen by {facts.criterion}. Nothing was trained."
+    count = len(kept.removed)
+    layers = (
+        f"without {count} of its {kept.depth} layers, chosen"
+        if count
+        else f"with all of its {kept.depth} layers, changed"
     )
+    name = facts.base_model or pretrained.name
+    yield f"`{name}` {layers} by {facts.criterion}. Nothing was trained."
     if kept.halves:
-        halves = [
+        halves = ", ".join(
             f"the {'attention' if half.part is Part.ATTENTION else 'MLP'} of layer {half.layer}"
             for half in kept.halves
-        ]
+        )
         yield (
-            f"\nOf the layers that stay, {', '.join(halves)} (in the numbering of the base model) "
-            "add nothing: the matrices by which they write are zero. That saves no time."
+            "\nThese halves of the layers that stay add nothing, for the matrices by which they "
+            f"write are zero; that saves no time: {halves}."
         )
     if pretrained.source == "gguf":
         yield (

@@ -14,7 +14,7 @@ def mergekit_recipe(model: str, kept: KeptLayers, dtype: str) -> str:
     Raises:
         ExportError: halves of layers are removed, which slices cannot say.
     """
-    _refuse_halves(kept, "mergekit's slices")
+    _refuse_halves(kept, "mergekit's slices remove")
     lines = ["slices:"]
     for start, end in runs(kept.old):
         lines += [
@@ -31,7 +31,7 @@ def llama_quantize_recipe(kept: KeptLayers, source: str, target: str) -> str:
     Raises:
         ExportError: halves of layers are removed, which it has no option for.
     """
-    _refuse_halves(kept, "llama-quantize")
+    _refuse_halves(kept, "llama-quantize removes")
     layers = ",".join(map(str, kept.removed))
     return f"llama-quantize --prune-layers {layers} {source} {target} COPY"
 
@@ -50,5 +50,5 @@ def runs(layers: tuple[int, ...]) -> list[tuple[int, int]]:
 def _refuse_halves(kept: KeptLayers, what: str) -> None:
     if kept.halves:
         raise ExportError(
-            f"{what} remove whole layers, and {', '.join(map(str, kept.halves))} are halves"
+            f"{what} whole layers, and these are halves: {', '.join(map(str, kept.halves))}"
         )

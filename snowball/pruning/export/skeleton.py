@@ -101,6 +101,6 @@ def _is_single(value: Any) -> bool:
 def _require_same(what: str, before: Any, after: Any) -> None:
     if before != after:
         raise ExportError(
-            f"{what} is {quote(before)}, and would be {quote(after)} in the pruned model, because "
-            "it follows from the number of the layer; such a model cannot be exported"
+            f"{what} is {quote(before)}, and would be {quote(after)} in the pruned model: it "
+            "depends on the numbers of the layers; such a model cannot be exported"
         )
