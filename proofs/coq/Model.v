@@ -1,0 +1,319 @@
+(** The decoder of the construction, and its stream in closed form.
+
+    Coordinates: 0 constant, 1 and 2 filler, 3 switch, then one for each token (the code), for each
+    node (the context: how much of the node is found in the input), and for each token (the answer).
+    Every layer steers by one head: it turns the filler and multiplies the switch. The last layer
+    also has heads that copy tokens, and units that recall answers. *)
+From Coq Require Import Reals Lra Lia List Arith Psatz FunctionalExtensionality.
+Import ListNotations.
+From Snowball Require Import Statement Vectors Kernel.
+Open Scope R_scope.
+
+Record parameters := {
+  V : nat; nodes : nat; longest : nat; head_half : nat; theta : nat; rms_eps : R;
+  U : R; switch : nat -> R; angle : nat -> R; last : nat;
+  side : nat -> R; node : nat -> list nat; answer : nat -> nat;
+  coldness : R; kappa : R; zeta : R; eta : R; K : R }.
+
+Definition zero : vec := fun _ => 0.
+
+Section Model.
+Variable P : parameters.
+Notation V := (V P). Notation n := (nodes P). Notation N := (longest P). Notation hd := (head_half P).
+Notation U := (U P). Notation sw := (switch P). Notation ang := (angle P).
+
+Definition d : nat := 4 + (V + (n + V)).
+Definition C : R := U * U + 2.
+(** The norm (as RMSNorm takes it) of every token that enters layer [l]. *)
+Definition rho (l : nat) : R := sqrt ((C + sw l * sw l) / INR d + rms_eps P).
+
+Definition state (A s : R) (k : nat) (context result : vec) : vec := fun c =>
+  match c with
+  | 0 => 1 | 1 => U * cos A | 2 => U * sin A | 3 => s
+  | S (S (S (S c))) =>
+      if (c <? V)%nat then (if (c =? k)%nat then 1 else 0)
+      else if (c <? V + n)%nat then context (c - V)%nat else result (c - (V + n))%nat
+  end.
+
+Definition freq (m : nat) : R := Rpower (INR (theta P)) (- (INR m / INR hd)).
+Definition query_row (D r : nat) : R :=
+  if (r <? 2)%nat then cos (INR D * freq r)
+  else if ((hd <=? r) && (r <? hd + 2))%nat%bool then - sin (INR D * freq (r - hd)) else 0.
+Definition key_row (r : nat) : R := if (r <? 2)%nat then 1 else 0.
+Definition steer_value (l r : nat) : vec := if (r <? 3)%nat then only (S r) (rho l) else zero.
+Definition steer_out (l c : nat) : vec := fun r =>
+  match c, r with
+  | 1, 0 => cos (ang l) - 1 | 1, 1 => - sin (ang l)
+  | 2, 0 => sin (ang l) | 2, 1 => cos (ang l) - 1
+  | 3, 2 => sw (S l) / sw l - 1
+  | _, _ => 0
+  end.
+(** The token of node [u] at distance [D] from its end. *)
+Definition wanted (u D : nat) : nat := nth (length (node P u) - S D) (node P u) O.
+
+Definition lay (l : nat) : layer :=
+  let is_last := (l =? last P)%nat in {|
+  Wq h := fun r => match h with O => zero
+    | S h => only 0 (rho l * (coldness P * sqrt (INR (2 * hd)) * query_row (h mod N) r)) end;
+  Wk h := fun r => only 0 (rho l * key_row r);
+  Wv h := fun r => match h with O => steer_value l r
+    | S h => if (r =? 0)%nat then only (4 + wanted (h / N) (h mod N)) (rho l) else zero end;
+  Wo h := fun c => match h with O => steer_out l c
+    | S h => if (is_last && (h mod N <? length (node P (h / N))) && (c =? 4 + (V + h / N)))%nat%bool
+             then only 0 (zeta P) else zero end;
+  Wgate u := plus (only (4 + (V + u)) (kappa P / zeta P))
+                  (only 0 (- (kappa P * (INR (length (node P u)) - 1 / 2))));
+  Wup u := plus (only 0 (1 / 2)) (only 3 (side P u / (2 * sw (S l))));
+  Wdown c := fun u => if (is_last && (c =? 4 + (V + (n + answer P u))))%nat%bool then eta P else 0 |}.
+
+Definition model : decoder := {|
+  width := d; heads := S (n * N); half := hd; hidden := n; vocabulary := V;
+  rope_theta := INR (theta P); norm_eps := rms_eps P;
+  embedding k := state 0 (sw 0) k zero zero;
+  layers := map lay (seq 0 (S (last P)));
+  unembedding a := only (4 + (V + (n + a))) (K P) |}.
+
+(** * Products of states *)
+Lemma d_pos : 0 < INR d.
+Proof. apply lt_0_INR. unfold d. lia. Qed.
+Lemma C_pos : 0 < C.
+Proof. unfold C. nra. Qed.
+
+Lemma dot_state A s k x y A' s' x' y' : (k < V)%nat ->
+  dot d (state A s k x y) (state A' s' k x' y')
+  = 2 + U * U * cos (A - A') + s * s' + dot n x x' + dot V y y'.
+Proof.
+  intros Hk. unfold dot, d. rewrite !sum_split, cos_minus.
+  rewrite (sum_one V _ k Hk); cbn [Nat.add].
+  - rewrite (sum_ext n _ (fun i => x i * x' i)), (sum_ext V _ (fun i => y i * y' i)).
+    + simpl. replace (k <? V)%nat with true by (symmetry; apply Nat.ltb_lt; auto). rewrite Nat.eqb_refl. ring.
+    + intros i Hi. cbn [state]. destruct (Nat.ltb_spec (V + (n + i)) V); [lia|].
+      destruct (Nat.ltb_spec (V + (n + i)) (V + n)); [lia|]. replace (V + (n + i) - (V + n))%nat with i by lia. reflexivity.
+    + intros i Hi. cbn [state]. destruct (Nat.ltb_spec (V + i) V); [lia|].
+      destruct (Nat.ltb_spec (V + i) (V + n)); [|lia]. replace (V + i - V)%nat with i by lia. reflexivity.
+  - intros j Hj Hne. cbn [state]. destruct (Nat.ltb_spec j V); [|lia]. destruct (Nat.eqb_spec j k); [congruence|ring].
+Qed.
+Lemma dot_zero m x : dot m zero x = 0.
+Proof. apply sum_zero; intros; unfold zero; ring. Qed.
+Lemma self_state A s k x y : (k < V)%nat ->
+  dot d (state A s k x y) (state A s k x y) = C + s * s + (dot n x x + dot V y y).
+Proof. intros. rewrite dot_state by auto. unfold C. rewrite Rminus_diag_eq, cos_0 by auto. ring. Qed.
+
+Hypotheses (Heps : 0 <= rms_eps P) (Htheta : (2 <= theta P < 2 ^ hd)%nat) (Hz : 0 < zeta P)
+  (Hsw : forall l, sw l <> 0) (Hanswer : forall u, (u < n)%nat -> (answer P u < V)%nat)
+  (Hnode : forall u, (u < n)%nat -> (0 < length (node P u) <= N)%nat /\ Forall (fun a => a < V)%nat (node P u)).
+
+Lemma half_2 : (2 <= hd)%nat.
+Proof. destruct hd as [|[|]]; simpl in Htheta; lia. Qed.
+
+Lemma rho_pos l : 0 < rho l.
+Proof.
+  pose proof C_pos. pose proof d_pos. unfold rho. apply sqrt_lt_R0.
+  assert (0 < (C + sw l * sw l) / INR d) by (apply Rdiv_lt_0_compat; nra). lra.
+Qed.
+(** RMSNorm divides every token that enters layer [l] by [rho l]. *)
+Lemma normed A s k l i c : (k < V)%nat -> s * s = sw l * sw l -> (i < d)%nat ->
+  dot d (only i (rho l * c)) (rmsnorm model (state A s k zero zero)) = c * state A s k zero zero i.
+Proof.
+  intros Hk Hs Hi. unfold rmsnorm. cbn [width norm_eps model]. rewrite dot_divided, dot_only, self_state, !dot_zero, Hs by auto.
+  replace (C + sw l * sw l + (0 + 0)) with (C + sw l * sw l) by ring. fold (rho l). pose proof (rho_pos l). field. lra.
+Qed.
+
+(** * Attention *)
+(** A head whose values are the same at all positions writes as if there were one position. *)
+Lemma attention_const M l stream i h val : (forall j r, (j <= i)%nat -> (r < 2 * half M)%nat ->
+    times (width M) (Wv l h) (rmsnorm M (stream j)) r = val r) ->
+  attention M l stream i h = times (2 * half M) (Wo l h) val.
+Proof.
+  intros H. unfold attention. apply functional_extensionality. intros c. apply sum_ext. intros r Hr. f_equal.
+  set (w := fun j => exp _). rewrite (sum_ext _ _ (fun j => val r * w j)).
+  - rewrite sum_scale. field. pose proof (sum_pos (S i) w ltac:(lia) ltac:(intros; apply exp_pos)). lra.
+  - intros j Hj. rewrite H by lia. fold (w j). ring.
+Qed.
+
+Definition plain (A s : R) (token : nat -> nat) : nat -> vec := fun i => state A s (token i) zero zero.
+
+Lemma steer_writes A s token l i c : (forall j, token j < V)%nat -> s * s = sw l * sw l ->
+  attention model (lay l) (plain A s token) i 0 c =
+  match c with
+  | 1 => U * cos (A + ang l) - U * cos A | 2 => U * sin (A + ang l) - U * sin A
+  | 3 => sw (S l) / sw l * s - s | _ => 0
+  end.
+Proof.
+  intros Ht Hs. rewrite (attention_const _ _ _ _ _ (fun r => if (r <? 3)%nat then state A s (token i) zero zero (S r) else 0)).
+  - pose proof half_2. unfold times, dot. cbn [half model Wo lay].
+    replace (2 * hd)%nat with (3 + (2 * hd - 3))%nat by lia. rewrite sum_split, (sum_zero (2 * hd - 3)) by (intros; simpl; ring).
+    simpl sum. rewrite cos_plus, sin_plus. unfold steer_out, state.
+    destruct c as [|[|[|[|]]]]; simpl; try ring; field; auto.
+  - intros j r _ _. unfold times, plain. cbn [Wv lay width model]. unfold steer_value. destruct (Nat.ltb_spec r 3).
+    + rewrite <- (Rmult_1_r (rho l)), normed by (unfold d; auto; lia). destruct r as [|[|[|]]]; simpl; try ring. lia.
+    + apply dot_zero.
+Qed.
+
+Lemma rope_dot M i j x y : dot (2 * half M) (rope M i x) (rope M j y) = sum (half M) (fun m =>
+    (x m * y m + x (half M + m)%nat * y (half M + m)%nat) * cos ((INR i - INR j) * frequency M m)
+  - (x (half M + m)%nat * y m - x m * y (half M + m)%nat) * sin ((INR i - INR j) * frequency M m)).
+Proof.
+  unfold dot. replace (2 * half M)%nat with (half M + half M)%nat by lia. rewrite sum_split, <- sum_plus.
+  apply sum_ext. intros m Hm. unfold rope.
+  destruct (Nat.ltb_spec m (half M)); [|lia]. destruct (Nat.ltb_spec (half M + m) (half M)); [lia|].
+  replace (half M + m - half M)%nat with m by lia.
+  replace ((INR i - INR j) * frequency M m) with (INR i * frequency M m - INR j * frequency M m) by ring.
+  rewrite cos_minus, sin_minus. ring.
+Qed.
+
+(** The weight with which a head for distance [D] at position [i] looks at position [j]. *)
+Definition weight (D i j : nat) : R :=
+  exp (coldness P * (cos (INR i - INR j - INR D) + cos ((INR i - INR j - INR D) * slow (theta P) hd))).
+Definition hits (token : nat -> nat) (u D i j : nat) : R := if (token j =? wanted u D)%nat then 1 else 0.
+Definition copied (token : nat -> nat) (u i D : nat) : R :=
+  sum (S i) (fun j => weight D i j * hits token u D i j) / sum (S i) (weight D i).
+(** How much of node [u] is found before position [i], in tokens. *)
+Definition found (token : nat -> nat) (i u : nat) : R :=
+  sum N (fun D => if (D <? length (node P u))%nat then copied token u i D else 0).
+
+Section Copy.
+Variables (A s : R) (token : nat -> nat) (l i u D : nat).
+Hypotheses (Ht : forall j, (token j < V)%nat) (Hs : s * s = sw l * sw l) (Hu : (u < n)%nat) (HD : (D < N)%nat).
+Lemma index_div : ((u * N + D) / N = u)%nat.
+Proof. rewrite Nat.div_add_l, Nat.div_small by lia. lia. Qed.
+Lemma index_mod : ((u * N + D) mod N = D)%nat.
+Proof. rewrite Nat.add_comm, Nat.mod_add, Nat.mod_small by lia. reflexivity. Qed.
+Lemma query_is r : times d (Wq (lay l) (S (u * N + D))) (rmsnorm model (plain A s token i)) r
+  = coldness P * sqrt (INR (2 * hd)) * query_row D r.
+Proof. unfold times, plain. cbn [Wq lay]. rewrite index_mod, normed by (auto; unfold d; lia). simpl. ring. Qed.
+Lemma key_is j r : times d (Wk (lay l) (S (u * N + D))) (rmsnorm model (plain A s token j)) r = key_row r.
+Proof. unfold times, plain. cbn [Wk lay]. rewrite normed by (auto; unfold d; lia). simpl. ring. Qed.
+Lemma wanted_V : (wanted u D < V)%nat.
+Proof.
+  unfold wanted. destruct (Hnode u Hu) as [L F]. rewrite Forall_forall in F. apply F, nth_In. lia.
+Qed.
+Lemma value_is j : times d (Wv (lay l) (S (u * N + D))) (rmsnorm model (plain A s token j)) 0%nat = hits token u D i j.
+Proof.
+  unfold times, plain. cbn [Wv lay Nat.eqb]. rewrite index_mod, index_div. pose proof wanted_V.
+  rewrite <- (Rmult_1_r (rho l)), normed by (auto; unfold d; lia). cbn [state Nat.add].
+  replace (wanted u D <? V)%nat with true by (symmetry; apply Nat.ltb_lt; auto).
+  unfold hits. rewrite Nat.eqb_sym. ring.
+Qed.
+Lemma freq_0 : freq 0 = 1.
+Proof. unfold freq. simpl. unfold Rdiv. rewrite Rmult_0_l, Ropp_0, Rpower_O; auto. apply lt_0_INR; lia. Qed.
+Lemma turned x y f : cos (y * f) * cos (x * f) - - sin (y * f) * sin (x * f) = cos ((x - y) * f).
+Proof. replace ((x - y) * f) with (x * f - y * f) by ring. rewrite cos_minus. ring. Qed.
+Lemma weight_is j : exp (dot (2 * hd)
+    (rope model i (times d (Wq (lay l) (S (u * N + D))) (rmsnorm model (plain A s token i))))
+    (rope model j (times d (Wk (lay l) (S (u * N + D))) (rmsnorm model (plain A s token j))))
+    / sqrt (INR (2 * hd))) = weight D i j.
+Proof.
+  pose proof half_2 as H2. assert (Hq : 0 < sqrt (INR (2 * hd))) by (apply sqrt_lt_R0, lt_0_INR; lia).
+  unfold weight. f_equal. change (2 * hd)%nat with (2 * half model)%nat at 1. rewrite rope_dot. cbn [half model].
+  rewrite (sum_ext _ _ (fun m => coldness P * sqrt (INR (2 * hd)) *
+     (if (m <? 2)%nat then cos ((INR i - INR j - INR D) * freq m) else 0))).
+  - rewrite sum_scale. replace hd with (2 + (hd - 2))%nat at 2 by lia.
+    rewrite sum_split, (sum_zero (hd - 2)) by (intros; reflexivity). cbn [sum Nat.ltb Nat.leb].
+    rewrite freq_0. change (freq 1) with (slow (theta P) hd). rewrite !Rmult_1_r. field. lra.
+  - intros m Hm. rewrite !query_is, !key_is. change (frequency model m) with (freq m). unfold key_row.
+    destruct (Nat.ltb_spec (hd + m) 2); [lia|]. unfold query_row. destruct (Nat.ltb_spec m 2).
+    + destruct (Nat.ltb_spec (hd + m) 2); [lia|]. destruct (Nat.leb_spec hd (hd + m)); [|lia].
+      destruct (Nat.ltb_spec (hd + m) (hd + 2)); [|lia]. cbn [andb].
+      replace (hd + m - hd)%nat with m by lia. rewrite <- (turned (INR i - INR j) (INR D)). ring.
+    + ring.
+Qed.
+Lemma copy_writes c : l = last P -> attention model (lay l) (plain A s token) i (S (u * N + D)) c =
+  if ((D <? length (node P u)) && (c =? 4 + (V + u)))%nat%bool then zeta P * copied token u i D else 0.
+Proof.
+  intros Hl. unfold attention. cbn [half width model]. unfold times at 1. cbn [Wo lay].
+  rewrite index_mod, index_div, Hl, Nat.eqb_refl, <- Hl. cbn [andb].
+  destruct ((D <? length (node P u))%nat && (c =? 4 + (V + u))%nat)%bool; [|apply dot_zero].
+  rewrite dot_only by (pose proof half_2; lia). f_equal. unfold copied. f_equal.
+  - apply sum_ext. intros j Hj. f_equal; [apply weight_is|apply value_is].
+  - apply sum_ext. intros j Hj. apply weight_is.
+Qed.
+End Copy.
+
+(** * Blocks *)
+Lemma sum_first m f : sum (S m) f = f 0%nat + sum m (fun j => f (S j)).
+Proof. change (S m) with (1 + m)%nat. rewrite sum_split. simpl. ring. Qed.
+
+Lemma silent_head l h stream i c : l <> last P -> attention model (lay l) stream i (S h) c = 0.
+Proof.
+  intros Hl. unfold attention, times at 1. cbn [Wo lay]. destruct (Nat.eqb_spec l (last P)); [congruence|]. apply dot_zero.
+Qed.
+Lemma silent_mlp l x c : l <> last P -> mlp model (lay l) x c = 0.
+Proof.
+  intros Hl. unfold mlp, times at 1, dot. cbn [Wdown lay]. destruct (Nat.eqb_spec l (last P)); [congruence|].
+  apply sum_zero. intros; simpl; ring.
+Qed.
+(** A layer before the last turns the filler and multiplies the switch. *)
+Lemma steer_block l A s token : l <> last P -> (forall j, token j < V)%nat -> s * s = sw l * sw l ->
+  block model (lay l) (plain A s token) = plain (A + ang l) (sw (S l) / sw l * s) token.
+Proof.
+  intros Hl Ht Hs. apply functional_extensionality. intros i. apply functional_extensionality. intros c.
+  unfold block, Statement.plus. rewrite silent_mlp by auto. cbn [heads model]. rewrite sum_first.
+  rewrite (sum_zero (n * N)) by (intros; apply silent_head; auto). rewrite steer_writes by auto.
+  unfold plain, state. destruct c as [|[|[|[|]]]]; ring.
+Qed.
+
+(** What the last layer leaves at a position whose stream has norm [r] and switch [s] at its MLP. *)
+Definition gate (r : R) (token : nat -> nat) (i u : nat) : R :=
+  kappa P * (found token i u - INR (length (node P u)) + 1 / 2) / r.
+Definition up (r s : R) (u : nat) : R := (1 + side P u * s / sw (S (last P))) / 2 / r.
+Definition result (r s : R) (token : nat -> nat) (i a : nat) : R :=
+  sum n (fun u => (if (a =? answer P u)%nat then eta P else 0) * (silu (gate r token i u) * up r s u)).
+Definition context (token : nat -> nat) (i u : nat) : R := zeta P * found token i u.
+Definition reading (s : R) (token : nat -> nat) (i : nat) : R :=
+  sqrt ((C + s * s + dot n (context token i) (context token i)) / INR d + rms_eps P).
+Definition final (A s : R) (token : nat -> nat) (i : nat) : vec :=
+  state A s (token i) (context token i) (result (reading s token i) s token i).
+
+Lemma reader_attends A s token i : (forall j, token j < V)%nat -> s * s = sw (last P) * sw (last P) ->
+  Statement.plus (plain A s token i)
+    (fun c => sum (S (n * N)) (fun h => attention model (lay (last P)) (plain A s token) i h c))
+  = state (A + ang (last P)) (sw (S (last P)) / sw (last P) * s) (token i) (context token i) zero.
+Proof.
+  intros Ht Hs. apply functional_extensionality. intros c. unfold Statement.plus.
+  rewrite sum_first, sum_product, steer_writes by auto.
+  rewrite (sum_ext n _ (fun u => if (c =? 4 + (V + u))%nat then context token i u else 0)).
+  - assert (Z : forall m, (c < 4 + V \/ 4 + V + m <= c)%nat ->
+      sum m (fun u => if (c =? 4 + (V + u))%nat then context token i u else 0) = 0).
+    { intros m Hm. apply sum_zero. intros u Hu. destruct (Nat.eqb_spec c (4 + (V + u))); [lia|auto]. }
+    unfold plain, state. destruct c as [|[|[|[|c]]]]; try (rewrite Z by lia; ring).
+    destruct (Nat.ltb_spec c V); [rewrite Z by lia; ring|]. destruct (Nat.ltb_spec c (V + n)); [|rewrite Z by lia; unfold zero; ring].
+    rewrite (sum_one n _ (c - V)); [|lia|].
+    + destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + (c - V)))); [unfold zero; ring|lia].
+    + intros u _ Hne. destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + u))); [lia|auto].
+  - intros u Hu. unfold context, found. destruct (Nat.eqb_spec c (4 + (V + u))) as [E|E].
+    + rewrite <- sum_scale. apply sum_ext. intros D HD. rewrite copy_writes by auto.
+      destruct (Nat.eqb_spec c (4 + (V + u))); [|congruence].
+      destruct (D <? length (node P u))%nat; simpl; ring.
+    + apply sum_zero. intros D HD. rewrite copy_writes by auto.
+      destruct (Nat.eqb_spec c (4 + (V + u))); [congruence|]. rewrite Bool.andb_false_r. reflexivity.
+Qed.
+
+Lemma reader_block A s token : (forall j, token j < V)%nat -> s * s = sw (last P) * sw (last P) ->
+  block model (lay (last P)) (plain A s token)
+  = final (A + ang (last P)) (sw (S (last P)) / sw (last P) * s) token.
+Proof.
+  intros Ht Hs. apply functional_extensionality. intros i. unfold block. cbn [heads model]. rewrite reader_attends by auto.
+  set (A' := A + _). set (s' := _ / _ * s). apply functional_extensionality. intros c. unfold Statement.plus.
+  assert (N1 : forall w, dot d w (rmsnorm model (state A' s' (token i) (context token i) zero))
+    = dot d w (state A' s' (token i) (context token i) zero) / reading s' token i).
+  { intros w. unfold rmsnorm. cbn [width norm_eps model]. rewrite dot_divided, self_state, dot_zero, Rplus_0_r by auto. reflexivity. }
+  unfold mlp, times. cbn [width hidden model Wgate Wup Wdown lay]. rewrite Nat.eqb_refl. cbn [andb].
+  unfold dot at 1.
+  rewrite (sum_ext n _ (fun u => (if (c =? 4 + (V + (n + answer P u)))%nat then eta P else 0)
+     * (silu (gate (reading s' token i) token i u) * up (reading s' token i) s' u))).
+  - unfold final, state. destruct c as [|[|[|[|c]]]]; try (rewrite sum_zero by (intros; simpl; ring); ring).
+    destruct (Nat.ltb_spec c V).
+    { rewrite sum_zero; [ring|]. intros u Hu. destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + (n + answer P u)))); [lia|ring]. }
+    destruct (Nat.ltb_spec c (V + n)).
+    { rewrite sum_zero; [ring|]. intros u Hu. destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + (n + answer P u)))); [lia|ring]. }
+    unfold zero, result. rewrite Rplus_0_l. apply sum_ext. intros u Hu. f_equal.
+    destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + (n + answer P u)))) as [E1|E1], (Nat.eqb_spec (c - (V + n)) (answer P u)) as [E2|E2]; auto; lia.
+  - intros u Hu. rewrite !N1, !dot_plus, !dot_only by (unfold d; lia). f_equal. f_equal.
+    + f_equal. unfold gate, context. cbn [state Nat.add].
+      destruct (Nat.ltb_spec (V + u) V); [lia|]. destruct (Nat.ltb_spec (V + u) (V + n)); [|lia].
+      replace (V + u - V)%nat with u by lia. unfold Rdiv. f_equal. field. lra.
+    + unfold up. cbn [state]. unfold Rdiv. f_equal. field. auto.
+Qed.
+
+End Model.

@@ -1,0 +1,279 @@
+(** The last layer finds the node that the input ends with, and answers it. *)
+From Coq Require Import Reals Lra Lia List Arith Psatz ZArith.
+Import ListNotations.
+From Snowball Require Import Statement Vectors Kernel Model Runs.
+Open Scope R_scope.
+
+(** * silu *)
+Lemma silu_own t : 0 <= t -> t / 2 <= silu t.
+Proof.
+  intros H. unfold silu, Rdiv. apply Rmult_le_compat_l; auto. pose proof (exp_pos (- t)).
+  pose proof (exp_le (- t) 0 ltac:(lra)) as E. rewrite exp_0 in E. apply Rinv_le_contravar; lra.
+Qed.
+Lemma silu_other t : t <= 0 -> - 1 <= silu t <= 0.
+Proof.
+  intros H. unfold silu. pose proof (exp_linear (- t)) as E. split.
+  - apply (Rmult_le_reg_r (1 + exp (- t))); [lra|]. unfold Rdiv. rewrite Rmult_assoc, Rinv_l by lra. lra.
+  - unfold Rdiv. pose proof (Rinv_0_lt_compat (1 + exp (- t)) ltac:(lra)). nra.
+Qed.
+Lemma silu_abs t : Rabs (silu t) <= Rabs t.
+Proof.
+  unfold silu, Rdiv. rewrite Rabs_mult. pose proof (exp_pos (- t)) as E.
+  pose proof (Rinv_le_contravar 1 (1 + exp (- t)) ltac:(lra) ltac:(lra)) as I. rewrite Rinv_1 in I.
+  pose proof (Rinv_0_lt_compat (1 + exp (- t)) ltac:(lra)). rewrite (Rabs_right (/ _)) by lra.
+  pose proof (Rabs_pos t). nra.
+Qed.
+
+Section Recall.
+Variable P : parameters.
+Notation V := (V P). Notation n := (nodes P). Notation N := (longest P). Notation hd := (head_half P).
+Notation sw := (switch P). Notation Last := (last P).
+Variable phi : R.
+(** The largest norm, as RMSNorm takes it, that the stream has in the last layer. *)
+Definition rho_max : R := sqrt ((C P + sw (S Last) * sw (S Last) + phi) / INR (d P) + rms_eps P).
+Hypotheses (Heps : 0 <= rms_eps P) (Htheta : (2 <= theta P < 2 ^ hd)%nat) (Hz : 0 < zeta P)
+  (Hsw : forall l, sw l <> 0) (Hside : forall u, side P u = 1 \/ side P u = - 1)
+  (HN : (0 < N)%nat) (Hnode : forall u, (u < n)%nat -> (0 < length (node P u) <= N)%nat)
+  (Hphi : 0 <= phi) (Heta : 0 < eta P) (Hkappa : 0 < kappa P)
+  (Hcopy : forall D i, (D <= i)%nat -> (S i <= N)%nat ->
+     1 - / (4 * INR N) <= weight P D i (i - D) / sum (S i) (weight P D i))
+  (Hsharp : (2 * INR n + 4) * rho_max <= kappa P / 4)
+  (Hcontext : INR n * (zeta P * INR N * (zeta P * INR N)) <= phi / 2)
+  (Hresult : INR V * (INR n * (eta P * (kappa P * INR N / rho P (S Last) / rho P (S Last)))
+                    * (INR n * (eta P * (kappa P * INR N / rho P (S Last) / rho P (S Last))))) <= phi / 2)
+  (HK : 100 * INR V * (rho_max * rho_max) <= 2 * K P * eta P).
+
+(** * What is found *)
+Lemma weight_pos D i j : 0 < weight P D i j.
+Proof. apply exp_pos. Qed.
+Lemma hits_01 tok u D i j : hits P tok u D i j = 0 \/ hits P tok u D i j = 1.
+Proof. unfold hits. destruct (tok j =? wanted P u D)%nat; auto. Qed.
+Lemma total_pos D i : 0 < sum (S i) (weight P D i).
+Proof. apply sum_pos; [lia|apply weight_pos]. Qed.
+Lemma copied_hit tok u i D j : (j <= i)%nat -> hits P tok u D i j = 1 ->
+  weight P D i j / sum (S i) (weight P D i) <= copied P tok u i D.
+Proof.
+  intros Hj H. unfold copied, Rdiv. apply Rmult_le_compat_r; [left; apply Rinv_0_lt_compat, total_pos|].
+  replace (weight P D i j) with (weight P D i j * hits P tok u D i j) by (rewrite H; ring).
+  apply (sum_term (S i) (fun j => weight P D i j * hits P tok u D i j)); [lia|].
+  intros k _. pose proof (weight_pos D i k). destruct (hits_01 tok u D i k) as [-> | ->]; lra.
+Qed.
+Lemma copied_miss tok u i D j : (j <= i)%nat -> hits P tok u D i j = 0 ->
+  copied P tok u i D <= 1 - weight P D i j / sum (S i) (weight P D i).
+Proof.
+  intros Hj H. pose proof (total_pos D i) as T. unfold copied. set (w := sum _ _) in T.
+  apply (Rmult_le_reg_r w); [auto|]. unfold Rdiv. rewrite Rmult_minus_distr_r, !Rmult_assoc, Rinv_l by lra.
+  assert (sum (S i) (fun j => weight P D i j * hits P tok u D i j) + sum (S i) (fun k => weight P D i k * (1 - hits P tok u D i k)) = w).
+  { rewrite <- sum_plus. apply sum_ext. intros; ring. }
+  assert (weight P D i j * (1 - hits P tok u D i j) <= sum (S i) (fun k => weight P D i k * (1 - hits P tok u D i k))).
+  { apply (sum_term (S i) (fun k => weight P D i k * (1 - hits P tok u D i k))); [lia|].
+    intros k _. pose proof (weight_pos D i k). destruct (hits_01 tok u D i k) as [-> | ->]; lra. }
+  rewrite H in H1. lra.
+Qed.
+Lemma copied_bounds tok u i D : 0 <= copied P tok u i D <= 1.
+Proof.
+  pose proof (total_pos D i) as T. pose proof (weight_pos D i 0) as W.
+  pose proof (Rdiv_lt_0_compat _ _ W T). destruct (hits_01 tok u D i 0) as [H0|H0].
+  - pose proof (copied_miss tok u i D 0 ltac:(lia) H0). split; [|lra].
+    unfold copied. apply Rmult_le_pos; [|left; apply Rinv_0_lt_compat; auto]. apply sum_nonneg.
+    intros k _. pose proof (weight_pos D i k). destruct (hits_01 tok u D i k) as [-> | ->]; lra.
+  - pose proof (copied_hit tok u i D 0 ltac:(lia) H0). split; [lra|].
+    unfold copied. apply (Rmult_le_reg_r (sum (S i) (weight P D i))); auto. unfold Rdiv. rewrite Rmult_assoc, Rinv_l, Rmult_1_l, Rmult_1_r by lra.
+    apply sum_le. intros k _. pose proof (weight_pos D i k). destruct (hits_01 tok u D i k) as [-> | ->]; lra.
+Qed.
+Lemma found_sum tok i u : (u < n)%nat -> found P tok i u = sum (length (node P u)) (copied P tok u i).
+Proof.
+  intros Hu. pose proof (Hnode u Hu) as H. unfold found. set (m := length (node P u)) in *.
+  replace N with (m + (N - m))%nat by lia. rewrite sum_split, (sum_zero (N - m)).
+  - rewrite Rplus_0_r. apply sum_ext. intros D HD. destruct (Nat.ltb_spec D m); [auto|lia].
+  - intros D HD. destruct (Nat.ltb_spec (m + D) m); [lia|auto].
+Qed.
+Lemma found_bounds tok i u : (u < n)%nat -> 0 <= found P tok i u <= INR (length (node P u)).
+Proof.
+  intros Hu. rewrite found_sum by auto. split.
+  - apply sum_nonneg. intros. apply copied_bounds.
+  - rewrite <- (Rmult_1_r (INR _)). apply sum_le_const. intros. apply copied_bounds.
+Qed.
+Lemma leak : 0 < / (4 * INR N) <= 1 / 4 /\ / (4 * INR N) * INR N = 1 / 4.
+Proof.
+  assert (H : 1 <= INR N) by (apply (le_INR 1); lia). split; [split|].
+  - apply Rinv_0_lt_compat; lra.
+  - pose proof (Rinv_le_contravar 4 (4 * INR N)). lra.
+  - field; lra.
+Qed.
+Lemma found_own t u : (u < n)%nat -> node P u = t ->
+  INR (length t) - 1 / 4 <= found P (token t) (length t - 1) u.
+Proof.
+  intros Hu E. pose proof (Hnode u Hu) as L. rewrite found_sum, E in * by auto. destruct leak as [L1 L2].
+  pose proof (sum_ge_const (length t) (copied P (token t) u (length t - 1)) (1 - / (4 * INR N))) as Sm.
+  assert (INR (length t) <= INR N) by (apply le_INR; lia). pose proof (pos_INR (length t)).
+  assert (forall D, (D < length t)%nat -> 1 - / (4 * INR N) <= copied P (token t) u (length t - 1) D); [|specialize (Sm H1); nra].
+  intros D HD. eapply Rle_trans; [apply (Hcopy D (length t - 1)); lia|]. apply copied_hit; [lia|].
+  unfold hits, token, wanted. rewrite E. replace (length t - 1 - D)%nat with (length t - S D)%nat by lia.
+  rewrite Nat.eqb_refl. reflexivity.
+Qed.
+Lemma found_other t u D : (u < n)%nat -> (length t <= N)%nat -> (D < length t)%nat -> (D < length (node P u))%nat ->
+  nth (length t - S D) t 0%nat <> wanted P u D ->
+  found P (token t) (length t - 1) u <= INR (length (node P u)) - 3 / 4.
+Proof.
+  intros Hu HtN H1 H2 Hne. rewrite found_sum by auto. destruct leak as [L1 L2]. set (m := length (node P u)) in *.
+  assert (Q : copied P (token t) u (length t - 1) D <= / (4 * INR N)).
+  { pose proof (Hcopy D (length t - 1) ltac:(lia) ltac:(lia)). eapply Rle_trans; [apply (copied_miss _ _ _ _ (length t - 1 - D)); [lia|]|lra].
+    unfold hits, token. replace (length t - 1 - D)%nat with (length t - S D)%nat by lia.
+    destruct (Nat.eqb_spec (nth (length t - S D) t 0%nat) (wanted P u D)); [congruence|auto]. }
+  pose proof (sum_term m (fun D => 1 - copied P (token t) u (length t - 1) D) D H2) as Sm. simpl in Sm.
+  rewrite (sum_minus m (fun _ => 1)), sum_const in Sm.
+  assert (forall j, (j < m)%nat -> 0 <= 1 - copied P (token t) u (length t - 1) j) by (intros; pose proof (copied_bounds (token t) u (length t - 1) j); lra).
+  specialize (Sm H). lra.
+Qed.
+
+(** * The last layer at every input *)
+Section AnyInput.
+Variables (s : R) (tok : nat -> nat) (i : nat).
+Hypothesis (Hs : s = sw (S Last) \/ s = - sw (S Last)).
+Lemma s_square : s * s = sw (S Last) * sw (S Last).
+Proof. destruct Hs as [-> | ->]; ring. Qed.
+Lemma context_small : 0 <= dot n (context P tok i) (context P tok i) <= phi / 2.
+Proof.
+  split; [apply dot_self|]. eapply Rle_trans; [|apply Hcontext]. apply sum_le_const. intros u Hu. unfold context.
+  pose proof (found_bounds tok i u Hu). assert (INR (length (node P u)) <= INR N) by (apply le_INR, Hnode; auto).
+  assert (0 <= zeta P * found P tok i u <= zeta P * INR N) by nra. nra.
+Qed.
+Lemma reading_bounds : rho P (S Last) <= reading P s tok i <= rho_max.
+Proof.
+  pose proof context_small. pose proof (d_pos P). unfold rho, reading, rho_max. rewrite s_square.
+  split; apply sqrt_le_1_alt, Rplus_le_compat_r, Rmult_le_compat_r; try lra; left; apply Rinv_0_lt_compat; auto.
+Qed.
+Lemma reading_pos : 0 < reading P s tok i.
+Proof. pose proof reading_bounds. pose proof (rho_pos P Heps (S Last)). lra. Qed.
+Lemma ratio u : side P u * s / sw (S Last) = 1 \/ side P u * s / sw (S Last) = - 1.
+Proof. destruct Hs as [-> | ->], (Hside u) as [-> | ->]; [left|right|right|left]; field; auto. Qed.
+Lemma result_small : 0 <= dot V (result P (reading P s tok i) s tok i) (result P (reading P s tok i) s tok i) <= phi / 2.
+Proof.
+  split; [apply dot_self|]. eapply Rle_trans; [|apply Hresult]. apply sum_le_const. intros a Ha.
+  pose proof reading_bounds as [R1 _]. pose proof (rho_pos P Heps (S Last)) as R0. pose proof reading_pos as R2.
+  set (r := reading P s tok i) in *. set (B := kappa P * INR N / rho P (S Last) / rho P (S Last)).
+  pose proof (pos_INR n). assert (HNr : 1 <= INR N) by (apply (le_INR 1); lia).
+  assert (I0 : 0 < / r) by (apply Rinv_0_lt_compat; auto). assert (I1 : / r <= / rho P (S Last)) by (apply Rinv_le_contravar; auto).
+  assert (T : Rabs (result P r s tok i a) <= INR n * (eta P * B)).
+  { assert (Tri : forall m f c, (forall u, (u < m)%nat -> Rabs (f u) <= c) -> Rabs (sum m f) <= INR m * c).
+    { induction m; intros f c H1; [simpl; rewrite Rabs_R0; lra|]. rewrite S_INR. simpl sum.
+      pose proof (Rabs_triang (sum m f) (f m)). pose proof (IHm f c ltac:(intros; apply H1; lia)). pose proof (H1 m ltac:(lia)). lra. }
+    apply Tri. intros u Hu. rewrite Rabs_mult. apply Rmult_le_compat; try apply Rabs_pos.
+    - destruct (a =? answer P u)%nat; [rewrite Rabs_right; lra|rewrite Rabs_R0; lra].
+    - rewrite Rabs_mult. unfold B, Rdiv. apply Rmult_le_compat; try apply Rabs_pos.
+      + eapply Rle_trans; [apply silu_abs|]. unfold gate, Rdiv. rewrite !Rabs_mult, (Rabs_right (kappa P)), (Rabs_right (/ r)) by lra.
+        apply Rmult_le_compat; try (apply Rmult_le_pos; [lra|apply Rabs_pos]); try lra. apply Rmult_le_compat_l; [lra|].
+        pose proof (found_bounds tok i u Hu). assert (INR (length (node P u)) <= INR N) by (apply le_INR, Hnode; auto).
+        apply Rabs_le. lra.
+      + unfold up, Rdiv. fold (side P u * s / sw (S Last)). rewrite Rabs_mult, (Rabs_right (/ r)) by lra.
+        assert (Rabs ((1 + side P u * s * / sw (S Last)) * / 2) <= 1); [|pose proof (Rabs_pos ((1 + side P u * s * / sw (S Last)) * / 2)); nra].
+        destruct (ratio u) as [E|E]; unfold Rdiv in E; rewrite E; apply Rabs_le; lra. }
+  set (x := result P r s tok i a) in *. pose proof (Rabs_pos x). apply Rle_trans with (Rabs x * Rabs x); [|apply Rmult_le_compat; auto].
+  rewrite <- Rabs_mult, Rabs_right; nra.
+Qed.
+Lemma final_norm A : (tok i < V)%nat ->
+  C P + s * s <= dot (d P) (final P A s tok i) (final P A s tok i) <= C P + s * s + phi.
+Proof.
+  intros Hk. unfold final. rewrite self_state by auto. pose proof context_small. pose proof result_small. lra.
+Qed.
+End AnyInput.
+
+(** * On a node *)
+Section OnNode.
+Variables (t : list nat) (s : R) (p a : nat).
+Hypotheses (Hp : (p < n)%nat) (Hpt : node P p = t) (Hpa : answer P p = a)
+  (Hps : side P p * s / sw (S Last) = 1) (Hs : s = sw (S Last) \/ s = - sw (S Last))
+  (Hbos : forall u, (u < n)%nat -> exists w, node P u = 0%nat :: w /\ ~ In 0%nat w)
+  (Hsame : forall u, (u < n)%nat -> side P u = side P p -> node P u = t -> answer P u = a).
+Notation i := (length t - 1)%nat.
+Notation r := (reading P s (token t) i).
+Lemma own_gate : 2 * INR n + 4 <= gate P r (token t) i p.
+Proof.
+  pose proof (found_own t p Hp Hpt). pose proof (reading_bounds s (token t) i Hs). pose proof (reading_pos s (token t) i Hs).
+  unfold gate. rewrite Hpt. apply (Rmult_le_reg_r r); auto. unfold Rdiv. rewrite Rmult_assoc, Rinv_l by lra. pose proof (pos_INR n). nra.
+Qed.
+Lemma other_gate u : (u < n)%nat -> node P u <> t -> gate P r (token t) i u <= 0.
+Proof.
+  intros Hu Hne. pose proof (reading_pos s (token t) i Hs) as R0. destruct (Hbos u Hu) as [x [Ex Hx]].
+  destruct (Hbos p Hp) as [y [Ey Hy]]. rewrite Hpt in Ey. assert (y <> x) by congruence.
+  destruct (separation 0 y x Hy Hx H) as [D [D1 [D2 D3]]]. rewrite <- Ex, <- Ey in *.
+  pose proof (Hnode p Hp) as Lp. rewrite Hpt in Lp.
+  pose proof (found_other t u D Hu ltac:(lia) D1 D2 D3) as F.
+  unfold gate, Rdiv. pose proof (Rinv_0_lt_compat r R0). set (x0 := _ - _ + _). assert (x0 <= 0) by (unfold x0; lra).
+  assert (kappa P * x0 <= 0) by nra. nra.
+Qed.
+Lemma node_leads b : b <> a -> 2 * eta P / r <= result P r s (token t) i a - result P r s (token t) i b.
+Proof.
+  intros Hb. pose proof (reading_pos s (token t) i Hs) as R0. pose proof (Rinv_0_lt_compat r R0) as I0. pose proof (pos_INR n) as Hn.
+  set (g := fun u => gate P r (token t) i u). unfold result. rewrite <- sum_minus.
+  rewrite (sum_ext n _ (fun u => ((if (a =? answer P u)%nat then eta P else 0) - (if (b =? answer P u)%nat then eta P else 0))
+     * (silu (g u) * up P r s u))) by (intros; unfold g; ring).
+  apply Rle_trans with ((INR n + 2) * (eta P / r) - INR n * (eta P / r)); [unfold Rdiv; nra|].
+  apply (sum_pick n _ p); auto.
+  - unfold Rdiv; nra.
+  - rewrite Hpa, Nat.eqb_refl. destruct (Nat.eqb_spec b a); [congruence|]. unfold up. rewrite Hps.
+    pose proof own_gate as G. fold (g p) in G. pose proof (silu_own (g p) ltac:(lra)).
+    replace ((1 + 1) / 2 / r) with (/ r) by (field; lra). unfold Rdiv.
+    replace ((eta P - 0) * (silu (g p) * / r)) with (silu (g p) * (eta P * / r)) by ring.
+    apply Rmult_le_compat_r; [nra|lra].
+  - intros u Hu. assert (E0 : 0 < eta P / r) by (apply Rdiv_lt_0_compat; auto).
+    destruct (ratio s Hs u) as [Eu|Eu].
+    + unfold up. rewrite Eu. replace ((1 + 1) / 2 / r) with (/ r) by (field; lra).
+      replace (_ * (silu (g u) * / r)) with
+        (((if (a =? answer P u)%nat then 1 else 0) - (if (b =? answer P u)%nat then 1 else 0)) * silu (g u) * (eta P / r))
+        by (unfold Rdiv; destruct (a =? answer P u)%nat, (b =? answer P u)%nat; ring).
+      assert (- 1 <= ((if (a =? answer P u)%nat then 1 else 0) - (if (b =? answer P u)%nat then 1 else 0)) * silu (g u)); [|nra].
+      destruct (list_eq_dec Nat.eq_dec (node P u) t) as [Et|Et].
+      * assert (Su : side P u = side P p).
+        { assert (sw (S Last) <> 0) by auto. rewrite <- Hps in Eu. unfold Rdiv in Eu. apply Rmult_eq_reg_r in Eu; [|apply Rinv_neq_0_compat; auto].
+          apply Rmult_eq_reg_r in Eu; auto. destruct Hs as [-> | ->]; auto. apply Ropp_neq_0_compat; auto. }
+        rewrite (Hsame u Hu Su Et), Nat.eqb_refl. destruct (Nat.eqb_spec b a); [congruence|].
+        assert (Gu : g u = g p). { unfold g, gate, found. rewrite Et, Hpt. unfold copied, hits, wanted. rewrite Et, Hpt. reflexivity. }
+        pose proof own_gate as G. fold (g p) in G. pose proof (silu_own (g u) ltac:(lra)). lra.
+      * pose proof (silu_other (g u) (other_gate u Hu Et)). destruct (a =? answer P u)%nat, (b =? answer P u)%nat; lra.
+    + unfold up. rewrite Eu. replace ((1 + -1) / 2 / r) with 0 by (field; lra). rewrite !Rmult_0_r. lra.
+Qed.
+
+Variable A : R.
+Hypotheses (HV : (0 < V)%nat) (HtV : Forall (fun a => a < V)%nat t) (HaV : (a < V)%nat).
+Definition logits (c : nat) : R := times (width (model P)) (unembedding (model P)) (rmsnorm (model P) (final P A s (token t) i)) c.
+(** lem:recall and lem:confidence *)
+Lemma logit_lead b : (b < V)%nat -> b <> a -> 100 * INR V <= logits a - logits b.
+Proof.
+  intros Hb Hne. assert (Tk : (token t i < V)%nat) by (apply token_V; auto).
+  pose proof (final_norm s (token t) i Hs A Tk) as [F1 F2]. pose proof (d_pos P) as d0. pose proof (C_pos P) as C0.
+  pose proof (s_square s Hs) as S2. pose proof (Rinv_0_lt_compat _ d0) as d1.
+  assert (Val : forall c, (c < V)%nat -> logits c = K P * result P r s (token t) i c
+     / sqrt (dot (d P) (final P A s (token t) i) (final P A s (token t) i) / INR (d P) + rms_eps P)).
+  { intros c Hc. unfold logits, times, rmsnorm. cbn [width unembedding model norm_eps]. rewrite dot_divided, dot_only by (unfold d; lia).
+    unfold final at 1. cbn [state Nat.add]. destruct (Nat.ltb_spec (V + (n + c)) V); [lia|]. destruct (Nat.ltb_spec (V + (n + c)) (V + n)); [lia|].
+    replace (V + (n + c) - (V + n))%nat with c by lia. reflexivity. }
+  rewrite !Val by auto. set (f := dot _ _ _) in *.
+  assert (f0 : 0 < f / INR (d P)) by (apply Rdiv_lt_0_compat; nra).
+  assert (q0 : 0 < sqrt (f / INR (d P) + rms_eps P)) by (apply sqrt_lt_R0; lra).
+  assert (q1 : sqrt (f / INR (d P) + rms_eps P) <= rho_max).
+  { apply sqrt_le_1_alt, Rplus_le_compat_r, Rmult_le_compat_r; [lra|]. rewrite <- S2. auto. }
+  set (q := sqrt _) in *. pose proof (node_leads b Hne) as Ld. pose proof (reading_bounds s (token t) i Hs) as [_ R1].
+  pose proof (reading_pos s (token t) i Hs) as R0. set (x := result _ _ _ _ _ a) in *. set (y := result _ _ _ _ _ b) in *.
+  set (ri := r) in *. pose proof (pos_INR V).
+  assert (Kp : 0 <= K P) by (apply Rnot_lt_le; intros Kn; pose proof (Rle_0_sqr rho_max) as Q; unfold Rsqr in Q; nra).
+  assert (X : 2 * eta P <= (x - y) * ri).
+  { apply (Rmult_le_compat_r ri) in Ld; [|lra]. unfold Rdiv in Ld. rewrite Rmult_assoc, Rinv_l in Ld by lra. lra. }
+  apply (Rmult_le_reg_r (q * ri)); [nra|].
+  replace ((K P * x / q - K P * y / q) * (q * ri)) with (K P * ((x - y) * ri)) by (field; lra).
+  apply Rle_trans with (100 * INR V * (rho_max * rho_max)); [|nra].
+  apply Rmult_le_compat_l; [lra|]. apply Rmult_le_compat; lra.
+Qed.
+Lemma logit_larger b : (b < V)%nat -> b <> a -> logits b < logits a.
+Proof. intros Hb Hne. pose proof (logit_lead b Hb Hne). pose proof (lt_0_INR V HV). lra. Qed.
+Lemma probable : 99 / 100 <= exp (logits a) / sum V (fun b => exp (logits b)).
+Proof.
+  eapply Rle_trans; [|apply (softmax_lead V logits a (100 * INR V)); auto].
+  - pose proof (lt_0_INR V HV). pose proof (exp_linear (100 * INR V)). rewrite exp_Ropp. pose proof (exp_pos (100 * INR V)) as E.
+    assert (INR V * / exp (100 * INR V) <= 1 / 100); [|lra].
+    apply (Rmult_le_reg_r (exp (100 * INR V))); auto. rewrite Rmult_assoc, Rinv_l by lra. lra.
+  - intros j Hj Hne. pose proof (logit_lead j Hj Hne). lra.
+Qed.
+End OnNode.
+End Recall.
