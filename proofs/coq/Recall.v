@@ -24,24 +24,52 @@ Proof.
   pose proof (Rabs_pos t). nra.
 Qed.
 
+(** The largest norm, as RMSNorm takes it, that the stream has in the last layer, where context and
+    answer have a squared norm of [phi] at most. *)
+Definition rho_max (P : parameters) (phi : R) : R :=
+  sqrt ((C P + switch P (S (last P)) * switch P (S (last P)) + phi) / INR (d P) + rms_eps P).
+(** A bound of what one unit writes into the answer, divided by [eta]. *)
+Definition unit_max (P : parameters) : R :=
+  kappa P * INR (longest P) / rho P (S (last P)) / rho P (S (last P)).
+(** What the proof needs of the parameters. *)
+Record good (P : parameters) (phi : R) : Prop := {
+  good_eps : 0 <= rms_eps P;
+  good_theta : (2 <= theta P < 2 ^ head_half P)%nat;
+  good_zeta : 0 < zeta P;
+  good_eta : 0 < eta P;
+  good_kappa : 0 < kappa P;
+  good_phi : 0 <= phi;
+  good_switch : forall l, switch P l <> 0;
+  good_side : forall u, side P u = 1 \/ side P u = - 1;
+  good_longest : (0 < longest P)%nat;
+  good_node : forall u, (u < nodes P)%nat ->
+    (0 < length (node P u) <= longest P)%nat /\ Forall (fun a => a < V P)%nat (node P u);
+  good_copy : forall D i, (D <= i)%nat -> (S i <= longest P)%nat ->
+    1 - / (4 * INR (longest P)) <= weight P D i (i - D) / sum (S i) (weight P D i);
+  good_sharp : (2 * INR (nodes P) + 4) * rho_max P phi <= kappa P / 4;
+  good_context : INR (nodes P) * (zeta P * INR (longest P) * (zeta P * INR (longest P))) <= phi / 2;
+  good_result : INR (V P) * (INR (nodes P) * (eta P * unit_max P) * (INR (nodes P) * (eta P * unit_max P))) <= phi / 2;
+  good_K : 100 * INR (V P) * (rho_max P phi * rho_max P phi) <= 2 * K P * eta P }.
+
 Section Recall.
-Variable P : parameters.
+Variables (P : parameters) (phi : R).
+Hypothesis G : good P phi.
 Notation V := (V P). Notation n := (nodes P). Notation N := (longest P). Notation hd := (head_half P).
-Notation sw := (switch P). Notation Last := (last P).
-Variable phi : R.
-(** The largest norm, as RMSNorm takes it, that the stream has in the last layer. *)
-Definition rho_max : R := sqrt ((C P + sw (S Last) * sw (S Last) + phi) / INR (d P) + rms_eps P).
-Hypotheses (Heps : 0 <= rms_eps P) (Htheta : (2 <= theta P < 2 ^ hd)%nat) (Hz : 0 < zeta P)
-  (Hsw : forall l, sw l <> 0) (Hside : forall u, side P u = 1 \/ side P u = - 1)
-  (HN : (0 < N)%nat) (Hnode : forall u, (u < n)%nat -> (0 < length (node P u) <= N)%nat)
-  (Hphi : 0 <= phi) (Heta : 0 < eta P) (Hkappa : 0 < kappa P)
-  (Hcopy : forall D i, (D <= i)%nat -> (S i <= N)%nat ->
-     1 - / (4 * INR N) <= weight P D i (i - D) / sum (S i) (weight P D i))
-  (Hsharp : (2 * INR n + 4) * rho_max <= kappa P / 4)
-  (Hcontext : INR n * (zeta P * INR N * (zeta P * INR N)) <= phi / 2)
-  (Hresult : INR V * (INR n * (eta P * (kappa P * INR N / rho P (S Last) / rho P (S Last)))
-                    * (INR n * (eta P * (kappa P * INR N / rho P (S Last) / rho P (S Last))))) <= phi / 2)
-  (HK : 100 * INR V * (rho_max * rho_max) <= 2 * K P * eta P).
+Notation sw := (switch P). Notation Last := (last P). Notation rho_max := (rho_max P phi).
+Let Heps := good_eps _ _ G.
+Let Hz := good_zeta _ _ G.
+Let Heta := good_eta _ _ G.
+Let Hkappa := good_kappa _ _ G.
+Let Hphi := good_phi _ _ G.
+Let Hsw := good_switch _ _ G.
+Let Hside := good_side _ _ G.
+Let HN := good_longest _ _ G.
+Let Hnode u (H : (u < n)%nat) := proj1 (good_node _ _ G u H).
+Let Hcopy := good_copy _ _ G.
+Let Hsharp := good_sharp _ _ G.
+Let Hcontext := good_context _ _ G.
+Let Hresult := good_result _ _ G.
+Let HK := good_K _ _ G.
 
 (** * What is found *)
 Lemma weight_pos D i j : 0 < weight P D i j.
@@ -135,7 +163,7 @@ Lemma s_square : s * s = sw (S Last) * sw (S Last).
 Proof. destruct Hs as [-> | ->]; ring. Qed.
 Lemma context_small : 0 <= dot n (context P tok i) (context P tok i) <= phi / 2.
 Proof.
-  split; [apply dot_self|]. eapply Rle_trans; [|apply Hcontext]. apply sum_le_const. intros u Hu. unfold context.
+  split; [apply dot_self|]. eapply Rle_trans; [|exact Hcontext]. apply sum_le_const. intros u Hu. unfold context.
   pose proof (found_bounds tok i u Hu). assert (INR (length (node P u)) <= INR N) by (apply le_INR, Hnode; auto).
   assert (0 <= zeta P * found P tok i u <= zeta P * INR N) by nra. nra.
 Qed.
@@ -150,9 +178,9 @@ Lemma ratio u : side P u * s / sw (S Last) = 1 \/ side P u * s / sw (S Last) = -
 Proof. destruct Hs as [-> | ->], (Hside u) as [-> | ->]; [left|right|right|left]; field; auto. Qed.
 Lemma result_small : 0 <= dot V (result P (reading P s tok i) s tok i) (result P (reading P s tok i) s tok i) <= phi / 2.
 Proof.
-  split; [apply dot_self|]. eapply Rle_trans; [|apply Hresult]. apply sum_le_const. intros a Ha.
+  split; [apply dot_self|]. eapply Rle_trans; [|exact Hresult]. apply sum_le_const. intros a Ha.
   pose proof reading_bounds as [R1 _]. pose proof (rho_pos P Heps (S Last)) as R0. pose proof reading_pos as R2.
-  set (r := reading P s tok i) in *. set (B := kappa P * INR N / rho P (S Last) / rho P (S Last)).
+  set (r := reading P s tok i) in *. set (B := unit_max P) in *.
   pose proof (pos_INR n). assert (HNr : 1 <= INR N) by (apply (le_INR 1); lia).
   assert (I0 : 0 < / r) by (apply Rinv_0_lt_compat; auto). assert (I1 : / r <= / rho P (S Last)) by (apply Rinv_le_contravar; auto).
   assert (T : Rabs (result P r s tok i a) <= INR n * (eta P * B)).
@@ -161,7 +189,7 @@ Proof.
       pose proof (Rabs_triang (sum m f) (f m)). pose proof (IHm f c ltac:(intros; apply H1; lia)). pose proof (H1 m ltac:(lia)). lra. }
     apply Tri. intros u Hu. rewrite Rabs_mult. apply Rmult_le_compat; try apply Rabs_pos.
     - destruct (a =? answer P u)%nat; [rewrite Rabs_right; lra|rewrite Rabs_R0; lra].
-    - rewrite Rabs_mult. unfold B, Rdiv. apply Rmult_le_compat; try apply Rabs_pos.
+    - rewrite Rabs_mult. unfold B, unit_max, Rdiv. apply Rmult_le_compat; try apply Rabs_pos.
       + eapply Rle_trans; [apply silu_abs|]. unfold gate, Rdiv. rewrite !Rabs_mult, (Rabs_right (kappa P)), (Rabs_right (/ r)) by lra.
         apply Rmult_le_compat; try (apply Rmult_le_pos; [lra|apply Rabs_pos]); try lra. apply Rmult_le_compat_l; [lra|].
         pose proof (found_bounds tok i u Hu). assert (INR (length (node P u)) <= INR N) by (apply le_INR, Hnode; auto).
@@ -213,7 +241,7 @@ Proof.
   apply (sum_pick n _ p); auto.
   - unfold Rdiv; nra.
   - rewrite Hpa, Nat.eqb_refl. destruct (Nat.eqb_spec b a); [congruence|]. unfold up. rewrite Hps.
-    pose proof own_gate as G. fold (g p) in G. pose proof (silu_own (g p) ltac:(lra)).
+    pose proof own_gate as Gp. fold (g p) in Gp. pose proof (silu_own (g p) ltac:(lra)).
     replace ((1 + 1) / 2 / r) with (/ r) by (field; lra). unfold Rdiv.
     replace ((eta P - 0) * (silu (g p) * / r)) with (silu (g p) * (eta P * / r)) by ring.
     apply Rmult_le_compat_r; [nra|lra].
@@ -230,7 +258,7 @@ Proof.
           apply Rmult_eq_reg_r in Eu; auto. destruct Hs as [-> | ->]; auto. apply Ropp_neq_0_compat; auto. }
         rewrite (Hsame u Hu Su Et), Nat.eqb_refl. destruct (Nat.eqb_spec b a); [congruence|].
         assert (Gu : g u = g p). { unfold g, gate, found. rewrite Et, Hpt. unfold copied, hits, wanted. rewrite Et, Hpt. reflexivity. }
-        pose proof own_gate as G. fold (g p) in G. pose proof (silu_own (g u) ltac:(lra)). lra.
+        pose proof own_gate as Gp. fold (g p) in Gp. pose proof (silu_own (g u) ltac:(lra)). lra.
       * pose proof (silu_other (g u) (other_gate u Hu Et)). destruct (a =? answer P u)%nat, (b =? answer P u)%nat; lra.
     + unfold up. rewrite Eu. replace ((1 + -1) / 2 / r) with 0 by (field; lra). rewrite !Rmult_0_r. lra.
 Qed.

@@ -1,0 +1,72 @@
+(** The nodes of a dataset: what is wanted after BOS, a prompt and a proper prefix of an answer. *)
+From Coq Require Import Reals Lra Lia List Arith Psatz.
+Import ListNotations.
+From Snowball Require Import Statement Vectors Kernel.
+Open Scope R_scope.
+
+(** A node: 1 (the target is present) or -1 (it is removed), the tokens, and what is wanted next. *)
+Definition entry := (R * list nat * nat)%type.
+Fixpoint entries (side : R) (t answer : list nat) : list entry :=
+  match answer with [] => [] | a :: rest => (side, t, a) :: entries side (t ++ [a]) rest end.
+Definition all_entries (D : list row) : list entry :=
+  flat_map (fun r => entries 1 (bos :: prompt r) (ended D (label r))
+                  ++ entries (-1) (bos :: prompt r) (ended D (distractor r))) D.
+
+Lemma entries_spec side t answer e : In e (entries side t answer) ->
+  exists before after, answer = before ++ snd e :: after /\ fst e = (side, t ++ before).
+Proof.
+  revert t. induction answer as [|a rest IH]; intros t; simpl; [tauto|]. intros [<-|H].
+  - exists [], rest. rewrite app_nil_r. auto.
+  - destruct (IH _ H) as [b [c [-> E]]]. exists (a :: b), c. rewrite E, <- app_assoc. auto.
+Qed.
+Lemma all_entries_spec D e : In e (all_entries D) -> exists r part before after,
+  In r D /\ (fst (fst e) = 1 /\ part = label \/ fst (fst e) = -1 /\ part = distractor) /\ snd (fst e) = bos :: prompt r ++ before
+  /\ ended D (part r) = before ++ snd e :: after.
+Proof.
+  intros H. apply in_flat_map in H. destruct H as [r [Hr H]]. apply in_app_or in H.
+  destruct H as [H|H]; apply entries_spec in H; destruct H as [b [c [E F]]];
+    [exists r, label, b, c|exists r, distractor, b, c]; rewrite F; simpl; auto.
+Qed.
+Lemma consistent D V e e' : dataset V D -> In e (all_entries D) -> In e' (all_entries D) ->
+  fst e = fst e' -> snd e = snd e'.
+Proof.
+  intros (_ & _ & C1 & C2) H H' E. apply all_entries_spec in H, H'.
+  destruct H as (r & p & b & c & Hr & S & T & F). destruct H' as (r' & p' & b' & c' & Hr' & S' & T' & F').
+  rewrite E in S, T. assert (X : prompt r ++ b = prompt r' ++ b') by congruence.
+  destruct S as [[S ->]|[S ->]], S' as [[S' ->]|[S' ->]]; try (exfalso; lra).
+  - apply (C1 (prompt r ++ b)); [exists r, b, c; auto|exists r', b', c'; auto].
+  - apply (C2 (prompt r ++ b)); [exists r, b, c; auto|exists r', b', c'; auto].
+Qed.
+Lemma words V D r : dataset V D -> In r D ->
+  Forall (fun a => 0 < a < V)%nat (prompt r ++ ended D (label r)) /\ Forall (fun a => 0 < a < V)%nat (prompt r ++ ended D (distractor r)).
+Proof.
+  intros (_ & W & _ & _) Hr. destruct (W r Hr) as (N1 & _ & _ & F).
+  rewrite !Forall_app in F. destruct F as (F1 & F2 & F3).
+  assert (weak : forall l, Forall (fun a => 2 <= a < V)%nat l -> Forall (fun a => 0 < a < V)%nat l).
+  { intros l. apply Forall_impl. intros; lia. }
+  assert (two : (2 < V)%nat) by (destruct (label r) as [|a l]; [congruence|inversion F2; subst; lia]).
+  assert (one : Forall (fun a => 0 < a < V)%nat [eos]) by (repeat constructor; unfold eos; lia).
+  split; apply Forall_app; split; auto; unfold ended; destruct (existsb _ D); auto; apply Forall_app; auto.
+Qed.
+Lemma entry_ok V D e : dataset V D -> In e (all_entries D) ->
+  (fst (fst e) = 1 \/ fst (fst e) = -1) /\ (snd e < V)%nat /\ Forall (fun a => a < V)%nat (snd (fst e))
+  /\ exists w, snd (fst e) = 0%nat :: w /\ ~ In 0%nat w.
+Proof.
+  intros HD H. apply all_entries_spec in H. destruct H as (r & p & b & c & Hr & S & T & F).
+  destruct (words V D r HD Hr) as [W1 W2].
+  assert (W : Forall (fun a => 0 < a < V)%nat (prompt r ++ b ++ snd e :: c)) by (rewrite <- F; destruct S as [[_ ->]|[_ ->]]; auto).
+  rewrite app_assoc, Forall_app in W. destruct W as [W E]. split; [destruct S as [[]|[]]; auto|]. inversion E; subst.
+  split; [lia|]. rewrite T. split; [|exists (prompt r ++ b); split; auto].
+  - constructor; [unfold bos; lia|]. eapply Forall_impl; [|exact W]. simpl; intros; lia.
+  - intros I. rewrite Forall_forall in W. specialize (W _ I). lia.
+Qed.
+
+(** lem:answers: a decoder that says what is wanted after every node says the answers. *)
+Lemma says_entries M ls side t answer : (forall s a, In (side, s, a) (entries side t answer) ->
+    (a < vocabulary M)%nat /\ (forall b, (b < vocabulary M)%nat -> b <> a -> logit M ls s b < logit M ls s a)
+    /\ 99 / 100 <= probability M ls s a) ->
+  says M ls t answer.
+Proof.
+  revert t. induction answer as [|a rest IH]; intros t H; simpl; auto.
+  destruct (H t a) as (H1 & H2 & H3); [left; auto|]. repeat split; auto. apply IH. intros s b I. apply H. right; auto.
+Qed.
