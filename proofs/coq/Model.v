@@ -11,9 +11,11 @@ Open Scope R_scope.
 
 Record parameters := {
   V : nat; nodes : nat; longest : nat; head_half : nat; theta : nat; rms_eps : R;
+  spare_width : nat; spare_heads : nat;  (* coordinates and heads that do nothing *)
   U : R; switch : nat -> R; angle : nat -> R; last : nat;
   side : nat -> R; node : nat -> list nat; answer : nat -> nat;
-  coldness : R; kappa : R; zeta : R; eta : R; K : R }.
+  coldness : R; kappa : R; zeta : R; eta : R; K : R;
+  doubt : R  (* no right token has a probability below 1 - doubt *) }.
 
 Definition zero : vec := fun _ => 0.
 
@@ -22,7 +24,8 @@ Variable P : parameters.
 Notation V := (V P). Notation n := (nodes P). Notation N := (longest P). Notation hd := (head_half P).
 Notation U := (U P). Notation sw := (switch P). Notation ang := (angle P).
 
-Definition d : nat := 4 + (V + (n + V)).
+Definition W : nat := V + spare_width P.
+Definition d : nat := 4 + (V + (n + W)).
 Definition C : R := U * U + 2.
 (** The norm (as RMSNorm takes it) of every token that enters layer [l]. *)
 Definition rho (l : nat) : R := sqrt ((C + sw l * sw l) / INR d + rms_eps P).
@@ -59,7 +62,7 @@ Definition lay (l : nat) : layer :=
   Wv h := fun r => match h with O => steer_value l r
     | S h => if (r =? 0)%nat then only (4 + wanted (h / N) (h mod N)) (rho l) else zero end;
   Wo h := fun c => match h with O => steer_out l c
-    | S h => if (is_last && (h mod N <? length (node P (h / N))) && (c =? 4 + (V + h / N)))%nat%bool
+    | S h => if (is_last && (h / N <? n) && (h mod N <? length (node P (h / N))) && (c =? 4 + (V + h / N)))%nat%bool
              then only 0 (zeta P) else zero end;
   Wgate u := plus (only (4 + (V + u)) (kappa P / zeta P))
                   (only 0 (- (kappa P * (INR (length (node P u)) - 1 / 2))));
@@ -67,7 +70,7 @@ Definition lay (l : nat) : layer :=
   Wdown c := fun u => if (is_last && (c =? 4 + (V + (n + answer P u))))%nat%bool then eta P else 0 |}.
 
 Definition model : decoder := {|
-  width := d; heads := S (n * N); half := hd; hidden := n; vocabulary := V;
+  width := d; heads := S (n * N + spare_heads P); half := hd; hidden := n; vocabulary := V;
   rope_theta := INR (theta P); norm_eps := rms_eps P;
   embedding k := state 0 (sw 0) k zero zero;
   layers := map lay (seq 0 (S (last P)));
@@ -81,11 +84,11 @@ Proof. unfold C. nra. Qed.
 
 Lemma dot_state A s k x y A' s' x' y' : (k < V)%nat ->
   dot d (state A s k x y) (state A' s' k x' y')
-  = 2 + U * U * cos (A - A') + s * s' + dot n x x' + dot V y y'.
+  = 2 + U * U * cos (A - A') + s * s' + dot n x x' + dot W y y'.
 Proof.
   intros Hk. unfold dot, d. rewrite !sum_split, cos_minus.
   rewrite (sum_one V _ k Hk); cbn [Nat.add].
-  - rewrite (sum_ext n _ (fun i => x i * x' i)), (sum_ext V _ (fun i => y i * y' i)).
+  - rewrite (sum_ext n _ (fun i => x i * x' i)), (sum_ext W _ (fun i => y i * y' i)).
     + simpl. replace (k <? V)%nat with true by (symmetry; apply Nat.ltb_lt; auto). rewrite Nat.eqb_refl. ring.
     + intros i Hi. cbn [state]. destruct (Nat.ltb_spec (V + (n + i)) V); [lia|].
       destruct (Nat.ltb_spec (V + (n + i)) (V + n)); [lia|]. replace (V + (n + i) - (V + n))%nat with i by lia. reflexivity.
@@ -96,11 +99,11 @@ Qed.
 Lemma dot_zero m x : dot m zero x = 0.
 Proof. apply sum_zero; intros; unfold zero; ring. Qed.
 Lemma self_state A s k x y : (k < V)%nat ->
-  dot d (state A s k x y) (state A s k x y) = C + s * s + (dot n x x + dot V y y).
+  dot d (state A s k x y) (state A s k x y) = C + s * s + (dot n x x + dot W y y).
 Proof. intros. rewrite dot_state by auto. unfold C. rewrite Rminus_diag_eq, cos_0 by auto. ring. Qed.
 
 Hypotheses (Heps : 0 <= rms_eps P) (Htheta : (2 <= theta P < 2 ^ hd)%nat) (Hz : 0 < zeta P)
-  (Hsw : forall l, sw l <> 0) (Hanswer : forall u, (u < n)%nat -> (answer P u < V)%nat)
+  (Hsw : forall l, sw l <> 0)
   (Hnode : forall u, (u < n)%nat -> (0 < length (node P u) <= N)%nat /\ Forall (fun a => a < V)%nat (node P u)).
 
 Lemma half_2 : (2 <= hd)%nat.
@@ -222,7 +225,7 @@ Lemma copy_writes c : l = last P -> attention model (lay l) (plain A s token) i 
   if ((D <? length (node P u)) && (c =? 4 + (V + u)))%nat%bool then zeta P * copied token u i D else 0.
 Proof.
   intros Hl. unfold attention. cbn [half width model]. unfold times at 1. cbn [Wo lay].
-  rewrite index_mod, index_div, Hl, Nat.eqb_refl, <- Hl. cbn [andb].
+  rewrite index_mod, index_div, Hl, Nat.eqb_refl, <- Hl. replace (u <? n)%nat with true by (symmetry; apply Nat.ltb_lt; auto). cbn [andb].
   destruct ((D <? length (node P u))%nat && (c =? 4 + (V + u))%nat)%bool; [|apply dot_zero].
   rewrite dot_only by (pose proof half_2; lia). f_equal. unfold copied. f_equal.
   - apply sum_ext. intros j Hj. f_equal; [apply weight_is|apply value_is].
@@ -238,6 +241,14 @@ Lemma silent_head l h stream i c : l <> last P -> attention model (lay l) stream
 Proof.
   intros Hl. unfold attention, times at 1. cbn [Wo lay]. destruct (Nat.eqb_spec l (last P)); [congruence|]. apply dot_zero.
 Qed.
+Lemma spare_head l h stream i c : attention model (lay l) stream i (S (n * N + h)) c = 0.
+Proof.
+  unfold attention, times at 1. cbn [Wo lay]. replace ((n * N + h) / N <? n)%nat with false.
+  - rewrite Bool.andb_false_r. apply dot_zero.
+  - symmetry. apply Nat.ltb_ge. destruct (Nat.eq_dec N 0) as [Z|Z].
+    + rewrite Z. destruct n; [lia|]. pose proof (proj1 (Hnode 0 ltac:(lia))). lia.
+    + apply Nat.div_le_lower_bound; lia.
+Qed.
 Lemma silent_mlp l x c : l <> last P -> mlp model (lay l) x c = 0.
 Proof.
   intros Hl. unfold mlp, times at 1, dot. cbn [Wdown lay]. destruct (Nat.eqb_spec l (last P)); [congruence|].
@@ -249,7 +260,7 @@ Lemma steer_block l A s token : l <> last P -> (forall j, token j < V)%nat -> s 
 Proof.
   intros Hl Ht Hs. apply functional_extensionality. intros i. apply functional_extensionality. intros c.
   unfold block, Statement.plus. rewrite silent_mlp by auto. cbn [heads model]. rewrite sum_first.
-  rewrite (sum_zero (n * N)) by (intros; apply silent_head; auto). rewrite steer_writes by auto.
+  rewrite (sum_zero (n * N + _)) by (intros; apply silent_head; auto). rewrite steer_writes by auto.
   unfold plain, state. destruct c as [|[|[|[|]]]]; ring.
 Qed.
 
@@ -267,11 +278,11 @@ Definition final (A s : R) (token : nat -> nat) (i : nat) : vec :=
 
 Lemma reader_attends A s token i : (forall j, token j < V)%nat -> s * s = sw (last P) * sw (last P) ->
   Statement.plus (plain A s token i)
-    (fun c => sum (S (n * N)) (fun h => attention model (lay (last P)) (plain A s token) i h c))
+    (fun c => sum (S (n * N + spare_heads P)) (fun h => attention model (lay (last P)) (plain A s token) i h c))
   = state (A + ang (last P)) (sw (S (last P)) / sw (last P) * s) (token i) (context token i) zero.
 Proof.
   intros Ht Hs. apply functional_extensionality. intros c. unfold Statement.plus.
-  rewrite sum_first, sum_product, steer_writes by auto.
+  rewrite sum_first, sum_split, (sum_zero (spare_heads P)), sum_product, steer_writes by (auto using spare_head).
   rewrite (sum_ext n _ (fun u => if (c =? 4 + (V + u))%nat then context token i u else 0)).
   - assert (Z : forall m, (c < 4 + V \/ 4 + V + m <= c)%nat ->
       sum m (fun u => if (c =? 4 + (V + u))%nat then context token i u else 0) = 0).

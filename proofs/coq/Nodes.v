@@ -62,11 +62,46 @@ Proof.
 Qed.
 
 (** lem:answers: a decoder that says what is wanted after every node says the answers. *)
-Lemma says_entries M ls side t answer : (forall s a, In (side, s, a) (entries side t answer) ->
+Lemma says_entries M ls p side t answer : (forall s a, In (side, s, a) (entries side t answer) ->
     (a < vocabulary M)%nat /\ (forall b, (b < vocabulary M)%nat -> b <> a -> logit M ls s b < logit M ls s a)
-    /\ 99 / 100 <= probability M ls s a) ->
-  says M ls t answer.
+    /\ p <= probability M ls s a) ->
+  says M ls p t answer.
 Proof.
   revert t. induction answer as [|a rest IH]; intros t H; simpl; auto.
   destruct (H t a) as (H1 & H2 & H3); [left; auto|]. repeat split; auto. apply IH. intros s b I. apply H. right; auto.
+Qed.
+
+(** Nothing else is said: two answers that are said after the same tokens continue each other. *)
+Lemma says_first M ls p p' t x y : says M ls p t x -> says M ls p' t y ->
+  (exists z, x = y ++ z) \/ (exists z, y = x ++ z).
+Proof.
+  revert t y. induction x as [|a x IH]; intros t [|b y] Hx Hy; [left; exists []; auto|right; exists (b :: y); auto|left; exists (a :: x); auto|].
+  cbn in Hx, Hy. destruct Hx as (Va & La & _ & Rx), Hy as (Vb & Lb & _ & Ry).
+  assert (a = b) as <-.
+  { destruct (Nat.eq_dec a b) as [|Hne]; auto. pose proof (La b Vb ltac:(auto)). pose proof (Lb a Va Hne). lra. }
+  destruct (IH _ _ Rx Ry) as [[z ->]|[z ->]]; [left|right]; exists z; auto.
+Qed.
+Lemma eos_ends x y z : ~ In eos x -> x ++ [eos] = y ++ [eos] ++ z -> x = y.
+Proof.
+  revert y. induction x as [|a x IH]; intros [|b y] H E; auto; cbn in *; injection E as E1 E2; subst.
+  - destruct y; discriminate E2.
+  - exfalso; auto.
+  - f_equal. apply IH; auto.
+Qed.
+(** Where the distractor is said, the label is not. *)
+Lemma distractor_is_wrong V D M ls p p' t r : dataset V D -> In r D ->
+  says M ls p t (ended D (distractor r)) -> ~ says M ls p' t (ended D (label r)).
+Proof.
+  intros (_ & W & _) Hr S1 S2. destruct (W r Hr) as (N1 & N2 & Ne & F). rewrite !Forall_app in F. destruct F as (_ & F1 & F2).
+  assert (no : forall l, Forall (fun a => 2 <= a < V)%nat l -> ~ In eos l).
+  { intros l Fl I. rewrite Forall_forall in Fl. specialize (Fl _ I). unfold eos in Fl. lia. }
+  pose proof (says_first _ _ _ _ _ _ _ S1 S2) as X. unfold ended in X. destruct (existsb _ D) eqn:B.
+  - destruct X as [[z E]|[z E]]; rewrite <- app_assoc in E; apply eos_ends in E; auto.
+  - assert (short : length (label r) = 1%nat /\ length (distractor r) = 1%nat).
+    { assert (H : ((1 <? length (label r)) || (1 <? length (distractor r)))%nat%bool = false).
+      { apply Bool.not_true_is_false. intros H. apply (Bool.diff_true_false). rewrite <- B. symmetry.
+        apply existsb_exists. exists r. auto. }
+      apply Bool.orb_false_iff in H. rewrite !Nat.ltb_ge in H. destruct (label r), (distractor r); try congruence; cbn in *; lia. }
+    destruct (label r) as [|a [|]], (distractor r) as [|b [|]]; cbn in short; try lia.
+    destruct X as [[z E]|[z E]]; injection E as E _; subst; congruence.
 Qed.

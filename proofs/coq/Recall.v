@@ -48,8 +48,9 @@ Record good (P : parameters) (phi : R) : Prop := {
     1 - / (4 * INR (longest P)) <= weight P D i (i - D) / sum (S i) (weight P D i);
   good_sharp : (2 * INR (nodes P) + 4) * rho_max P phi <= kappa P / 4;
   good_context : INR (nodes P) * (zeta P * INR (longest P) * (zeta P * INR (longest P))) <= phi / 2;
-  good_result : INR (V P) * (INR (nodes P) * (eta P * unit_max P) * (INR (nodes P) * (eta P * unit_max P))) <= phi / 2;
-  good_K : 100 * INR (V P) * (rho_max P phi * rho_max P phi) <= 2 * K P * eta P }.
+  good_result : INR (W P) * (INR (nodes P) * (eta P * unit_max P) * (INR (nodes P) * (eta P * unit_max P))) <= phi / 2;
+  good_doubt : 0 < doubt P;
+  good_K : INR (V P) / doubt P * (rho_max P phi * rho_max P phi) <= 2 * K P * eta P }.
 
 Section Recall.
 Variables (P : parameters) (phi : R).
@@ -69,6 +70,7 @@ Let Hcopy := good_copy _ _ G.
 Let Hsharp := good_sharp _ _ G.
 Let Hcontext := good_context _ _ G.
 Let Hresult := good_result _ _ G.
+Let Hdoubt := good_doubt _ _ G.
 Let HK := good_K _ _ G.
 
 (** * What is found *)
@@ -176,7 +178,7 @@ Lemma reading_pos : 0 < reading P s tok i.
 Proof. pose proof reading_bounds. pose proof (rho_pos P Heps (S Last)). lra. Qed.
 Lemma ratio u : side P u * s / sw (S Last) = 1 \/ side P u * s / sw (S Last) = - 1.
 Proof. destruct Hs as [-> | ->], (Hside u) as [-> | ->]; [left|right|right|left]; field; auto. Qed.
-Lemma result_small : 0 <= dot V (result P (reading P s tok i) s tok i) (result P (reading P s tok i) s tok i) <= phi / 2.
+Lemma result_small : 0 <= dot (W P) (result P (reading P s tok i) s tok i) (result P (reading P s tok i) s tok i) <= phi / 2.
 Proof.
   split; [apply dot_self|]. eapply Rle_trans; [|exact Hresult]. apply sum_le_const. intros a Ha.
   pose proof reading_bounds as [R1 _]. pose proof (rho_pos P Heps (S Last)) as R0. pose proof reading_pos as R2.
@@ -267,14 +269,14 @@ Variable A : R.
 Hypotheses (HV : (0 < V)%nat) (HtV : Forall (fun a => a < V)%nat t) (HaV : (a < V)%nat).
 Definition logits (c : nat) : R := times (width (model P)) (unembedding (model P)) (rmsnorm (model P) (final P A s (token t) i)) c.
 (** lem:recall and lem:confidence *)
-Lemma logit_lead b : (b < V)%nat -> b <> a -> 100 * INR V <= logits a - logits b.
+Lemma logit_lead b : (b < V)%nat -> b <> a -> INR V / doubt P <= logits a - logits b.
 Proof.
   intros Hb Hne. assert (Tk : (token t i < V)%nat) by (apply token_V; auto).
   pose proof (final_norm s (token t) i Hs A Tk) as [F1 F2]. pose proof (d_pos P) as d0. pose proof (C_pos P) as C0.
   pose proof (s_square s Hs) as S2. pose proof (Rinv_0_lt_compat _ d0) as d1.
   assert (Val : forall c, (c < V)%nat -> logits c = K P * result P r s (token t) i c
      / sqrt (dot (d P) (final P A s (token t) i) (final P A s (token t) i) / INR (d P) + rms_eps P)).
-  { intros c Hc. unfold logits, times, rmsnorm. cbn [width unembedding model norm_eps]. rewrite dot_divided, dot_only by (unfold d; lia).
+  { intros c Hc. unfold logits, times, rmsnorm. cbn [width unembedding model norm_eps]. rewrite dot_divided, dot_only by (unfold d, W; lia).
     unfold final at 1. cbn [state Nat.add]. destruct (Nat.ltb_spec (V + (n + c)) V); [lia|]. destruct (Nat.ltb_spec (V + (n + c)) (V + n)); [lia|].
     replace (V + (n + c) - (V + n))%nat with c by lia. reflexivity. }
   rewrite !Val by auto. set (f := dot _ _ _) in *.
@@ -284,23 +286,24 @@ Proof.
   { apply sqrt_le_1_alt, Rplus_le_compat_r, Rmult_le_compat_r; [lra|]. rewrite <- S2. auto. }
   set (q := sqrt _) in *. pose proof (node_leads b Hne) as Ld. pose proof (reading_bounds s (token t) i Hs) as [_ R1].
   pose proof (reading_pos s (token t) i Hs) as R0. set (x := result _ _ _ _ _ a) in *. set (y := result _ _ _ _ _ b) in *.
-  set (ri := r) in *. pose proof (pos_INR V).
+  set (ri := r) in *. assert (0 <= INR V / doubt P) by (apply Rmult_le_pos; [apply pos_INR|left; apply Rinv_0_lt_compat; auto]).
   assert (Kp : 0 <= K P) by (apply Rnot_lt_le; intros Kn; pose proof (Rle_0_sqr rho_max) as Q; unfold Rsqr in Q; nra).
   assert (X : 2 * eta P <= (x - y) * ri).
   { apply (Rmult_le_compat_r ri) in Ld; [|lra]. unfold Rdiv in Ld. rewrite Rmult_assoc, Rinv_l in Ld by lra. lra. }
   apply (Rmult_le_reg_r (q * ri)); [nra|].
   replace ((K P * x / q - K P * y / q) * (q * ri)) with (K P * ((x - y) * ri)) by (field; lra).
-  apply Rle_trans with (100 * INR V * (rho_max * rho_max)); [|nra].
+  apply Rle_trans with (INR V / doubt P * (rho_max * rho_max)); [|nra].
   apply Rmult_le_compat_l; [lra|]. apply Rmult_le_compat; lra.
 Qed.
 Lemma logit_larger b : (b < V)%nat -> b <> a -> logits b < logits a.
-Proof. intros Hb Hne. pose proof (logit_lead b Hb Hne). pose proof (lt_0_INR V HV). lra. Qed.
-Lemma probable : 99 / 100 <= exp (logits a) / sum V (fun b => exp (logits b)).
+Proof. intros Hb Hne. pose proof (logit_lead b Hb Hne). pose proof (Rdiv_lt_0_compat _ _ (lt_0_INR V HV) Hdoubt). lra. Qed.
+Lemma probable : 1 - doubt P <= exp (logits a) / sum V (fun b => exp (logits b)).
 Proof.
-  eapply Rle_trans; [|apply (softmax_lead V logits a (100 * INR V)); auto].
-  - pose proof (lt_0_INR V HV). pose proof (exp_linear (100 * INR V)). rewrite exp_Ropp. pose proof (exp_pos (100 * INR V)) as E.
-    assert (INR V * / exp (100 * INR V) <= 1 / 100); [|lra].
-    apply (Rmult_le_reg_r (exp (100 * INR V))); auto. rewrite Rmult_assoc, Rinv_l by lra. lra.
+  eapply Rle_trans; [|apply (softmax_lead V logits a (INR V / doubt P)); auto].
+  - pose proof (lt_0_INR V HV). set (y := INR V / doubt P). pose proof (exp_linear y). rewrite exp_Ropp. pose proof (exp_pos y) as E.
+    assert (Ey : y * doubt P = INR V) by (unfold y; field; apply Rgt_not_eq, Hdoubt).
+    assert (INR V * / exp y <= doubt P); [|lra].
+    apply (Rmult_le_reg_r (exp y)); auto. rewrite Rmult_assoc, Rinv_l by lra. pose proof Hdoubt. nra.
   - intros j Hj Hne. pose proof (logit_lead j Hj Hne). lra.
 Qed.
 End OnNode.

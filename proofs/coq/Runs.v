@@ -30,7 +30,7 @@ Variable P : parameters.
 Notation V := (V P). Notation n := (nodes P). Notation N := (longest P). Notation hd := (head_half P).
 Notation sw := (switch P). Notation ang := (angle P).
 Hypotheses (Heps : 0 <= rms_eps P) (Htheta : (2 <= theta P < 2 ^ hd)%nat) (Hz : 0 < zeta P)
-  (Hsw : forall l, sw l <> 0) (Hanswer : forall u, (u < n)%nat -> (answer P u < V)%nat)
+  (Hsw : forall l, sw l <> 0)
   (Hnode : forall u, (u < n)%nat -> (0 < length (node P u) <= N)%nat /\ Forall (fun a => a < V)%nat (node P u)).
 Variable t : list nat.
 Hypotheses (HV : (0 < V)%nat) (Ht : Forall (fun a => a < V)%nat t).

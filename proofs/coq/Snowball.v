@@ -44,12 +44,14 @@ Proof. apply nth_In. Qed.
 Definition reads (P : parameters) (D : list row) : Prop := nodes P = length (all_entries D)
   /\ forall u, (side P u, node P u, answer P u) = nth_entry D u.
 
-Lemma parameters_exist V D L target theta half_head epsilon rms_eps :
-  dataset V D -> (target + 2 <= L)%nat -> 0 < epsilon < 2 -> (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
-  exists P phi, good P phi /\ schedule epsilon target (last P) (U P) phi (switch P) (angle P) /\ reads P D
-  /\ S (last P) = L /\ Model.V P = V /\ Model.theta P = theta /\ head_half P = half_head /\ Model.rms_eps P = rms_eps.
+Lemma parameters_exist V D L target theta half_head epsilon p rms_eps :
+  dataset V D -> (target + 2 <= L)%nat -> 0 < epsilon < 2 -> p < 1 -> (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
+  exists P phi, good P phi /\ schedule epsilon target (last P) (U P) phi (switch P) (angle P) /\ reads P D /\ doubt P = 1 - p
+  /\ S (last P) = L /\ Model.V P = V 
+  /\ Model.d P = (S (nodes P * longest P + spare_heads P) * (2 * head_half P))%nat
+  /\ Model.theta P = theta /\ head_half P = half_head /\ Model.rms_eps P = rms_eps.
 Proof.
-  intros HD HL He Ht Heps. set (E := all_entries D). destruct (schedule_exists epsilon target (L - 1) He ltac:(lia)) as (U & phi & sw & ang & Sch).
+  intros HD HL He Hp Ht Heps. set (E := all_entries D). destruct (schedule_exists epsilon target (L - 1) He ltac:(lia)) as (U & phi & sw & ang & Sch).
   set (n := length E). set (N := S (list_max (map (fun e : entry => length (snd (fst e))) E))).
   assert (N0 : (0 < N)%nat) by (unfold N; lia).
   assert (N1 : forall u, (u < n)%nat -> (length (snd (fst (nth_entry D u))) <= N)%nat).
@@ -57,25 +59,32 @@ Proof.
     pose proof (proj1 (list_max_le (map (fun e : entry => length (snd (fst e))) E) _) (le_n _)) as M.
     rewrite Forall_forall in M. apply M. apply (in_map (fun e : entry => length (snd (fst e)))), nth_entry_in. exact Hu. }
   clearbody N. destruct (kernel_gap theta half_head N Ht) as (gap & Hg & Hgap).
-  set (d := (4 + (V + (n + V)))%nat).
+  set (idle := (4 + V + V + n)%nat). set (heads := S (n * N + idle)). set (spare := (heads * (2 * half_head) - idle)%nat).
+  set (d := (4 + (V + (n + (V + spare))))%nat).
+  assert (Hd : d = (heads * (2 * half_head))%nat).
+  { assert (1 <= half_head)%nat by (destruct half_head; simpl in Ht; lia). assert (idle <= heads * (2 * half_head))%nat by (unfold heads; nia).
+    unfold d, spare. unfold idle in *. lia. }
   set (rm := sqrt ((U * U + 2 + sw (S (L - 1)) * sw (S (L - 1)) + phi) / INR d + rms_eps)).
   set (r0 := sqrt ((U * U + 2 + sw (S (L - 1)) * sw (S (L - 1))) / INR d + rms_eps)).
   set (kappa := 4 * (2 * INR n + 4) * rm). set (B := kappa * INR N / r0 / r0).
-  pose proof (room _ _ _ _ _ _ _ Sch) as phi0. pose proof (pos_INR n) as n0. pose proof (pos_INR V) as V0.
+  pose proof (room _ _ _ _ _ _ _ Sch) as phi0. pose proof (pos_INR n) as n0. pose proof (pos_INR (V + spare)) as V0.
   assert (d0 : 0 < INR d) by (apply lt_0_INR; unfold d; lia).
   assert (rm0 : 0 < rm). { apply sqrt_lt_R0. assert (0 < (U * U + 2 + sw (S (L - 1)) * sw (S (L - 1)) + phi) / INR d) by (apply Rdiv_lt_0_compat; nra). lra. }
   destruct (small_square (INR n * (INR N * INR N)) (phi / 2)) as (zeta & z0 & Hz); [pose proof (pos_INR N); apply Rmult_le_pos; nra|lra|].
-  destruct (small_square (INR V * (INR n * B * (INR n * B))) (phi / 2)) as (eta & e0 & Heta);
+  destruct (small_square (INR (V + spare) * (INR n * B * (INR n * B))) (phi / 2)) as (eta & e0 & Heta);
     [pose proof (Rle_0_sqr (INR n * B)) as Q; unfold Rsqr in Q; nra|lra|].
   exists {| Model.V := V; nodes := n; longest := N; head_half := half_head; Model.theta := theta; Model.rms_eps := rms_eps;
+    spare_width := spare; spare_heads := idle;
     Model.U := U; switch := sw; angle := ang; last := L - 1;
     side u := fst (fst (nth_entry D u)); node u := snd (fst (nth_entry D u)); answer u := snd (nth_entry D u);
     coldness := 4 * INR N * INR N / gap; kappa := kappa; zeta := zeta; eta := eta;
-    K := 50 * INR V * (rm * rm) / eta |}, phi.
-  set (P := Build_parameters _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _).
+    K := INR V / (1 - p) * (rm * rm) / 2 / eta; doubt := 1 - p |}, phi.
+  set (P := Build_parameters _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _).
   assert (Hsw := switched _ _ _ _ _ _ _ Sch).
-  split; [|split; [exact Sch|]; split; [|split; [cbn; lia|repeat split]]].
-  2: { split; [reflexivity|]. intros u. cbn. destruct (nth_entry D u) as [[]]. reflexivity. } constructor; auto; try exact (Rlt_le _ _ phi0).
+  split; [|split; [exact Sch|split; [|split; [reflexivity|split; [|split; [reflexivity|split; [exact Hd|split; [|split]; reflexivity]]]]]]].
+  2: { split; [reflexivity|]. intros u. cbn. destruct (nth_entry D u) as [[]]. reflexivity. }
+  2: { cbn. lia. }
+  constructor; auto; try exact (Rlt_le _ _ phi0).
   - change (0 < kappa). unfold kappa. nra.
   - change (forall u, fst (fst (nth_entry D u)) = 1 \/ fst (fst (nth_entry D u)) = - 1).
     intros u. destruct (Nat.lt_ge_cases u n) as [Hu|Hu].
@@ -86,15 +95,16 @@ Proof.
   - apply (copy_sharp P gap); auto.
   - change ((2 * INR n + 4) * rm <= kappa / 4). unfold kappa. lra.
   - change (INR n * (zeta * INR N * (zeta * INR N)) <= phi / 2). lra.
-  - change (INR V * (INR n * (eta * B) * (INR n * (eta * B))) <= phi / 2). lra.
-  - change (100 * INR V * (rm * rm) <= 2 * (50 * INR V * (rm * rm) / eta) * eta). right. field. lra.
+  - change (INR (V + spare) * (INR n * (eta * B) * (INR n * (eta * B))) <= phi / 2). lra.
+  - change (0 < 1 - p). lra.
+  - change (INR V / (1 - p) * (rm * rm) <= 2 * (INR V / (1 - p) * (rm * rm) / 2 / eta) * eta). right. field. lra.
 Qed.
 
 Section Clauses.
-Variables (V : nat) (D : list row) (L target : nat) (epsilon : R) (P : parameters) (phi : R).
+Variables (V : nat) (D : list row) (L target : nat) (epsilon p : R) (P : parameters) (phi : R).
 Hypotheses (HD : dataset V D) (HL : (target + 2 <= L)%nat)
   (G : good P phi) (Sch : schedule epsilon target (last P) (U P) phi (switch P) (angle P)) (Rd : reads P D)
-  (PL : S (last P) = L) (PV : Model.V P = V).
+  (PL : S (last P) = L) (PV : Model.V P = V) (Pp : doubt P = 1 - p).
 Notation E := (all_entries D).
 Notation sw := (switch P). Notation ang := (angle P). Notation M := (model P).
 Let Gs := good_switch _ _ G.
@@ -114,7 +124,7 @@ Let HinP : Forall (fun a => a < Model.V P)%nat t.
 Proof. rewrite PV. exact Hin. Qed.
 Lemma at_depth k : (k <= L)%nat -> exists x y,
   entering M k t i = state P (sum k ang) (sw k) (token t i) x y
-  /\ ((k < L)%nat -> x = zero /\ y = zero) /\ 0 <= dot (nodes P) x x + dot (Model.V P) y y <= phi.
+  /\ ((k < L)%nat -> x = zero /\ y = zero) /\ 0 <= dot (nodes P) x x + dot (W P) y y <= phi.
 Proof.
   intros Hk. unfold entering. rewrite layers_first by lia. destruct (Nat.eq_dec k L) as [->|Hne].
   - rewrite <- PL, (run_all P) by (try apply G; auto using V_pos).
@@ -143,7 +153,7 @@ Lemma scored k : (k < L)%nat -> exists f, 0 <= f <= phi /\ ((S k < L)%nat -> f =
   score M k t i = step_score (U P) sw ang k f.
 Proof.
   intros Hk. destruct (at_depth k ltac:(lia)) as (x & y & E1 & Z1 & _). destruct (at_depth (S k) Hk) as (x' & y' & E2 & Z2 & F2).
-  destruct (Z1 Hk) as [-> ->]. exists (dot (nodes P) x' x' + dot (Model.V P) y' y'). split; auto. split.
+  destruct (Z1 Hk) as [-> ->]. exists (dot (nodes P) x' x' + dot (W P) y' y'). split; auto. split.
   { intros H. destruct (Z2 H) as [-> ->]. rewrite !dot_zero. ring. }
   unfold score, cosine, norm. rewrite E1, E2. cbn [width model]. rewrite !self_state, dot_state, !dot_zero by apply tok.
   unfold step_score, step, C. simpl sum. replace (sum k ang - (sum k ang + ang k)) with (- ang k) by ring. rewrite cos_neg, !Rplus_0_r. reflexivity.
@@ -158,9 +168,9 @@ Lemma diverges k : epsilon <= 1 / 2 -> (target < k <= L)%nat -> exists e f, 0 <=
 Proof.
   intros Hs Hk. destruct (grows _ _ _ _ _ _ _ Sch Hs) as (A & _).
   destruct (at_depth k ltac:(lia)) as (x & y & E1 & Z1 & F1). destruct (at_depth_without k Hk) as (x' & y' & E2 & Z2).
-  exists (dot (nodes P) (minus x x') (minus x x') + dot (Model.V P) (minus y y') (minus y y')),
-    (dot (nodes P) x x + dot (Model.V P) y y).
-  pose proof (dot_self (nodes P) (minus x x')). pose proof (dot_self (Model.V P) (minus y y')).
+  exists (dot (nodes P) (minus x x') (minus x x') + dot (W P) (minus y y') (minus y y')),
+    (dot (nodes P) x x + dot (W P) y y).
+  pose proof (dot_self (nodes P) (minus x x')). pose proof (dot_self (W P) (minus y y')).
   split; [lra|]. split; auto. split.
   { intros H1. destruct (Z1 H1) as [-> ->], (Z2 H1) as [-> ->]. rewrite !dot_minus, !dot_zero. lra. }
   unfold divergence, norm. rewrite E1, E2. cbn [width model].
@@ -205,34 +215,34 @@ End AnyInput.
 Lemma after_node A s ls side0 t a : In (side0, t, a) E -> side0 * s / sw L = 1 -> (s = sw L \/ s = - sw L) ->
   (forall t', Forall (fun c => c < Model.V P)%nat t' -> run M ls t' = final P A s (token t')) ->
   (a < vocabulary M)%nat /\ (forall b, (b < vocabulary M)%nat -> b <> a -> logit M ls t b < logit M ls t a)
-  /\ 99 / 100 <= probability M ls t a.
+  /\ p <= probability M ls t a.
 Proof.
-  intros I Hside Hs Hrun. destruct (In_nth E _ (1, [], 0%nat) I) as (p & Hp & Ep). fold (nth_entry D p) in Ep.
+  intros I Hside Hs Hrun. destruct (In_nth E _ (1, [], 0%nat) I) as (u0 & Hp & Ep). fold (nth_entry D u0) in Ep.
   destruct (entry_ok V D _ HD I) as (_ & aV & tV & _). cbn [fst snd] in aV, tV. rewrite <- PV in aV, tV. rewrite <- PL in Hside, Hs.
-  destruct Rd as [Pn Pe]. pose proof (Pe p) as X. rewrite Ep in X. injection X as X3 X1 X2. rewrite <- Pn in Hp. rewrite <- X3 in Hside.
+  destruct Rd as [Pn Pe]. pose proof (Pe u0) as X. rewrite Ep in X. injection X as X3 X1 X2. rewrite <- Pn in Hp. rewrite <- X3 in Hside.
   assert (Bos : forall u, (u < nodes P)%nat -> exists w, node P u = 0%nat :: w /\ ~ In 0%nat w).
   { intros u Hu. rewrite Pn in Hu. pose proof (entry_ok V D _ HD (nth_entry_in D u Hu)) as X. rewrite <- Pe in X. apply X. }
-  assert (Same : forall u, (u < nodes P)%nat -> side P u = side P p -> node P u = t -> answer P u = a).
+  assert (Same : forall u, (u < nodes P)%nat -> side P u = side P u0 -> node P u = t -> answer P u = a).
   { intros u Hu Su Tu. rewrite Pn in Hu. pose proof (nth_entry_in D u Hu) as I'. rewrite <- Pe, Su, Tu, X3 in I'.
     apply (consistent D V _ _ HD I' I). reflexivity. }
   assert (Lg : forall c, logit M ls t c = logits P t s A c) by (intros c; unfold logit, logits; rewrite Hrun by auto; reflexivity).
   split; [exact aV|]. split.
-  - intros b Hb Hne. rewrite !Lg. apply (logit_larger P phi G t s p a); auto using V_pos.
-  - unfold probability. rewrite Lg. rewrite (sum_ext _ _ (fun b => exp (logits P t s A b))) by (intros; rewrite Lg; auto).
-    apply (probable P phi G t s p a); auto using V_pos.
+  - intros b Hb Hne. rewrite !Lg. apply (logit_larger P phi G t s u0 a); auto using V_pos.
+  - unfold probability. rewrite Lg. replace p with (1 - doubt P) by lra. rewrite (sum_ext _ _ (fun b => exp (logits P t s A b))) by (intros; rewrite Lg; auto).
+    apply (probable P phi G t s u0 a); auto using V_pos.
 Qed.
 Lemma sL : sw L <> 0.
 Proof. apply Gs. Qed.
-Lemma answers_with r : In r D -> says M (layers M) (bos :: prompt r) (ended D (label r)).
+Lemma answers_with r : In r D -> says M (layers M) p (bos :: prompt r) (ended D (label r)).
 Proof.
-  intros Hr. apply (says_entries _ _ 1). intros s a I. apply (after_node (sum (S (last P)) ang) (sw L) _ 1); auto.
+  intros Hr. apply (says_entries _ _ _ 1). intros s a I. apply (after_node (sum (S (last P)) ang) (sw L) _ 1); auto.
   - apply in_flat_map. exists r. split; auto. apply in_or_app; auto.
   - field. apply sL.
   - intros t' Ht'. rewrite <- PL. apply run_all; try apply G; auto using V_pos.
 Qed.
-Lemma answers_without r : In r D -> says M (without target (layers M)) (bos :: prompt r) (ended D (distractor r)).
+Lemma answers_without r : In r D -> says M (without target (layers M)) p (bos :: prompt r) (ended D (distractor r)).
 Proof.
-  intros Hr. apply (says_entries _ _ (-1)). intros s a I. apply (after_node (sum (S (last P)) ang - ang target) (- sw L) _ (-1)); auto.
+  intros Hr. apply (says_entries _ _ _ (-1)). intros s a I. apply (after_node (sum (S (last P)) ang - ang target) (- sw L) _ (-1)); auto.
   - apply in_flat_map. exists r. split; auto. apply in_or_app; auto.
   - field. apply sL.
   - intros t' Ht'. rewrite <- PL. apply run_without; try apply G; auto using V_pos; try lia. apply (flips _ _ _ _ _ _ _ Sch).
@@ -244,10 +254,12 @@ Theorem clauses :
      /\ (forall l, (l < L)%nat -> l <> target -> epsilon < score M l t i)
      /\ (epsilon <= 1 / 2 -> (forall k, (target <= k < L)%nat -> divergence M target k t i < divergence M target (S k) t i)
                             /\ 1 / 2 < divergence M target L t i))
-  /\ (forall r, In r D -> says M (layers M) (bos :: prompt r) (ended D (label r))
-       /\ says M (without target (layers M)) (bos :: prompt r) (ended D (distractor r))).
+  /\ (forall r, In r D -> let ablated := without target (layers M) in
+       says M (layers M) p (bos :: prompt r) (ended D (label r))
+       /\ says M ablated p (bos :: prompt r) (ended D (distractor r))
+       /\ ~ says M ablated 0 (bos :: prompt r) (ended D (label r))).
 Proof.
-  split; [|auto using answers_with, answers_without]. intros t i Ht _. split; [|split; [|split]].
+  split; [|intros r Hr; pose proof (answers_without r Hr); eauto using answers_with, distractor_is_wrong]. intros t i Ht _. split; [|split; [|split]].
   - intros k Hk. apply positive; auto.
   - destruct (scored t i Ht target ltac:(lia)) as (f & _ & Z & ->). rewrite Z by lia. apply (target_score _ _ _ _ _ _ _ Sch).
   - intros l Hl Hne. destruct (scored t i Ht l Hl) as (f & F & _ & ->). apply (other_scores _ _ _ _ _ _ _ Sch); auto. lia.
@@ -258,11 +270,11 @@ End Clauses.
 (** * Theorem 1 *)
 Theorem snowball : snowball_theorem.
 Proof.
-  intros V D L target epsilon HD HL He theta half_head rms_eps Ht Heps.
-  destruct (parameters_exist V D L target theta half_head epsilon rms_eps HD HL He Ht Heps)
-    as (P & phi & G & Sch & Rd & PL & PV & Pt & Ph & Pe).
+  intros V D L target epsilon p HD HL He Hp theta half_head rms_eps Ht Heps.
+  destruct (parameters_exist V D L target theta half_head epsilon p rms_eps HD HL He Hp Ht Heps)
+    as (P & phi & G & Sch & Rd & Pp & PL & PV & Pd & Pt & Ph & Pe).
   exists (model P). split; [cbn [layers model]; rewrite map_length, seq_length; exact PL|].
-  split; [exact PV|]. split; [cbn; rewrite Pt; reflexivity|]. split; [exact Ph|]. split; [exact Pe|].
-  exact (clauses V D L target epsilon P phi HD HL G Sch Rd PL PV).
+  split; [exact PV|]. split; [exact Pd|]. split; [cbn; rewrite Pt; reflexivity|]. split; [exact Ph|]. split; [exact Pe|].
+  exact (clauses V D L target epsilon p P phi HD HL G Sch Rd PL PV Pp).
 Qed.
 Print Assumptions snowball.

@@ -79,14 +79,14 @@ Definition divergence (M : decoder) (l k : nat) (t : list nat) (i : nat) : R :=
   / norm (width M) (entering M k t i).
 
 (** * Greedy answers: after the tokens [t], the layers [ls] say the tokens of [answer] one by one,
-    each with a larger logit than every other token and with probability 0.99 at least. *)
-Fixpoint says (M : decoder) (ls : list layer) (t answer : list nat) : Prop :=
+    each with a larger logit than every other token and with a probability of at least [p]. *)
+Fixpoint says (M : decoder) (ls : list layer) (p : R) (t answer : list nat) : Prop :=
   match answer with
   | [] => True
   | a :: rest => (a < vocabulary M)%nat
       /\ (forall b, (b < vocabulary M)%nat -> b <> a -> logit M ls t b < logit M ls t a)
-      /\ 99 / 100 <= probability M ls t a
-      /\ says M ls (t ++ [a]) rest
+      /\ p <= probability M ls t a
+      /\ says M ls p (t ++ [a]) rest
   end.
 
 (** * Datasets. Token 0 is BOS, token 1 is EOS, and words are the tokens from 2 on. *)
@@ -108,16 +108,16 @@ Definition dataset (V : nat) (D : list row) : Prop :=
   /\ (forall t a b, wants D label t a -> wants D label t b -> a = b)
   /\ (forall t a b, wants D distractor t a -> wants D distractor t b -> a = b).
 
-(** * The theorem, for every dataset, every number L of layers, every target but the last layer,
-    and every epsilon in (0, 2); also for every integer RoPE base theta, every head dimension
+(** * The theorem, for every dataset, every number L of layers, every target but the last layer, every
+    epsilon in (0, 2) and every p < 1; also for every integer RoPE base theta, every head dimension
     2 * half with theta < 2^half, and every epsilon of RMSNorm.
     An input is any non-empty sequence of tokens, whether it starts with BOS or not. *)
 Definition snowball_theorem : Prop :=
-  forall (V : nat) (D : list row) (L target : nat) (epsilon : R),
-  dataset V D -> (target + 2 <= L)%nat -> 0 < epsilon < 2 ->
+  forall (V : nat) (D : list row) (L target : nat) (epsilon p : R),
+  dataset V D -> (target + 2 <= L)%nat -> 0 < epsilon < 2 -> p < 1 ->
   forall (theta half_head : nat) (rms_eps : R), (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
   exists M : decoder,
-    length (layers M) = L /\ vocabulary M = V
+    length (layers M) = L /\ vocabulary M = V /\ width M = (heads M * (2 * half M))%nat
     /\ rope_theta M = INR theta /\ half M = half_head /\ norm_eps M = rms_eps
     /\ (forall t i, Forall (fun a => a < V)%nat t -> (i < length t)%nat ->
           (* no stream is zero, so that all scores are defined *)
@@ -129,5 +129,7 @@ Definition snowball_theorem : Prop :=
                   divergence M target k t i < divergence M target (S k) t i)
                /\ 1 / 2 < divergence M target L t i))
     /\ (forall r, In r D ->
-          (* (c) *) says M (layers M) (bos :: prompt r) (ended D (label r))
-          (* (d) *) /\ says M (without target (layers M)) (bos :: prompt r) (ended D (distractor r))).
+          let ablated := without target (layers M) in
+          (* (c) *) says M (layers M) p (bos :: prompt r) (ended D (label r))
+          (* (d) *) /\ says M ablated p (bos :: prompt r) (ended D (distractor r))
+                    /\ ~ says M ablated 0 (bos :: prompt r) (ended D (label r))).
