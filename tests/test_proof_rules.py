@@ -46,7 +46,7 @@ def wrong(rules: ModuleType, statements: list[Any], proofs: list[Any], **options
     return list(rules.problems(statements, proofs, prose, complete=complete))
 
 
-@pytest.mark.parametrize("method", ["symbolic", "smt", "hand"])
+@pytest.mark.parametrize("method", ["symbolic", "smt", "coq", "hand"])
 def test_a_statement_with_a_proof_is_fine(rules: ModuleType, method: str) -> None:
     statements = [statement(rules, "def:x"), statement(rules, "lem:x", "def:x")]
     assert wrong(rules, statements, [proof(rules, "lem:x", method)]) == []
@@ -181,6 +181,18 @@ def test_a_proof_that_does_not_pass_fails_the_run(
     status, said = run_of_proofs(tmp_path, mark, "test_one.py::test_one", body=body)
     assert status == expected
     assert "Some proofs were left out: completeness is not checked." in said
+
+
+def test_a_missing_tool_is_named_and_is_no_pass(tmp_path: Path) -> None:
+    mark = "@pytest.mark.proves('thm:snowball', method='coq')"
+    chosen = "test_one.py::test_one"
+    skipped = run_of_proofs(tmp_path, f"{mark}\n@pytest.mark.skip(reason='no tool')", chosen)
+    assert skipped[0] == pytest.ExitCode.OK
+    missing = "thm:snowball | coq    | not checked here: apt-get install coq | test_one.py:2"
+    assert missing in table_of(skipped[1])
+    status, said = run_of_proofs(tmp_path, mark, chosen, body="assert False")
+    assert status == pytest.ExitCode.TESTS_FAILED
+    assert "thm:snowball | coq    | FAILED  | test_one.py:2" in table_of(said)
 
 
 def test_workers_tell_the_same(tmp_path: Path) -> None:

@@ -277,4 +277,3 @@ Proof.
   split; [exact PV|]. split; [exact Pd|]. split; [cbn; rewrite Pt; reflexivity|]. split; [exact Ph|]. split; [exact Pe|].
   exact (clauses V D L target epsilon p P phi HD HL G Sch Rd PL PV Pp).
 Qed.
-Print Assumptions snowball.

@@ -35,7 +35,8 @@ Definition rmsnorm (M : decoder) (x : vec) : vec :=
 Definition silu (t : R) : R := t / (1 + exp (- t)).
 
 (** RoPE turns the plane of coordinates (m, half + m) by position * theta^(-2m / head dimension). *)
-Definition frequency (M : decoder) (m : nat) : R := Rpower (rope_theta M) (- (INR m / INR (half M))).
+Definition frequency (M : decoder) (m : nat) : R :=
+  Rpower (rope_theta M) (- (INR m / INR (half M))).
 Definition rope (M : decoder) (position : nat) (x : vec) : vec := fun r =>
   let m := (if r <? half M then r else r - half M)%nat in
   let a := INR position * frequency M m in
@@ -108,10 +109,10 @@ Definition dataset (V : nat) (D : list row) : Prop :=
   /\ (forall t a b, wants D label t a -> wants D label t b -> a = b)
   /\ (forall t a b, wants D distractor t a -> wants D distractor t b -> a = b).
 
-(** * The theorem, for every dataset, every number L of layers, every target but the last layer, every
-    epsilon in (0, 2) and every p < 1; also for every integer RoPE base theta, every head dimension
-    2 * half with theta < 2^half, and every epsilon of RMSNorm.
-    An input is any non-empty sequence of tokens, whether it starts with BOS or not. *)
+(** * The theorem, for every dataset, every number L of layers, every target but the last layer,
+    every epsilon in (0, 2) and every p < 1; also for every integer RoPE base theta, every head
+    dimension 2 * half with theta < 2^half, and every epsilon of RMSNorm. An input is any
+    non-empty sequence of tokens, whether it starts with BOS or not. *)
 Definition snowball_theorem : Prop :=
   forall (V : nat) (D : list row) (L target : nat) (epsilon p : R),
   dataset V D -> (target + 2 <= L)%nat -> 0 < epsilon < 2 -> p < 1 ->

@@ -1,0 +1,102 @@
+"""The theorem in Coq: accepted, without other axioms, as the page states and maps it."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from statements import STATEMENTS
+
+COQ = Path(__file__).parent / "coq"
+PAGE = (COQ / "README.md").read_text(encoding="utf-8")
+SOURCES = {path.name: path.read_text(encoding="utf-8") for path in sorted(COQ.glob("*.v"))}
+NAMED = re.compile(r"^(?:Theorem|Lemma|Definition) (\w+)", re.M)
+
+
+def make(folder: Path, target: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", "-C", folder, target], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the folder where Coq has accepted all proofs, and nothing more is assumed."""
+    if shutil.which("coqc") is None or shutil.which("make") is None:
+        pytest.skip("needs coqc and make: apt-get install coq make")
+    folder = tmp_path_factory.mktemp("coq") / "coq"
+    shutil.copytree(COQ, folder, ignore=shutil.ignore_patterns("*.vo*", "*.glob", ".*"))
+    done = make(folder, "axioms")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.proves("thm:snowball", method="coq")
+def test_coq_accepts_the_proof(compiled: Path) -> None:
+    assert (compiled / "Snowball.vo").exists()
+    assert (compiled / "Necessity.vo").exists()
+
+
+CHEAT = """Variable cheat : forall P : Prop, P.
+Theorem snowball : snowball_theorem. Proof. apply cheat. Qed.
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("Snowball.v", r"(?s)Theorem snowball :.*", CHEAT, "> Snowball.cheat"),
+        ("Snowball.v", r"Qed\.\s*\Z", "Admitted.\n", "Admitted"),
+        ("Necessity.v", r"\Z", "Axiom more : False.\n", "Axiom more"),
+        ("Snowball.v", r"0 < epsilon < 2", "0 < epsilon", "Error"),
+    ],
+    ids=["a variable of no section", "an admitted proof", "an axiom", "a step that fails"],
+)
+def test_what_is_not_proved_is_refused(
+    compiled: Path, tmp_path: Path, file: str, old: str, new: str, said: str
+) -> None:
+    folder = shutil.copytree(compiled, tmp_path / "coq")
+    text, changes = re.subn(old, lambda _: new, SOURCES[file], count=1)
+    assert changes == 1
+    (folder / file).write_text(text, encoding="utf-8")
+    done = make(folder, "axioms")
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+
+
+def test_the_page_quotes_the_statement() -> None:
+    """Whoever changes the statement changes the page that explains it."""
+    quoted = "".join(re.findall(r"^```coq\n(.*?)^```$", PAGE, re.M | re.S))
+    assert code(quoted) == code(SOURCES["Statement.v"])
+
+
+def code(text: str) -> list[str]:
+    """The words of Coq text without its comments, which do not nest here."""
+    return re.sub(r"\(\*.*?\*\)", "", text, flags=re.S).split()
+
+
+def test_the_statement_is_short() -> None:
+    assert SOURCES["Statement.v"].count("\n") < 150
+
+
+def test_the_page_maps_prose_to_coq() -> None:
+    """Every lemma below Theorem 1 is mapped to what exists, or said not to be needed."""
+    known = {name for text in SOURCES.values() for name in NAMED.findall(text)}
+    rows = re.findall(r"^\| (`lem:.*?) \| (`.*?) \|", PAGE, re.M)
+    mapped = {label for left, _ in rows for label in re.findall(r"`(lem:.*?)`", left)}
+    for _, right in rows:
+        assert set(re.findall(r"`(\w+)`", right)) <= known
+    unneeded = set(re.findall(r"`(lem:.*?)`", PAGE.partition("Not needed by this decoder")[2]))
+    theorem = next(s for s in STATEMENTS if s.label == "thm:snowball")
+    used = {label for label in lemmas_below(theorem.label) if label.startswith("lem:")}
+    assert used == mapped | unneeded
+    assert not mapped & unneeded
+
+
+def lemmas_below(label: str) -> set[str]:
+    """Every label that a statement uses, directly or through others."""
+    direct = {s.label: set(s.uses) for s in STATEMENTS}
+    found, new = set[str](), direct[label]
+    while new:
+        found |= new
+        new = set[str]().union(*(direct[one] for one in new)) - found
+    return found
