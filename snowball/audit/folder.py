@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.audit.document import STORE, AuditDocument, AuditedModel, Run, write_audit
+from snowball.audit.estimate import estimate
 from snowball.audit.page import write_report
 from snowball.audit.run import Audit, AuditError
 from snowball.audit.summary import Summary, dataset_numbers, summarise
 from snowball.audit.tables import layer_csv, removal_csv
 from snowball.dtypes import DType
-from snowball.engine.cost import matmul_rate
 from snowball.engine.named_removals import named_removals
 from snowball.engine.removal import Removal
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
@@ -30,7 +30,7 @@ from snowball.progress import Progress, Tell, say_nothing, silent
 from snowball.provenance import provenance
 from snowball.results.store import Store
 from snowball.tasks.reading import check_names
-from snowball.tasks.task import GenerationTask, Task
+from snowball.tasks.task import Task
 from snowball.typed_json import MalformedError, from_json, to_json
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ LAYERS, REMOVALS = "layers.csv", "removals.csv"
 
 # In the provenance of a run in the store: the self-check under which it measured.
 _SELF_CHECK = "self-check"
-# Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.
-_USUAL_SHARE = 0.6
 
 
 def run_audit(
@@ -91,7 +89,7 @@ def run_audit(
     make_folder(folder)
     with Store(folder / STORE) as store:
         if tell is not say_nothing:
-            tell(_estimate(audit, store))
+            tell(estimate(audit, store))
         if finished is None:
             _measure(audit, store, progress)
         with progress("statistics", 1, "summaries") as advance:
@@ -172,23 +170,6 @@ def _tell_standing_check(checked: StandingCheckResult, tell: Tell) -> None:
     tell(
         f"Recomputed alone, by true deletion: {checked.items} items drawn at random, "
         f"{checked.comparisons} comparisons, largest difference {checked.worst:.1e} nats a token."
-    )
-
-
-def _estimate(audit: Audit, store: Store) -> str:
-    """How long what is not yet in the store will take, from the rate of one matrix product."""
-    if audit.is_complete(store):
-        return "Nothing is left to measure: every result is in the store."
-    cost = audit.cost(store)
-    rate = matmul_rate(audit.engine.stack, audit.engine.token_budget)
-    operations = cost.operations + audit.gradient_operations(store)
-    minutes = operations / rate / _USUAL_SHARE / 60
-    generates = any(isinstance(task, GenerationTask) for task in audit.tasks)
-    more = ", and more for generation" if generates else ""
-    return (
-        f"{len(audit.removals)} models on {cost.tokens:,} tokens: {operations:.2e} operations; "
-        f"this machine multiplies at {rate / 1e9:.0f} billion a second, so about {minutes:.1f} "
-        f"min{more}."
     )
 
 

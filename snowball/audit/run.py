@@ -89,12 +89,25 @@ class Audit:
     def is_complete(self, store: Store) -> bool:
         """Whether nothing is left to measure, and nothing to recompute."""
         return not any(
-            self._waiting(task, store)[0] or self._lacks_taylor(task, store) for task in self.tasks
+            self.waiting(task, store)[0] or self._lacks_taylor(task, store) for task in self.tasks
         )
+
+    def waiting(self, task: Task, store: Store) -> tuple[list[int], list[Item]]:
+        """The items of a task that are to be measured, with their places."""
+        items = task.items
+        missing = store.missing(self.key(task), self.names(), len(items))
+        # Of what was measured without it, the sample is measured again.
+        indices = sorted({*missing, *self.to_recompute(task, store)})
+        return indices, [items[index] for index in indices]
+
+    def to_recompute(self, task: Task, store: Store) -> set[int]:
+        """The places of the items whose results are still to be compared with true deletion."""
+        checked = {item for item, _ in store.each_value(self._check_key(task), _DIFFERENCE)}
+        return set(self._standing_check(task).sample - checked)
 
     def cost(self, store: Store) -> Cost:
         """The cost of what is not yet in the store (of generation, the prompts only)."""
-        items = [item for task in self.tasks for item in self._waiting(task, store)[1]]
+        items = [item for task in self.tasks for item in self.waiting(task, store)[1]]
         return engine_cost(self.engine, self.engine.plan, items)
 
     def gradient_operations(self, store: Store) -> float:
@@ -115,7 +128,7 @@ class Audit:
                 task are then marked as wrong in the store.
             StoreError: the store cannot be written.
         """
-        indices, items = self._waiting(task, store)
+        indices, items = self.waiting(task, store)
         if isinstance(task, GenerationTask):
             self._run_generation(task, indices, store, run, advance)
             return
@@ -222,14 +235,6 @@ class Audit:
                     f"task {task.name} has {len(task.sources)} item; intervals and the noise "
                     f"ceiling need at least {_FEWEST_ITEMS}"
                 )
-
-    def _waiting(self, task: Task, store: Store) -> tuple[list[int], list[Item]]:
-        items = task.items
-        missing = store.missing(self.key(task), self.names(), len(items))
-        checked = {item for item, _ in store.each_value(self._check_key(task), _DIFFERENCE)}
-        # Of what was measured without it, the sample is measured again.
-        indices = sorted({*missing, *(self._standing_check(task).sample - checked)})
-        return indices, [items[index] for index in indices]
 
     def _run_generation(
         self, task: GenerationTask, indices: list[int], store: Store, run: int, advance: Advance

@@ -1,4 +1,4 @@
-"""What an audit costs: operations, from the shapes; seconds, from the machine's measured rate."""
+"""What an audit costs: operations, from the shapes; and the rate at which the machine multiplies."""
 
 from __future__ import annotations
 
