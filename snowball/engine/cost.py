@@ -1,4 +1,4 @@
-"""What an audit costs: operations, from the shapes; and the rate at which the machine multiplies."""
+"""What an audit costs: operations, from the shapes; and how fast the machine multiplies."""
 
 from __future__ import annotations
 
