@@ -173,9 +173,9 @@ def _standard(folder: Path) -> int:
 
 
 def _flint(folder: Path) -> int:
-    from snowball.certificates.certainty import Rejection
     from snowball.certificates.certificate import read_certificate
     from snowball.certificates.certification import OutOfResources, verify
+    from snowball.certificates.rejection import Rejection
     from snowball.errors import SnowballError
 
     try:

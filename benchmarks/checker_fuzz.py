@@ -120,9 +120,9 @@ def standard() -> Callable[[Path], str]:
 def flint() -> Callable[[Path], str]:
     import torch
 
-    from snowball.certificates.certainty import Rejection
     from snowball.certificates.certificate import read_certificate
     from snowball.certificates.certification import OutOfResources, verify
+    from snowball.certificates.rejection import Rejection
     from snowball.errors import SnowballError
 
     torch.set_num_threads(1)

@@ -14,8 +14,9 @@ from functools import reduce
 
 from flint import arb, ctx, fmpq
 
-from snowball.certificates.certainty import Enclosure, Range, Rejection, Undecided
 from snowball.certificates.exact_model import Doubles, ExactModel
+from snowball.certificates.interval import Enclosure, Range
+from snowball.certificates.rejection import Rejection, Undecided
 
 _LARGEST_EXPONENT = 1 << 20
 

@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from snowball.certificates.certainty import Enclosure, Rejection, Undecided
 from snowball.certificates.certificate import (
     Bounds,
     Certificate,
@@ -23,20 +22,22 @@ from snowball.certificates.certificate import (
     Existence,
     Runtime,
 )
-from snowball.certificates.claims import Claim, claim_of
-from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel
-from snowball.certificates.judgement import (
+from snowball.certificates.claim_checks import (
     PROBABILITY_ERROR,
     SCORE_ERROR,
     Subject,
+    check_claims,
     check_files,
+    check_runtime,
     check_statement,
-    judge,
-    judge_runtime,
     loaded_as,
     place_of,
     read_subject,
 )
+from snowball.certificates.claims import Claim, claim_of
+from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel
+from snowball.certificates.interval import Enclosure
+from snowball.certificates.rejection import Rejection, Undecided
 from snowball.certificates.token_data import DATASET
 from snowball.certificates.transformers_run import installed, run
 from snowball.data.dataset import Dataset
@@ -124,7 +125,7 @@ def verify(
         found = enclose(
             subject.model, subject.data, place_of(certificate), low, high, effort, progress
         )
-        judge(certificate, subject, found)
+        check_claims(certificate, subject, found)
         return found
 
     found = _until_decided(certificate.layers, attempt)
@@ -135,7 +136,7 @@ def verify(
         again = replace(
             again, score_error=stated.score_error, probability_error=stated.probability_error
         )
-        judge_runtime(certificate, subject.model.dtype, again, found)
+        check_runtime(certificate, subject.model.dtype, again, found)
         _require_agreement(stated, again)
     return _verify_transformers(certificate, subject, found)
 
@@ -145,7 +146,7 @@ def _verify_transformers(certificate: Certificate, subject: Subject, found: Encl
     if (version := installed()) is None:
         return "not measured with transformers, which is not installed"
     again = _stated(subject, certificate, found, _with_transformers(subject, certificate.target))
-    judge_runtime(certificate, subject.model.dtype, again, found)
+    check_runtime(certificate, subject.model.dtype, again, found)
     for stated in certificate.runtime:
         if stated.transformers is not None:
             _require_agreement(stated, again)
@@ -216,14 +217,14 @@ def certify(
     runtime = tuple(_stated(subject, draft, found, one) for one in measured)
     certificate = replace(draft, runtime=runtime)
     for one in runtime:
-        judge_runtime(certificate, subject.model.dtype, one, found)
+        check_runtime(certificate, subject.model.dtype, one, found)
     return certificate
 
 
 def _prove(
     subject: Subject, claim: Claim, effort: Effort, progress: Progress
 ) -> tuple[Enclosures, Certificate]:
-    """Enclosures, and a certificate of them that is judged and lacks the runtime claims only."""
+    """Enclosures, and a certificate of them, checked, that lacks the runtime claims only."""
     from snowball.certificates.enclosure import Place, enclose
 
     epsilon, target, row = claim.epsilon, claim.target, claim.switch
@@ -237,7 +238,7 @@ def _prove(
     low, high = Fraction(existence.low), Fraction(existence.high)
     found = enclose(subject.model, subject.data, place, low, high, effort, progress)
     draft = _claims(subject, epsilon, existence, found, target, hard=effort.pieces > 1)
-    judge(draft, subject, found)
+    check_claims(draft, subject, found)
     return found, draft
 
 

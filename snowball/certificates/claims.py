@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from snowball.certificates.certainty import Rejection
+from snowball.certificates.rejection import Rejection
 from snowball.construction.cards import read_card
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.universality.card import UniversalCard

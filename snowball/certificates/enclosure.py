@@ -32,7 +32,6 @@ from snowball.certificates.balls import (
     silu,
     summed,
 )
-from snowball.certificates.certainty import Enclosure, Range, Rejection, Undecided
 from snowball.certificates.everywhere import (
     AnyInput,
     Marks,
@@ -42,7 +41,9 @@ from snowball.certificates.everywhere import (
 )
 from snowball.certificates.exact_model import ExactModel
 from snowball.certificates.float_range import gate_and_up, normed, not_zero, require_writes
+from snowball.certificates.interval import Enclosure, Range
 from snowball.certificates.reader_enclosure import positions, read, read_margins
+from snowball.certificates.rejection import Rejection, Undecided
 from snowball.certificates.token_data import TokenData
 from snowball.limits import require_balls
 from snowball.progress import Progress, silent

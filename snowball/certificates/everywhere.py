@@ -29,7 +29,6 @@ from snowball.certificates.balls import (
     summed,
     symmetric,
 )
-from snowball.certificates.certainty import Rejection, Undecided
 from snowball.certificates.exact_model import Doubles, ExactModel, Layer
 from snowball.certificates.float_range import (
     SCORE,
@@ -43,6 +42,7 @@ from snowball.certificates.float_range import (
     require_writes,
     scale_of,
 )
+from snowball.certificates.rejection import Rejection, Undecided
 from snowball.limits import DENSE, require
 
 # Room for the rounding of a few operations, and of a sum of nonnegative numbers, in float64.

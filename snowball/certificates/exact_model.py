@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snowball.certificates.certainty import Rejection
+from snowball.certificates.rejection import Rejection
 from snowball.decoders.checkpoint_files import IRRELEVANT_KEYS, LLAMA_KEYS
 from snowball.dtypes import BUILT
 from snowball.files import FileError, bytes_of, open_file, strict_json

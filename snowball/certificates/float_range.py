@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from flint import arb
 
 from snowball.certificates.balls import Entries, inverse_rms
-from snowball.certificates.certainty import Rejection, Undecided
 from snowball.certificates.exact_model import Doubles, ExactModel, Layer
+from snowball.certificates.rejection import Rejection, Undecided
 
 LEAST, LARGEST = 2.0**-106, 2.0**120
 COORDINATE, MEAN, SCORE, KEPT = 2.0**60, 2.0**-64, 2.0**16, 2.0**-14

@@ -31,8 +31,9 @@ from snowball.certificates.balls import (
     summed,
     symmetric,
 )
-from snowball.certificates.certainty import Enclosure, Range, Rejection
 from snowball.certificates.exact_model import Doubles, ExactModel, Layer, Sparse
+from snowball.certificates.interval import Enclosure, Range
+from snowball.certificates.rejection import Rejection
 from snowball.certificates.token_data import TokenData, TokenIds
 from snowball.limits import BLOCK_BYTES, DENSE, ball_bytes, require, require_balls
 from snowball.progress import Advance

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from snowball.certificates.certainty import Rejection
 from snowball.certificates.exact_model import Config
+from snowball.certificates.rejection import Rejection
 from snowball.files import FileError, bytes_of, strict_json
 from snowball.limits import POSITIONS, TOKENS, require
 

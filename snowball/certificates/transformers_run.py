@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snowball.certificates.certainty import Rejection
+from snowball.certificates.rejection import Rejection
 from snowball.certificates.token_data import TokenData, TokenIds
 
 if TYPE_CHECKING:

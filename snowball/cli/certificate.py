@@ -122,9 +122,9 @@ def prove(folder: Path, data: Path | None = None) -> tuple[Certificate | None, V
     Raises:
         SnowballError: a file is not what its format says.
     """
-    from snowball.certificates.certainty import Rejection
     from snowball.certificates.certification import OutOfResources
     from snowball.certificates.certification import certify as prove_claims
+    from snowball.certificates.rejection import Rejection
 
     try:
         return prove_claims(folder, data, progress_bar), Verdict("flint", "PASS")
@@ -135,9 +135,9 @@ def prove(folder: Path, data: Path | None = None) -> tuple[Certificate | None, V
 
 
 def _check_with_flint(claims: Certificate, folder: Path, data: Path) -> Verdict:
-    from snowball.certificates.certainty import Rejection
     from snowball.certificates.certification import OutOfResources
     from snowball.certificates.certification import verify as check
+    from snowball.certificates.rejection import Rejection
 
     try:
         measured = check(claims, folder, data, progress_bar)

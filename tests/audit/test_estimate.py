@@ -24,9 +24,9 @@ TEN_MILLION = {"hidden_size": 320, "intermediate_size": 880, "num_hidden_layers"
 
 def audit_of(folder: Path, items: int, sizes: dict[str, int]) -> Audit:
     """Multiple choice between random texts, of a random model of these sizes."""
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
-    heads["head_dim"] = sizes["hidden_size"] // 4
-    model: Any = tiny_model("llama", vocab_size=260, max_position_embeddings=400, **sizes, **heads)
+    changes: dict[str, Any] = {**sizes, "vocab_size": 260, "max_position_embeddings": 400}
+    changes |= {"num_attention_heads": 4, "num_key_value_heads": 4}
+    model = tiny_model("llama", **changes, head_dim=sizes["hidden_size"] // 4)
     model.save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")
     draw = random.Random(0)

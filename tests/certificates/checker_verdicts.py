@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from snowball.certificates import checker
-from snowball.certificates.certainty import Rejection
 from snowball.certificates.certificate import read_certificate
 from snowball.certificates.certification import verify
+from snowball.certificates.rejection import Rejection
 
 WEIGHTS = "model.safetensors"
 Document = dict[str, Any]

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from snowball.certificates import checker
 from snowball.certificates.balls import Effort, precision
-from snowball.certificates.certainty import Rejection
 from snowball.certificates.certificate import read_certificate
 from snowball.certificates.certification import certify, verify
 from snowball.certificates.enclosure import _pass
 from snowball.certificates.everywhere import Marks, at_any_input
 from snowball.certificates.exact_model import read_model
+from snowball.certificates.rejection import Rejection
 from snowball.construction.counterexample.builder import counterexample
 from snowball.construction.universality.behaviour import Behaviour
 from snowball.construction.universality.builder import universal

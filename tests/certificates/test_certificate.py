@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from snowball.certificates.certainty import Rejection
 from snowball.certificates.certificate import Certificate, parse_certificate, read_certificate
 from snowball.certificates.certification import OutOfResources, certify, verify
+from snowball.certificates.rejection import Rejection
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
 from snowball.files import FileError

@@ -31,7 +31,6 @@ from snowball.certificates.balls import (
     silu,
     symmetric,
 )
-from snowball.certificates.certainty import Enclosure, Rejection, Undecided
 from snowball.certificates.enclosure import (
     Enclosures,
     Place,
@@ -41,7 +40,9 @@ from snowball.certificates.enclosure import (
     solve,
 )
 from snowball.certificates.exact_model import ExactModel, read_model
+from snowball.certificates.interval import Enclosure
 from snowball.certificates.reader_enclosure import _Product, _Units, positions
+from snowball.certificates.rejection import Rejection, Undecided
 from snowball.certificates.token_data import DATASET, TokenData, read_data
 from snowball.construction.counterexample.builder import Counterexample, counterexample
 from snowball.data.dataset import Dataset

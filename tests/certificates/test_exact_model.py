@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from snowball.certificates.certainty import Rejection
 from snowball.certificates.exact_model import Config, read_config, read_model
+from snowball.certificates.rejection import Rejection
 from snowball.certificates.token_data import read_data
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from snowball.certificates import certification, transformers_run
-from snowball.certificates.certainty import Rejection
 from snowball.certificates.certificate import Certificate
 from snowball.certificates.certification import certify, verify
 from snowball.certificates.exact_model import read_config
+from snowball.certificates.rejection import Rejection
 from snowball.certificates.token_data import TokenData, read_data
 from snowball.certificates.transformers_run import run
 from snowball.construction.counterexample.builder import counterexample

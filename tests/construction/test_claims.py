@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import snowball.certificates.checker
-from snowball.certificates.certainty import Rejection
 from snowball.certificates.certification import certify, verify
+from snowball.certificates.rejection import Rejection
 from snowball.construction.universality.behaviour import Behaviour, Clause
 from snowball.construction.universality.builder import UniversalModel, universal
 from snowball.construction.universality.corollaries import observationally_blind_pair

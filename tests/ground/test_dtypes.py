@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from snowball.certificates import checker
-from snowball.certificates.judgement import SCORE_ERROR
+from snowball.certificates.claim_checks import SCORE_ERROR
 from snowball.cli.build import BuiltDType
 from snowball.dtypes import BUILT, SCORE_TOLERANCE, DType, score_tolerance
 

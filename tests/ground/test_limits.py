@@ -22,12 +22,12 @@ from snowball.certificates import (
     token_data,
 )
 from snowball.certificates.balls import Effort
-from snowball.certificates.certainty import Rejection
 from snowball.certificates.certificate import Certificate, read_certificate
 from snowball.certificates.certification import certify, verify
+from snowball.certificates.claim_checks import place_of, read_subject
 from snowball.certificates.enclosure import Enclosures, enclose
 from snowball.certificates.exact_model import read_model
-from snowball.certificates.judgement import place_of, read_subject
+from snowball.certificates.rejection import Rejection
 from snowball.construction.counterexample.builder import counterexample
 from snowball.files import FileError
 from snowball.limits import OutOfResources

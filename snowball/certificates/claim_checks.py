@@ -1,4 +1,4 @@
-"""The claims of a certificate against enclosures: certain comparisons, one claim at a time."""
+"""Checks the claims of a certificate against enclosures: certain comparisons, one by one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snowball.certificates.certainty import Enclosure, Rejection, Undecided
 from snowball.certificates.certificate import Certificate, Runtime
 from snowball.certificates.exact_model import CONFIG, WEIGHTS, ExactModel, read_model
+from snowball.certificates.interval import Enclosure
+from snowball.certificates.rejection import Rejection, Undecided
 from snowball.certificates.token_data import TokenData, read_data
 from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
 from snowball.decoders.checkpoint_files import refuse_unknown_files
@@ -79,18 +80,18 @@ def check_statement(certificate: Certificate, subject: Subject) -> None:
         raise Rejection("existence", f"there is no weight [{place.row}, {place.column}]")
 
 
-def judge(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
+def check_claims(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
     """Compares the claims with enclosures.
 
     Raises:
         Rejection: a claim is certainly false.
         Undecided: a comparison is open.
     """
-    judge_strength(certificate, subject.model.dtype)
-    judge_existence(certificate, subject, found)
-    judge_artifact(certificate, subject, found)
+    check_strength(certificate, subject.model.dtype)
+    check_existence(certificate, subject, found)
+    check_artifact(certificate, subject, found)
     for one in certificate.runtime:
-        judge_runtime(certificate, subject.model.dtype, one, found)
+        check_runtime(certificate, subject.model.dtype, one, found)
 
 
 def _point(number: Decimal | Fraction | int) -> Enclosure:
@@ -116,7 +117,7 @@ def _digits(number: Fraction) -> str:
     return f"{Decimal(number.numerator) / number.denominator:.12g}"
 
 
-def judge_strength(certificate: Certificate, dtype: str) -> None:
+def check_strength(certificate: Certificate, dtype: str) -> None:
     """Whether the claims, if they are true, say what the theorem says: (a) to rounding, (b) to (d).
 
     Claims about other layers hold for the whole interval of weights, and so where the score of the
@@ -154,7 +155,7 @@ def judge_strength(certificate: Certificate, dtype: str) -> None:
         )
 
 
-def judge_existence(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
+def check_existence(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
     """A sign change of `score - epsilon` over an interval that holds the shipped weight."""
     from snowball.certificates.enclosure import shipped_weight
 
@@ -173,9 +174,9 @@ def judge_existence(certificate: Certificate, subject: Subject, found: Enclosure
     _require_less("existence", what, _point(epsilon), ends[1])
 
 
-def judge_artifact(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
+def check_artifact(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
     """Scores, answers and probabilities of the shipped weights, and of the whole interval."""
-    _judge_scores(certificate, found)
+    _check_scores(certificate, found)
     vocabulary = subject.model.config.vocabulary
     for name, margin, claimed, probability in (
         ("with", found.margin_with, certificate.margin_with, certificate.probability_with),
@@ -186,11 +187,11 @@ def judge_artifact(certificate: Certificate, subject: Subject, found: Enclosures
             certificate.probability_without,
         ),
     ):
-        _judge_answers(name, margin, claimed, probability, vocabulary)
+        _check_answers(name, margin, claimed, probability, vocabulary)
         if subject.data.multiple_choice:
-            _judge_choices(name, Fraction(probability), subject.data.longest)
-    _judge_any_input(certificate, found)
-    _judge_others(certificate, subject, found)
+            _check_choices(name, Fraction(probability), subject.data.longest)
+    _check_any_input(certificate, found)
+    _check_others(certificate, subject, found)
     from snowball.certificates.float_range import KEPT
 
     largest = min(certificate.margin_with, certificate.margin_without) / Decimal(repr(KEPT))
@@ -200,7 +201,7 @@ def judge_artifact(certificate: Certificate, subject: Subject, found: Enclosures
         )
 
 
-def _judge_any_input(certificate: Certificate, found: Enclosures) -> None:
+def _check_any_input(certificate: Certificate, found: Enclosures) -> None:
     what = "claimed score of the last layer at every input"
     _require_less("artifact", what, _point(certificate.everywhere), found.everywhere)
     claim = certificate.divergence
@@ -214,7 +215,7 @@ def _judge_any_input(certificate: Certificate, found: Enclosures) -> None:
     _require_less("artifact", "the last squared divergence", end, found.divergences[-1])
 
 
-def _judge_others(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
+def _check_others(certificate: Certificate, subject: Subject, found: Enclosures) -> None:
     from snowball.certificates.enclosure import probability
 
     claim = certificate.margin_others
@@ -224,10 +225,10 @@ def _judge_others(certificate: Certificate, subject: Subject, found: Enclosures)
     _require_less("artifact", what, _point(claim), found.margin_others)
     if subject.data.multiple_choice:
         certain = probability(Fraction(claim), subject.model.config.vocabulary)
-        _judge_choices("others", certain.low, subject.data.longest)
+        _check_choices("others", certain.low, subject.data.longest)
 
 
-def _judge_scores(certificate: Certificate, found: Enclosures) -> None:
+def _check_scores(certificate: Certificate, found: Enclosures) -> None:
     target, epsilon = certificate.target, Fraction(certificate.epsilon)
     deviation = Fraction(certificate.deviation)
     for layer, (claimed, score) in enumerate(zip(certificate.scores, found.scores, strict=True)):
@@ -240,7 +241,7 @@ def _judge_scores(certificate: Certificate, found: Enclosures) -> None:
     _require_less("artifact", what, found.shipped, _point(epsilon + deviation))
 
 
-def _judge_answers(
+def _check_answers(
     name: str, margin: Enclosure, claimed: Decimal, probability: Decimal, vocabulary: int
 ) -> None:
     from snowball.certificates.enclosure import probability as probability_of
@@ -255,13 +256,13 @@ def _judge_answers(
     _require_less("artifact", what, _point(probability), certified)
 
 
-def _judge_choices(name: str, probability: Fraction, longest: int) -> None:
+def _check_choices(name: str, probability: Fraction, longest: int) -> None:
     """The label's likelihood is at least p^m, that of any other choice at most 1 - p."""
     what = f"1 - p against p^{longest}, for p = probability_{name}, so that choices are right"
     _require_less("artifact", what, _point(1 - probability), _point(probability**longest))
 
 
-def judge_runtime(
+def check_runtime(
     certificate: Certificate, dtype: str, measured: Runtime, found: Enclosures
 ) -> None:
     """What was measured against the enclosures, widened by the stated errors."""

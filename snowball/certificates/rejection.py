@@ -1,9 +1,6 @@
-"""What a certain comparison speaks of: exact enclosures, and the two ways in which it can fail."""
+"""The two ways in which a claim can fail: certainly false, or left open by the precision."""
 
 from __future__ import annotations
-
-from fractions import Fraction
-from typing import NamedTuple
 
 
 class Rejection(Exception):
@@ -19,17 +16,3 @@ class Rejection(Exception):
 
 class Undecided(Exception):
     """A comparison that the present precision leaves open."""
-
-
-class Enclosure(NamedTuple):
-    """Exact ends of an interval that certainly holds a real number."""
-
-    low: Fraction
-    high: Fraction
-
-
-class Range(NamedTuple):
-    """Enclosures of the least and of the largest of many numbers."""
-
-    least: Enclosure
-    largest: Enclosure
