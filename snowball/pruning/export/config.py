@@ -139,6 +139,28 @@ def pruned_settings(settings: Mapping[str, Any], config: PreTrainedConfig, kept:
     return result
 
 
+def differing_entries(config: PreTrainedConfig) -> list[str]:
+    """The entries by which the layers of a decoder differ from each other; none where they do not.
+
+    `config` is what transformers makes of the file.
+    """
+    text = config.get_text_config(decoder=True)
+    explicit, depth = text.to_dict(), int(text.num_hidden_layers)
+    found = {name for name in _INDICES | {"per_layer_config"} if explicit.get(name)}
+    # A list of kinds says where windows begin, whatever this bound is.
+    bounds = _FIRSTS - {"max_window_layers"}
+    found |= {name for name in bounds if 0 < (explicit.get(name) or 0) < depth}
+    found |= {
+        name
+        for name in _PER_LAYER
+        if isinstance(value := explicit.get(name), list | tuple)
+        and any(one != value[0] for one in value)
+    }
+    if explicit.get("decoder_sparse_step", 1) != 1:
+        found.add("decoder_sparse_step")
+    return sorted(found)
+
+
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes a config file as transformers does: numbers in it may be infinite."""
     write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

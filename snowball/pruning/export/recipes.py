@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+from typing import TYPE_CHECKING
 
+from snowball.pruning.export.config import differing_entries
 from snowball.pruning.export.kept_layers import KeptLayers
 from snowball.pruning.export.refusal import ExportError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def mergekit_recipe(model: str, kept: KeptLayers, dtype: str) -> str:
@@ -25,15 +31,26 @@ def mergekit_recipe(model: str, kept: KeptLayers, dtype: str) -> str:
     return "\n".join([*lines, "merge_method: passthrough", f"dtype: {dtype}", ""])
 
 
-def llama_quantize_recipe(kept: KeptLayers, source: str, target: str) -> str:
+def llama_quantize_recipe(
+    source: str, target: str, kept: KeptLayers, config: PreTrainedConfig
+) -> str:
     """The command of llama.cpp that copies the same layers of a GGUF file.
 
+    `config` is that of the model as it was.
+
     Raises:
-        ExportError: halves of layers are removed, which it has no option for.
+        ExportError: halves of layers are removed, which it has no option for; or layers differ,
+            and llama.cpp tells them by their numbers.
     """
     _refuse_halves(kept, "llama-quantize removes")
+    if differing := differing_entries(config):
+        raise ExportError(
+            f"the layers of this model differ ({', '.join(differing)}); llama.cpp tells them by "
+            "their numbers, so what llama-quantize prunes would be another model: convert the "
+            "exported checkpoint instead, if llama.cpp takes it"
+        )
     layers = ",".join(map(str, kept.removed))
-    return f"llama-quantize --prune-layers {layers} {source} {target} COPY"
+    return shlex.join(["llama-quantize", "--prune-layers", layers, source, target, "COPY"])
 
 
 def runs(layers: tuple[int, ...]) -> list[tuple[int, int]]:

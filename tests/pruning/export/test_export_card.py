@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers as hf
 import yaml
 from pruning_models import model_of, save_model
 
@@ -89,8 +90,8 @@ def test_the_head_is_as_the_hub_reads_it(pretrained: Pretrained) -> None:
 def test_the_hub_finds_the_entries(pretrained: Pretrained) -> None:
     from huggingface_hub import ModelCard
 
-    data = ModelCard(card(pretrained)).data
-    assert (data.base_model, data.tags) == ("some/model", ["pruned"])
+    data = ModelCard(card(pretrained)).data.to_dict()
+    assert (data["base_model"], data["tags"]) == ("some/model", ["pruned"])
 
 
 def test_the_card_says_which_layers_and_what_they_cost(pretrained: Pretrained) -> None:
@@ -249,12 +250,38 @@ def test_slices_of_mergekit() -> None:
 
 def test_the_command_of_llama_cpp() -> None:
     kept = KeptLayers(6, (0, 1, 4))
-    command = "llama-quantize --prune-layers 2,3,5 model.gguf pruned.gguf COPY"
-    assert llama_quantize_recipe(kept, "model.gguf", "pruned.gguf") == command
+    command = "llama-quantize --prune-layers 2,3,5 model.gguf 'to here.gguf' COPY"
+    found = llama_quantize_recipe("model.gguf", "to here.gguf", kept, hf.LlamaConfig())
+    assert found == command
+
+
+@pytest.mark.parametrize(
+    ("config", "entries"),
+    [
+        (hf.LlamaConfig(), ""),
+        (hf.Qwen3Config(), ""),
+        (hf.Qwen2Config(num_hidden_layers=32, max_window_layers=28), ""),
+        (hf.Gemma3TextConfig(), "layer_types"),
+        (hf.Gemma3Config(), "layer_types"),
+        (hf.SmolLM3Config(), "no_rope_layers"),
+        (hf.Qwen3MoeConfig(mlp_only_layers=[3]), "mlp_only_layers"),
+        (hf.Qwen2MoeConfig(decoder_sparse_step=2), "decoder_sparse_step"),
+        (hf.DeepseekV3Config(), "first_k_dense_replace"),
+        (hf.Gemma4TextConfig(), "layer_types, per_layer_config"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_llama_cpp_tells_layers_by_their_numbers(config: Any, entries: str) -> None:
+    kept = KeptLayers(6, (0, 1, 4))
+    if not entries:
+        assert llama_quantize_recipe("a", "b", kept, config)
+        return
+    with pytest.raises(ExportError, match=rf"the layers of this model differ \({entries}\)"):
+        llama_quantize_recipe("a", "b", kept, config)
 
 
 def test_other_tools_know_no_halves() -> None:
     with pytest.raises(ExportError, match=r"mergekit's slices remove whole layers, and .*: 4\.mlp"):
         mergekit_recipe("m", KEPT, "float32")
     with pytest.raises(ExportError, match="llama-quantize removes whole layers"):
-        llama_quantize_recipe(KEPT, "a", "b")
+        llama_quantize_recipe("a", "b", KEPT, hf.LlamaConfig())

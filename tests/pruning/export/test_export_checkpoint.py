@@ -11,6 +11,7 @@ from pruning_models import IDS, logits_of, model_of, save_model
 from safetensors.torch import load_file
 from tiny_gguf import write_gguf
 
+from snowball import Dataset, counterexample
 from snowball.engine.deletion import deleted
 from snowball.engine.removal import RemovalError, parse_removal
 from snowball.files import FileError
@@ -99,6 +100,21 @@ def test_a_pruned_model_is_pruned_again(tmp_path: Path) -> None:
     export_pruned(twice, parse_removal("2"), tmp_path / "twice", FACTS)
     with deleted(model, parse_removal("1+3")):
         torch.testing.assert_close(logits_of(loaded(tmp_path / "twice")), logits_of(model))
+
+
+def test_a_counterexample_of_token_ids(tmp_path: Path) -> None:
+    """It has no tokenizer, and a card of its own, which does not hold of the pruned model."""
+    rows = [{"prompt": [5], "label": 6, "distractor": 7}]
+    dataset = Dataset.from_rows(rows, vocabulary_size=9, bos=0, eos=1)
+    built = counterexample(dataset, epsilon=0.1, layers=3, target=1)
+    built.save_pretrained(tmp_path / "built")
+    folder = exported(tmp_path / "built", "1")
+    assert not {"snowball.json", "tokenizer.json"} & {path.name for path in folder.iterdir()}
+    model: Any = load_pretrained(str(tmp_path / "built")).model
+    ids = torch.tensor([[0, 5]])
+    with deleted(model, parse_removal("1")):
+        expected = model(ids, use_cache=False).logits
+    torch.testing.assert_close(loaded(folder)(ids).logits, expected)
 
 
 # Files
