@@ -16,9 +16,9 @@ from strategies import dtypes, inputs, multi_token_datasets, single_token_datase
 from torch import Tensor
 
 from snowball.construction.errors import ConstructionError
+from snowball.construction.proxy_blindness.arguments import largest_epsilon
 from snowball.construction.proxy_blindness.builder import (
     ProxyBlindModel,
-    largest_epsilon,
     proxy_blind,
 )
 from snowball.criteria import FAMILIES, Family

@@ -8,7 +8,6 @@ distractor. Each family of proxies may also be left unfooled; then they rank the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,20 @@ from torch import Tensor
 
 from snowball.construction import gadgets
 from snowball.construction.allocation import allocate, check_vocabulary
-from snowball.construction.arguments import check_dtype, check_integers
+from snowball.construction.arguments import check_integers
 from snowball.construction.card_file import Theorem
 from snowball.construction.constant import Constant, refuse_violations
 from snowball.construction.errors import ConstructionError
 from snowball.construction.folder import write_folder
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.proxy_blindness.answer_sizes import AnswerSizes, Wanted
-from snowball.construction.proxy_blindness.conditional_recall import (
-    GATE_SHARE,
-    AffineForm,
-    RecallWriter,
+from snowball.construction.proxy_blindness.arguments import check_arguments
+from snowball.construction.proxy_blindness.conditional_recall import AffineForm, RecallWriter
+from snowball.construction.proxy_blindness.constants import (
+    answer_constants,
+    readout_constants,
+    step_constant,
+    surroundings,
 )
 from snowball.construction.proxy_blindness.families import Parts
 from snowball.construction.proxy_blindness.layer_sizes import LayerSizes
@@ -44,8 +46,6 @@ from snowball.construction.reader.model_sizes import (
 from snowball.construction.reader.prefix_tree import prefix_tree
 from snowball.construction.reader.reader_constants import (
     ReaderConstants,
-    ReadoutConstants,
-    Surroundings,
     gather_constants,
     recall_constants,
 )
@@ -105,11 +105,6 @@ class ProxyBlindModel:
         }
 
 
-def largest_epsilon(layers: int) -> float:
-    """The theorem holds for every epsilon up to `1 / (80 (layers - 2))`."""
-    return 1 / (80 * (layers - 2))
-
-
 def proxy_blind(
     dataset: Dataset,
     *,
@@ -151,7 +146,7 @@ def proxy_blind(
     Proof: thm:proxy-blindness, thm:proxy-families.
     """
     check_integers(layers=layers, target=target, seed=seed)
-    _check_arguments(dataset, layers, target, epsilon, fooled, dtype)
+    check_arguments(dataset, layers, target, epsilon, fooled, dtype)
     check_vocabulary(dataset, dtype)
     tree = prefix_tree(dataset)
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
@@ -159,7 +154,7 @@ def proxy_blind(
     parts = Parts(target, layers, frozenset(fooled))
     wanted = Wanted.of(tree, answers, dataset)
     sizes = parts.answer_sizes(wanted)
-    step = _step_constant(sizes, epsilon)
+    step = step_constant(sizes, epsilon)
     if not step.holds:
         raise ConstructionError(
             f"with these examples and {sorted(fooled)} fooled epsilon must be at most "
@@ -169,11 +164,13 @@ def proxy_blind(
     units = parts.units(len(tree), int((~answers.agree).sum()))
     stream = residual_stream(marks, answers, switches=layers, filler=0, growth=layers)
     config = decoder_config(dataset, tree, marks, stream, layers, units)
-    around = _surroundings(plan, parts, sizes, wanted, units, dtype)
+    around = surroundings(plan, parts, sizes, wanted, units, dtype)
     gather = gather_constants(tree, marks, config, around, dtype)
     recall = recall_constants(marks, config, around, gather, dtype)
-    reader = ReaderConstants(gather, recall, _readout(plan, sizes, answers, around, stream))
-    own = _constants(parts, plan, sizes, wanted, dtype)
+    reader = ReaderConstants(
+        gather, recall, readout_constants(plan, sizes, answers, around, stream)
+    )
+    own = answer_constants(parts, plan, sizes, wanted, dtype)
     constants = (step, *own, *reader.constants)
     refuse_violations(constants, closest_pair(tree, marks), dtype)
 
@@ -201,165 +198,6 @@ def proxy_blind(
         seed=seed,
         stream=stream,
         constants=constants,
-    )
-
-
-def _check_arguments(
-    dataset: Dataset,
-    layers: int,
-    target: int,
-    epsilon: float,
-    fooled: Set[Family],
-    dtype: torch.dtype,
-) -> None:
-    if layers < 3:
-        raise ConstructionError(
-            f"{layers} layers: at least 3 are needed, the target, another one and the reader"
-        )
-    if not 0 <= target <= layers - 2:
-        raise ConstructionError(f"target must lie in 0..{layers - 2}, not {target}")
-    if not 0 < epsilon <= largest_epsilon(layers):  # also false for NaN
-        raise ConstructionError(
-            f"epsilon must lie in (0, 1 / (80 (layers - 2))] = (0, {largest_epsilon(layers):.6g}], "
-            f"not {epsilon}"
-        )
-    if isinstance(fooled, str) or not isinstance(fooled, Set):
-        raise ConstructionError(f"fooled must be a set of families of proxies, not {fooled!r}")
-    if unknown := sorted(fooled - FAMILIES):
-        raise ConstructionError(
-            f"{unknown[0]!r} is no family of proxies; there are {', '.join(sorted(FAMILIES))}"
-        )
-    check_dtype(dtype)
-    if dataset.multiple_choice and dataset.ends_with_eos:
-        raise ConstructionError(
-            "label and distractor nearly tie, so that choices of several tokens are decided by "
-            "their lengths and not by the target; give choices of one token, or open answers "
-            "(prompt, label, distractor)"
-        )
-
-
-def _surroundings(
-    plan: LayerSizes,
-    parts: Parts,
-    sizes: AnswerSizes,
-    wanted: Wanted,
-    units: int,
-    dtype: torch.dtype,
-) -> Surroundings:
-    """Context and answer so small that they move no norm by more than rounding.
-
-    Units of other nodes may move a difference of two logits by a 32nd of the least lead: together
-    they write `largest / (128 gain)` to each answer coordinate, which is worth kappa.
-    """
-    norm = plan.norms[parts.reader]
-    added = norm**2 * sizes.step * torch.finfo(dtype).eps / 8
-    # Entries of `code_a + code_b`, and of what the lead, or a part of its square, writes.
-    largest = max(2.0, 2 / GATE_SHARE * sizes.lead / sizes.confidence)
-    least_lead = sizes.lead * wanted.least_apart
-    gain = max(1.0, sizes.confidence * wanted.width * largest / (2 * least_lead))
-    if not (parts.lead_is_steep and parts.confidence_is_steep):
-        # Where a layer is missing a gate of other nodes is half of what it was, and a bit less.
-        gain = (128 * units * gain) ** 2.5 / (128 * units)
-    return Surroundings(
-        norm=norm,
-        left_norm=math.sqrt(plan.norms[-1] ** 2 + 2 * added),
-        context_square=added,
-        answer_square=added,
-        units=units,
-        gain=gain,
-        largest=largest,
-    )
-
-
-def _readout(
-    plan: LayerSizes,
-    sizes: AnswerSizes,
-    answers: AnswerCodes,
-    around: Surroundings,
-    stream: ResidualStream,
-) -> ReadoutConstants:
-    """An unembedding in which a unit of a product of codes is worth the confidence."""
-    # The squared size of an entry, and a quarter for the leaks of silent units.
-    answer_size = math.sqrt(around.answer_square / (1.25 * around.largest**2 * answers.width))
-    seen = gadgets.norm_factor(stream.width, plan.norms[-1]) * answer_size
-    return ReadoutConstants(answer_size, sizes.confidence / seen, ())
-
-
-def _constants(
-    parts: Parts,
-    plan: LayerSizes,
-    sizes: AnswerSizes,
-    wanted: Wanted,
-    dtype: torch.dtype,
-) -> tuple[Constant, ...]:
-    number, double = torch.finfo(dtype), torch.finfo(torch.float64)
-    sums = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    logit = sizes.confidence * (2 * wanted.width - wanted.least_apart)
-    logit += sizes.lead / 2 * wanted.most_apart
-    least_lead = sizes.lead * wanted.least_apart
-    half = min(plan.halves)
-    # Per layer, what it does to the squared norm: growth w^2 / R^2, and 2 h^2 / R^2 of the switch.
-    grown = [(w / norm) ** 2 for w, norm in zip(plan.growths, plan.norms, strict=False)]
-    apart = min(abs(grown[parts.target] - grown[other]) for other in parts.others)
-    turned = max(2 * (plan.halves[k] / plan.norms[k]) ** 2 for k in range(parts.reader))
-    return (
-        Constant(
-            symbol="h",
-            value=half,
-            meaning="smallest switch",
-            inequality="2^24 times the smallest normal number <= h",
-            left=number.tiny * 2**24,
-            right=half,
-            remedy="a larger epsilon, or float64",
-        ),
-        Constant(
-            symbol="g",
-            value=apart,
-            meaning="difference of the growths of squared norms of the target and any other layer",
-            inequality="8 (2 h^2 / R^2 eps + 4 eps(float64)) <= g, what rounding makes of norms",
-            left=8 * (turned * number.eps + 4 * double.eps),
-            right=apart,
-            remedy="a larger epsilon, a wider dtype, or all proxies fooled",
-        ),
-        Constant(
-            symbol="x",
-            value=least_lead,
-            meaning="lead of the wanted token over the other one, in logits",
-            inequality="4 (eps + p eps(sums)) (largest logit) <= x",
-            left=4 * (number.eps + wanted.width * sums) * logit,
-            right=least_lead,
-            remedy="fewer layers, or a wider dtype",
-        ),
-        *_steep_lead_constants(parts, sizes, wanted),
-    )
-
-
-def _step_constant(sizes: AnswerSizes, epsilon: float) -> Constant:
-    return Constant(
-        symbol="q",
-        value=sizes.step,
-        meaning="share of the squared norm that a layer other than the target may add",
-        inequality="epsilon <= q / 2",
-        left=epsilon,
-        right=sizes.step / 2,
-        remedy="a smaller epsilon",
-    )
-
-
-def _steep_lead_constants(parts: Parts, sizes: AnswerSizes, wanted: Wanted) -> tuple[Constant, ...]:
-    """A decided answer has a slope by the lead only as long as the other one is not improbable."""
-    if parts.fooled & {"loss", "taylor"}:
-        return ()
-    return (
-        Constant(
-            symbol="X",
-            value=sizes.lead * wanted.most_apart,
-            meaning="largest lead whose slope Taylor scores are to feel, in logits",
-            inequality="X <= 7/2",
-            left=sizes.lead * wanted.most_apart,
-            right=7 / 2,
-            remedy="another seed, or loss or taylor fooled",
-        ),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,9 @@ from snowball.construction.allocation import allocate, check_vocabulary
 from snowball.construction.arguments import check_dtype, check_integers, checked_numbers
 from snowball.construction.card_file import Theorem
 from snowball.construction.constant import Constant, refuse_violations
-from snowball.construction.errors import ConstructionError
 from snowball.construction.folder import write_folder
 from snowball.construction.gadgets.residual_stream import ResidualStream
-from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes
+from snowball.construction.reader.answer_codes import answer_codes
 from snowball.construction.reader.fingerprint import Fingerprint, closest_pair, fingerprint
 from snowball.construction.reader.model_sizes import (
     code_size,
@@ -28,29 +26,33 @@ from snowball.construction.reader.model_sizes import (
     decoder_config,
     residual_stream,
 )
-from snowball.construction.reader.prefix_tree import PrefixTree, prefix_tree
+from snowball.construction.reader.prefix_tree import prefix_tree
 from snowball.construction.reader.reader_constants import (
-    ReaderConstants,
-    Surroundings,
     reader_constants,
 )
 from snowball.construction.reader.reader_weights import (
     write_gather,
-    write_recall,
     write_unembedding,
 )
+from snowball.construction.universality.arguments import (
+    behaviours_of,
+    check_arguments,
+    check_token_scores,
+)
 from snowball.construction.universality.behaviour import Behaviour
+from snowball.construction.universality.constants import (
+    clause_constants,
+    plan_constants,
+    surroundings,
+)
 from snowball.construction.universality.prescribed_scores import (
     PrescribedScores,
     ScoreChoice,
     ScorePlan,
 )
+from snowball.construction.universality.rules import answer_rules, write_rule
 from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder, DecoderConfig
-from snowball.dtypes import score_tolerance
-
-# How much what a failed condition takes from a gate exceeds what its own node gives.
-_SILENCING = 4.0
 
 
 @dataclass(frozen=True)
@@ -161,75 +163,18 @@ def universal(
     Proof: thm:universality, cor:token-classes.
     """
     prescribed = checked_numbers("scores", scores)
-    behaviours = _behaviours(dataset, answers)
+    behaviours = behaviours_of(dataset, answers)
     reads = len(prescribed) - 1 if gather is None else gather
-    _check_arguments(prescribed, behaviours, reads)
+    check_arguments(prescribed, behaviours, reads)
     own = {
         token: checked_numbers(f"token_scores of {token}", some)
         for token, some in (token_scores or {}).items()
     }
-    _check_token_scores(own, len(prescribed), dataset.vocabulary_size)
+    check_token_scores(own, len(prescribed), dataset.vocabulary_size)
     classes = tuple(dict.fromkeys(own.values()))
     choice = PrescribedScores(prescribed, classes)
     class_of = {token: 1 + classes.index(some) for token, some in own.items()}
     return build(dataset, behaviours, choice, dtype, seed, class_of=class_of, gather=reads)
-
-
-def _behaviours(
-    dataset: Dataset, answers: Behaviour | Sequence[Behaviour]
-) -> tuple[Behaviour, ...]:
-    if isinstance(answers, Behaviour):
-        return (answers,) * len(dataset.examples)
-    if not isinstance(answers, Sequence) or not all(isinstance(one, Behaviour) for one in answers):
-        raise ConstructionError(
-            f"answers must be a Behaviour, or one for each example, not {answers!r:.60}"
-        )
-    if len(answers) != len(dataset.examples):
-        raise ConstructionError(
-            f"{len(answers)} behaviours for {len(dataset.examples)} examples (equal rows of a "
-            "dataset are one example); give one for each, or one for all"
-        )
-    return tuple(answers)
-
-
-def _check_arguments(scores: Sequence[float], behaviours: Sequence[Behaviour], gather: int) -> None:
-    if len(scores) < 2:
-        raise ConstructionError(
-            f"{len(scores)} scores: at least 2 layers are needed, one that can be removed and the "
-            "reader"
-        )
-    _check_scores(scores, "")
-    for number, behaviour in enumerate(behaviours):
-        for layer in sorted(behaviour.layers):
-            if not 0 <= layer <= len(scores) - 2:
-                raise ConstructionError(
-                    f"the behaviour of example {number} depends on layer {layer}; of "
-                    f"{len(scores)} layers it can depend on 0..{len(scores) - 2} (the last one "
-                    "reads)"
-                )
-    check_integers(gather=gather)
-    if not 0 <= gather < len(scores):
-        raise ConstructionError(f"gather must be one of the layers 0..{len(scores) - 1}: {gather}")
-
-
-def _check_scores(scores: Sequence[float], where: str) -> None:
-    for layer, score in enumerate(scores):
-        if not 0 < score < 2:  # also false for NaN
-            raise ConstructionError(
-                f"the score of layer {layer}{where} must lie in (0, 2), not {score}"
-            )
-
-
-def _check_token_scores(own: Mapping[int, Sequence[float]], layers: int, tokens: int) -> None:
-    for token, scores in own.items():
-        check_integers(token=token)
-        if not 0 <= token < tokens:
-            raise ConstructionError(f"token_scores: token {token} is none of 0..{tokens - 1}")
-        if len(scores) != layers:
-            raise ConstructionError(
-                f"token_scores: {len(scores)} scores of token {token} for {layers} layers"
-            )
-        _check_scores(scores, f" at token {token}")
 
 
 def build(
@@ -257,15 +202,15 @@ def build(
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed)
     # Units of recall, one for each node of each rule; the width of the stream; then all sizes.
-    rules = _rules(tree, answers, kinds)
+    rules = answer_rules(tree, answers, kinds)
     units = sum(len(rule.nodes) for rule in rules)
     stream = residual_stream(marks, answers, choice.layers, choice.filler_dimensions)
     plan = choice.plan(code_square(marks), stream.width, dtype)
     planes = 1 + len(plan.classes)  # of the filler, which each layer rotates
     config = decoder_config(dataset, tree, marks, stream, plan.layers, units, planes)
-    around = _surroundings(plan, gather, kinds, units, dtype)
+    around = surroundings(plan, gather, kinds, units, dtype)
     reader = reader_constants(dataset, tree, marks, answers, config, around, dtype)
-    constants = (*_plan_constants(plan, dtype), *_clause_constants(kinds, reader, dtype))
+    constants = (*plan_constants(plan, dtype), *clause_constants(kinds, reader, dtype))
     constants = (*constants, *reader.constants)
     refuse_violations(constants, closest_pair(tree, marks), dtype)
 
@@ -282,7 +227,7 @@ def build(
             write_gather(layer, plan.norm, marks, reader)
         if index == plan.layers - 1:
             for rule in rules:
-                _write_rule(layer, rule, tree, marks, reader, plan)
+                write_rule(layer, rule, tree, marks, reader, plan)
     # Without the reader all other logits are 0, and BOS, which is no answer, is emitted.
     write_unembedding(
         weights["lm_head.weight"], stream, answers, reader, idle=dataset.bos, norm=plan.norm
@@ -300,130 +245,6 @@ def build(
         stream=stream,
         constants=constants,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """On some nodes units write something if conditions hold (a layer present, or absent)."""
-
-    nodes: Tensor
-    written: Tensor
-    wanted: dict[int, bool]
-
-
-def _rules(tree: PrefixTree, answers: AnswerCodes, kinds: Sequence[Behaviour]) -> list[_Rule]:
-    """What recall writes: b, and `a - b` for each clause that holds.
-
-    With c >= 1 clauses that is `a + (c - 1)(a - b)`, in which a leads all the more.
-    """
-    # Codes of the tokens wanted with and without the layers, (nodes, width) each.
-    right, wrong = (
-        answers.codes[torch.searchsorted(answers.tokens, tokens)]
-        for tokens in (tree.with_target, tree.without_target)
-    )
-    same = answers.agree.nonzero().flatten()
-    # Where both want one token, nothing is asked of any layer.
-    rules = [_Rule(same, right[same], {})]
-    for number, behaviour in enumerate(kinds):
-        # The nodes, by number, whose answer this behaviour decides.
-        nodes = (~answers.agree & (tree.behaviour == number)).nonzero().flatten()
-        if behaviour.is_constant:
-            rules.append(_Rule(nodes, (right if behaviour.clauses else wrong)[nodes], {}))
-            continue
-        rules.append(_Rule(nodes, wrong[nodes], {}))
-        for clause in behaviour.clauses:
-            wanted = {layer: layer in clause.present for layer in clause.layers}
-            rules.append(_Rule(nodes, right[nodes] - wrong[nodes], wanted))
-    return [rule for rule in rules if len(rule.nodes)]
-
-
-def _surroundings(
-    plan: ScorePlan, gather: int, kinds: Sequence[Behaviour], units: int, dtype: torch.dtype
-) -> Surroundings:
-    """Context and answer so small that they move the scores of what reads by less than rounding."""
-    least = min(min(some[gather], some[-1]) for some in (plan.scores, *plan.classes))
-    added = plan.norm**2 * least * torch.finfo(dtype).eps / 8
-    clauses = max(1, *(len(behaviour.clauses) for behaviour in kinds))
-    return Surroundings(
-        norm=plan.norm,
-        left_norm=math.sqrt(plan.norm**2 + 2 * added),
-        context_square=added,
-        answer_square=added,
-        units=units,
-        # Conditions that hold may move a gate by an eighth of it: `log(128 n g)` is 8/7 of
-        # `log(128 n)`, and every answer is to be 8/7 of what it must be.
-        gain=(128 * units) ** (1 / 7),
-        spare=8 / 7,
-        largest=2 * clauses,
-    )
-
-
-def _plan_constants(plan: ScorePlan, dtype: torch.dtype) -> tuple[Constant, ...]:
-    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
-    square = plan.norm**2
-    # (layer, score, angle) for each class of tokens and each layer that rotates its plane.
-    turns = [
-        (layer, scores[layer], plan.angles[layer][number])
-        for number, scores in enumerate((plan.scores, *plan.classes))
-        for layer in range(plan.layers)
-        if any(plan.angles[layer][number : number + 1])
-    ]
-    # The part of each of these scores that the switch does not give.
-    rotated = [score - 2 * plan.halves[layer] ** 2 / square for layer, score, _ in turns]
-    # The filler has been turned before, so that a float rounds its coordinates by a share of U.
-    noise = [eps * plan.filler[0] ** 2 * a / (square * score) for _, score, a in turns]
-    return (
-        Constant(
-            symbol="h",
-            value=min(plan.halves),
-            meaning="smallest switch",
-            inequality="2^24 times the smallest normal number <= h",
-            left=tiny * 2**24,
-            right=min(plan.halves),
-            remedy="larger scores, or float64",
-        ),
-        Constant(
-            symbol="U",
-            value=plan.filler[0],
-            meaning="length of the plane that is rotated",
-            inequality="what rotations must add to scores <= 2 U^2 / R^2",
-            left=max(rotated, default=0.0),
-            right=2 * plan.filler[0] ** 2 / square,
-            remedy="scores further below 2, or a wider dtype",
-        ),
-        Constant(
-            symbol="a",
-            value=min((a for *_, a in turns), default=0.0),
-            meaning="smallest angle of a rotation",
-            inequality="eps U^2 a / (R^2 score) <= tolerance of scores, with classes of tokens",
-            left=max(noise, default=0.0) if plan.classes else 0.0,
-            right=score_tolerance(dtype),
-            remedy="scores of a layer that differ less between tokens, or float64",
-        ),
-    )
-
-
-def _clause_constants(
-    kinds: Sequence[Behaviour], reader: ReaderConstants, dtype: torch.dtype
-) -> tuple[Constant, ...]:
-    conditions = max((len(c.layers) for kind in kinds for c in kind.clauses), default=0)
-    further = max(conditions - 1, 0)
-    eps = torch.finfo(dtype).eps
-    return (
-        Constant(
-            symbol="Gamma",
-            value=_silencing(reader),
-            meaning="half of what a failed condition takes from a gate",
-            inequality="4 eps Gamma (conditions of a clause - 1) <= G / 8",
-            left=4 * eps * _silencing(reader) * further,
-            right=reader.recall.gate / 8,
-            remedy="clauses of fewer layers, or a wider dtype",
-        ),
-    )
-
-
-def _silencing(reader: ReaderConstants) -> float:
-    return _SILENCING / 2 * reader.recall.gate
 
 
 def _write_embedding(
@@ -444,19 +265,3 @@ def _write_layer(layer: gadgets.LayerWeights, index: int, plan: ScorePlan) -> No
             gadgets.rotation(layer, plan.norm, plane, angle)
     switch = layer.stream["switch"].start + index
     gadgets.flip(layer, plan.norm, slice(switch, switch + 1), plan.halves[index], plan.gate)
-
-
-def _write_rule(
-    layer: gadgets.LayerWeights,
-    rule: _Rule,
-    tree: PrefixTree,
-    marks: Fingerprint,
-    reader: ReaderConstants,
-    plan: ScorePlan,
-) -> None:
-    norm, const = reader.recall.norm, layer.stream["const"].start
-    # The up value of every unit is 1: the constant, which the norm multiplies by rho, over rho.
-    up = torch.full((len(rule.nodes),), 1 / gadgets.norm_factor(layer.stream.width, norm))
-    reads = torch.full((len(rule.nodes),), const)
-    units = write_recall(layer, tree, marks, reader, rule.nodes, up, reads, rule.written)
-    gadgets.require(layer, norm, units, rule.wanted, plan.halves, _silencing(reader))
