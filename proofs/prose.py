@@ -5,7 +5,8 @@ from pathlib import Path
 
 from statements import Statement
 
-PAGES = sorted(set(Path(__file__).parent.glob("*.md")) - {Path(__file__).with_name("README.md")})
+OTHER = {Path(__file__).with_name(name) for name in ("README.md", "TRUST.md")}
+PAGES = sorted(set(Path(__file__).parent.glob("*.md")) - OTHER)
 PROSE = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 

@@ -1,0 +1,134 @@
+"""The decoder of the theorem is the one that people run.
+
+Coq writes the definitions of its statement as an OCaml program on floats. Here that program runs
+random tiny decoders, and agrees with `transformers` and with the decoder of this package.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from small_decoders import huggingface_model
+from torch import Tensor
+
+from snowball import metrics
+from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
+
+COQ = Path(__file__).parent / "coq"
+TOKENS, REMOVED = [0, 3, 2], 0
+
+CONFIGS = [
+    pytest.param(*shape, id=" ".join(map(str, shape)))
+    for shape in (
+        # width, heads, head dimension, hidden, epsilon of RMSNorm, base of RoPE
+        (4, 1, 4, 2, 0.0, 10000.0),
+        (6, 2, 2, 1, 1e-5, 500000.0),
+        (4, 2, 4, 1, 1e-2, 2.0),
+        (4, 1, 6, 1, 1e-6, 37.5),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if any(shutil.which(tool) is None for tool in ("coqc", "ocamlfind", "make")):
+        pytest.skip("needs coqc, ocamlfind and make: apt-get install coq make")
+    folder = tmp_path_factory.mktemp("coq") / "coq"
+    shutil.copytree(COQ, folder, ignore=shutil.ignore_patterns("*.vo*", "*.glob", ".*"))
+    subprocess.run(["make", "-C", folder, "definitions"], check=True, capture_output=True)
+    return folder / "definitions"
+
+
+@pytest.mark.parametrize(("width", "heads", "dim", "hidden", "eps", "theta"), CONFIGS)
+def test_the_definitions_are_those_of_transformers(
+    program: Path, width: int, heads: int, dim: int, hidden: int, eps: float, theta: float
+) -> None:
+    config = DecoderConfig(
+        vocab_size=5,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=dim,
+        max_position_embeddings=16,
+        rms_norm_eps=eps,
+        rope_theta=theta,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    weights = random_weights(config)
+    scores, divergences, logits, probabilities, ablated = defined(program, config, weights)
+
+    ids = torch.tensor([TOKENS])
+    decoder = Decoder(config, weights)
+    states = [state[0] for state in decoder.residual_states(ids)]
+    pairs = list(pairwise(states))
+    expected = [metrics.cosine_score(x, y) for x, y in pairs]
+    torch.testing.assert_close(scores, torch.stack(expected), rtol=1e-11, atol=1e-13)
+    expected = [(y - x).norm(dim=-1) / y.norm(dim=-1) for x, y in pairs]
+    torch.testing.assert_close(divergences, torch.stack(expected), rtol=1e-11, atol=1e-13)
+    expected = decoder.forward(ids)[0, -1]
+    torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(probabilities, expected.softmax(-1), rtol=1e-11, atol=1e-13)
+    expected = decoder.forward(ids, removed={REMOVED})[0, -1]
+    torch.testing.assert_close(ablated, expected, rtol=1e-11, atol=1e-13)
+
+    model = huggingface_model(config, {name: w.float() for name, w in weights.items()})
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits[0, -1]
+        torch.testing.assert_close(logits.float(), expected, rtol=1e-4, atol=1e-5)
+        del model.model.layers[REMOVED]
+        model.config.num_hidden_layers -= 1
+        expected = model(ids, use_cache=False).logits[0, -1]
+        torch.testing.assert_close(ablated.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def random_weights(config: DecoderConfig) -> dict[str, Tensor]:
+    """Random matrices; the scales of RMSNorm are 1, as in the statement."""
+    generator = torch.Generator().manual_seed(3)
+    return {
+        name: torch.ones(shape, dtype=torch.float64)
+        if "norm" in name
+        else torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in parameter_shapes(config).items()
+    }
+
+
+def defined(program: Path, config: DecoderConfig, weights: dict[str, Tensor]) -> Sequence[Tensor]:
+    """Scores and divergences (layer, position), logits, probabilities, logits without a layer."""
+    sizes = (
+        *(config.hidden_size, config.num_attention_heads, config.head_dim // 2),
+        *(config.intermediate_size, config.vocab_size, config.rope_theta, config.rms_norm_eps),
+        config.num_hidden_layers,
+    )
+    numbers = [*sizes, *_matrices(config, weights), REMOVED, len(TOKENS), *TOKENS]
+    text = " ".join(map(repr, numbers))
+    done = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
+    rows = [
+        torch.tensor([float(x) for x in line.split()], dtype=torch.float64)
+        for line in done.stdout.splitlines()
+    ]
+    layers = config.num_hidden_layers
+    watched = torch.stack(rows[: 2 * layers])
+    return watched[0::2], watched[1::2], *rows[2 * layers :]
+
+
+def _matrices(config: DecoderConfig, weights: dict[str, Tensor]) -> Iterator[float]:
+    """All numbers of the matrices, in the order and by the rows that the program reads."""
+    heads = config.num_attention_heads
+    yield from weights["model.embed_tokens.weight"].flatten().tolist()
+    for layer in range(config.num_hidden_layers):
+        name = f"model.layers.{layer}"
+        for kind in "qkv":  # rows of head after head
+            yield from weights[f"{name}.self_attn.{kind}_proj.weight"].flatten().tolist()
+        columns = weights[f"{name}.self_attn.o_proj.weight"].chunk(heads, dim=1)
+        for head in columns:
+            yield from head.flatten().tolist()
+        for kind in ("gate", "up", "down"):
+            yield from weights[f"{name}.mlp.{kind}_proj.weight"].flatten().tolist()
+    yield from weights["lm_head.weight"].flatten().tolist()
