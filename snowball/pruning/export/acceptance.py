@@ -267,28 +267,22 @@ def _generated(
     model: PreTrainedModel, prompt: TokenIds, *, use_cache: bool
 ) -> tuple[list[int], list[Float[Tensor, " vocabulary"]]]:
     """Greedy continuation of a prompt, and the logits from which each token was chosen."""
+    from transformers import GenerationConfig
+
     ids = torch.tensor([prompt], device=model.device)
     generate: Any = model.generate
+    # Not that of the folder: neither sampling nor penalties nor an end are wanted here.
+    model.generation_config = GenerationConfig(max_new_tokens=NEW_TOKENS, pad_token_id=0)
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            eos_token_id=-1,  # no token: all of them are wanted
-            pad_token_id=0,
             use_cache=use_cache,
             return_dict_in_generate=True,
             output_logits=True,
         )
     tokens = made.sequences[0, len(prompt) :].tolist()
-    if len(tokens) != NEW_TOKENS:
-        raise AcceptanceError(
-            f"the prompt {_shown(prompt)}: {len(tokens)} tokens were generated, not {NEW_TOKENS}"
-        )
     return tokens, [step[0].double() for step in made.logits]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import Removal
-from snowball.files import new_folder, refuse_existing, write_json, write_text
+from snowball.files import make_folder, new_folder, refuse_existing, write_json, write_text
 from snowball.pretrained.config import check_folder, read_config, read_settings
 from snowball.pretrained.loading import Pretrained, quiet
 from snowball.pretrained.location import CONFIG, Location, locate
@@ -41,6 +40,7 @@ _TAKEN = (
     "NOTICE*",
     "USE_POLICY*",
     "added_tokens.json",
+    "additional_chat_templates/*.jinja",
     "chat_template.*",
     "generation_config.json",
     "merges.txt",
@@ -48,6 +48,7 @@ _TAKEN = (
     "preprocessor_config.json",
     "processor_config.json",
     "special_tokens_map.json",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -119,9 +120,15 @@ def _write(
     zeroed = {name for half in kept.halves for name in zeroed_tensors(stack, half, stored)}
     write_settings(folder / CONFIG, settings)
     write_tensors(stored, kept, zeroed, folder, progress)
-    for path in sorted(source.iterdir()):
-        if any(fnmatch.fnmatch(path.name, taken) for taken in _TAKEN) and path.is_file():
-            shutil.copyfile(path, folder / path.name)
+    _copy_taken(source, folder)
+
+
+def _copy_taken(source: Path, folder: Path) -> None:
+    for pattern in _TAKEN:
+        for path in source.glob(pattern):
+            target = folder / path.relative_to(source)
+            make_folder(target.parent)
+            shutil.copyfile(path, target)
 
 
 def _as_safetensors(pretrained: Pretrained, folder: Path) -> Location:

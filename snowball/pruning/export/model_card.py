@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,14 @@ class CardFacts:
 
     `base_model` is the name on the Hub where that is not the name by which it was loaded.
     `datasets` are those that the layers were chosen by, under their names on the Hub if they are
-    there.
+    there. `command` is what was typed, if anything was.
     """
 
     criterion: str
     datasets: tuple[str, ...] = ()
     accuracies: tuple[TaskAccuracy, ...] = ()
     base_model: str | None = None
-    command: str = field(default_factory=lambda: provenance()["command"])
+    command: str | None = None
 
 
 def front_matter(facts: CardFacts, base: str | None, inherited: Mapping[str, Any]) -> str:
@@ -81,7 +81,7 @@ def model_card(
         "\n".join(_layers(kept)),
         "\n".join(_accuracies(facts)) if facts.accuracies else "",
         "\n".join(_checks(acceptance)),
-        f"## Command\n\n```bash\n{facts.command}\n```\n",
+        f"## Command\n\n```bash\n{facts.command}\n```\n" if facts.command else "",
     ]
     return "\n".join(section for section in sections if section)
 

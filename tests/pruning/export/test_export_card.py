@@ -119,12 +119,11 @@ def test_the_card_of_a_model_with_all_layers(pretrained: Pretrained) -> None:
 
 def test_the_card_says_what_was_not_done(pretrained: Pretrained) -> None:
     accepted = replace(ACCEPTED, items=0, ties=2)
-    text = model_card(
-        replace(FACTS, accuracies=(), datasets=()), pretrained, REMOVAL, KEPT, accepted, {}
-    )
+    text = model_card(CardFacts("hand"), pretrained, REMOVAL, KEPT, accepted, {})
     assert "no items were compared" in text
     assert "but for ties of two tokens in 2" in text
     assert "## Accuracy" not in text
+    assert "## Command" not in text
     assert "datasets" not in card_entries(text)
 
 

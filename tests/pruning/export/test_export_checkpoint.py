@@ -190,6 +190,8 @@ def test_what_goes_along_and_what_does_not(tmp_path: Path) -> None:
     (source / "LICENSE").write_text("of the base model")
     (source / "snowball.json").write_text("{}")
     (source / "onnx").mkdir()
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
     (source / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
     removal = "1"
     pretrained = load_pretrained(str(source))
@@ -198,6 +200,7 @@ def test_what_goes_along_and_what_does_not(tmp_path: Path) -> None:
     assert names == {
         "LICENSE",
         "README.md",
+        "additional_chat_templates",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
@@ -206,6 +209,8 @@ def test_what_goes_along_and_what_does_not(tmp_path: Path) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
+    template = tmp_path / "pruned" / "additional_chat_templates" / "tools.jinja"
+    assert template.read_text() == "{{ tools }}"
     assert json.loads((tmp_path / "pruned" / "generation_config.json").read_text()) == {
         "temperature": 0.5,
         "do_sample": True,

@@ -1,9 +1,12 @@
 """The config of a pruned model: what becomes of each entry, and what is refused by name."""
 
+from functools import cache
 from typing import Any
 
 import pytest
 import transformers as hf
+from hypothesis import given
+from hypothesis import strategies as st
 from pruning_models import model_of
 
 from snowball.engine.layer_stack import LayerStack
@@ -222,3 +225,21 @@ def test_layers_whose_kind_follows_from_their_number() -> None:
     message = "feed_forward is 'JambaSparseMoeBlock', and would be 'JambaMLP'"
     with pytest.raises(ExportError, match=message):
         check_pruned_skeleton(LayerStack(model), read_settings_of(settings), kept)
+
+
+# Any layers
+
+
+@cache
+def stack_of(name: str) -> LayerStack:
+    return LayerStack(model_of(name))
+
+
+@given(st.sampled_from(["gemma3", "qwen2_moe", "qwen3_moe", "smollm3", "gpt_neo"]), st.data())
+def test_whichever_layers_stay_are_built_as_they_were(name: str, data: st.DataObject) -> None:
+    stack = stack_of(name)
+    numbers = st.sets(st.integers(0, stack.depth - 1), min_size=1)
+    kept = KeptLayers(stack.depth, tuple(sorted(data.draw(numbers))))
+    settings = stack.model.config.to_diff_dict()
+    pruned = pruned_settings(settings, read_settings_of(settings), kept)
+    check_pruned_skeleton(stack, read_settings_of(pruned), kept)
