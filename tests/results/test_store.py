@@ -22,7 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.results import store
+from snowball.results import database
+from snowball.results.database import Database
 from snowball.results.store import ItemResult, Key, Store, StoreError
 
 KEY = Key(model="a" * 64, dataset="arc", dataset_hash="b" * 64)
@@ -410,10 +411,10 @@ def test_a_reader_sees_one_state(opened: Store, run: int, path: Path) -> None:
     """Not one removal before and another after what a writer does in between."""
 
     def total() -> float:
-        return opened._connection.execute("SELECT total(value) FROM results").fetchone()[0]
+        return opened._database.connection.execute("SELECT total(value) FROM results").fetchone()[0]
 
     opened.write(run, KEY, REMOVALS, [result(0)])
-    with opened._transaction("BEGIN", "read"), Store(path) as writer:
+    with opened._database.transaction("BEGIN", "read"), Store(path) as writer:
         before = total()
         writer.write(run, KEY, REMOVALS, [result(0, salt=1.0)])
         assert total() == before
@@ -459,7 +460,7 @@ def test_complete_removals_take_one_query(opened: Store, run: int) -> None:
     many = [f"0+{layer}" for layer in range(1, 2000)]
     opened.write(run, KEY, many[:-1], [result(item, many[:-1]) for item in range(2)])
     asked: list[str] = []
-    opened._connection.set_trace_callback(asked.append)
+    opened._database.connection.set_trace_callback(asked.append)
     assert opened.complete(KEY, many, [1, 0]) == many[:-1]
     assert sum("completed" in statement for statement in asked) == 1
 
@@ -638,11 +639,11 @@ def test_a_disk_that_is_full_while_absorbing_leaves_nothing(opened: Store, path:
     there = path.with_name("other.sqlite")
     fill(there, 300)
     before = contents(path)
-    opened._pragma(f"max_page_count = {opened._pragma('page_count') + 10}")
+    opened._database._pragma(f"max_page_count = {opened._database._pragma('page_count') + 10}")
     with pytest.raises(StoreError, match="free disk space and run again"):
         opened.absorb(there)
     assert contents(path) == before
-    opened._pragma("max_page_count = 1000000")
+    opened._database._pragma("max_page_count = 1000000")
     opened.absorb(there)
     check_finished(path, 300)
 
@@ -706,10 +707,10 @@ def test_arrays_are_little_endian_with_their_shape(opened: Store, run: int, path
 
 def test_the_promises_of_the_file_are_switched_on(opened: Store, path: Path) -> None:
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
-    assert opened._pragma("foreign_keys") == 1
+    assert opened._database._pragma("foreign_keys") == 1
     full = 2
-    assert opened._pragma("synchronous") == full
-    assert opened._pragma("busy_timeout") >= 10_000
+    assert opened._database._pragma("synchronous") == full
+    assert opened._database._pragma("busy_timeout") >= 10_000
 
 
 def test_closing_leaves_one_file(path: Path) -> None:
@@ -735,11 +736,11 @@ def test_parents_are_created_and_names_mean_files(
 def test_an_interrupted_creation_is_begun_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: Store) -> None:
+    def interrupted(_: Database) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_check_header", interrupted)  # after the tables were created
+        patch.setattr(Database, "_check_header", interrupted)  # after the tables were created
         with pytest.raises(KeyboardInterrupt):
             Store(path)
     assert query(path, "SELECT * FROM sqlite_master") == []
@@ -1056,7 +1057,7 @@ def write_and_die(connection: Connection, path: Path, step: str, items: int) -> 
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(Store, step, die)
+    setattr(Store if hasattr(Store, step) else Database, step, die)
     fill(path, items)
 
 
@@ -1141,14 +1142,14 @@ def test_a_refused_switch_to_the_log_is_tried_again(
 def test_a_switch_to_the_log_is_not_tried_for_ever(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.05)
     refuse_the_log(monkeypatch, times=1000)
     with pytest.raises(StoreError, match=r"cannot open: .*another process holds the file"):
         Store(path)
 
 
 def test_a_process_that_never_lets_go_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.05)
     with Store(path) as opened:
         run = opened.begin_run({})
         opened.write(run, KEY, REMOVALS, [result(0)])
@@ -1195,15 +1196,15 @@ def check_full_then_free(opened: Store, path: Path, free: Callable[[], object]) 
 
 
 def test_a_full_file_keeps_what_it_holds(opened: Store, path: Path) -> None:
-    pages = opened._pragma("page_count")
-    opened._pragma(f"max_page_count = {pages + 10}")
-    check_full_then_free(opened, path, lambda: opened._pragma("max_page_count = 1000000"))
+    pages = opened._database._pragma("page_count")
+    opened._database._pragma(f"max_page_count = {pages + 10}")
+    check_full_then_free(opened, path, lambda: opened._database._pragma("max_page_count = 1000000"))
 
 
 def fill_small_disk(connection: Connection, path: Path, most_bytes: int, log: int) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Store(path) as opened:
-        opened._pragma(f"wal_autocheckpoint = {log}")
+        opened._database._pragma(f"wal_autocheckpoint = {log}")
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, unlimited[1]))
         check_full_then_free(
             opened, path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
