@@ -8,17 +8,18 @@ all of them, and the intact states are at hand for every score.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from snowball.engine.layer_pass import AblationError, ItemAblation, Pass
+from snowball.engine.layer_pass import AblationError, ItemAblation, ItemAnswers, Pass
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.packing import Row, batch_rows, group_bundles, pack_row, plain_rows
 from snowball.engine.removal import INTACT, Removal, plan_removals
 from snowball.engine.self_check_result import RowLayout
+from snowball.engine.state_cache import StateCache
 from snowball.tasks.item import Item
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 # between stays in the caches (CPU), and keeps a large accelerator busy.
 CPU_TOKEN_BUDGET = 2048
 ACCELERATOR_TOKEN_BUDGET = 32768
+
+
+_Found = TypeVar("_Found", bound=ItemAnswers)
 
 
 class AblationEngine:
@@ -62,7 +66,6 @@ class AblationEngine:
         self.layout = layout if packs else RowLayout.SEPARATE
         self.token_budget = token_budget or default_token_budget(model.device)
 
-    @torch.inference_mode()
     def run(self, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
         """Yields the results of one batch after the other; `ItemAblation.item` is the index.
 
@@ -71,14 +74,61 @@ class AblationEngine:
                 logit is NaN or infinite, or memory is too small for a single item.
             ActivationError: a state is zero, NaN or infinite.
         """
+
+        def through_all_layers(rows: Sequence[Row]) -> list[ItemAblation]:
+            batch = self.enter(items, rows)
+            for layer in range(self.stack.depth):
+                batch.advance(layer)
+            return batch.finish()
+
+        return self._run(items, through_all_layers)
+
+    def answers(
+        self, items: Sequence[Item], states: StateCache | None = None
+    ) -> Iterator[list[ItemAnswers]]:
+        """Yields log-likelihoods only, for less work than `run`; raises as it does.
+
+        `states`: from which removals join half way up, where it knows what enters a layer, and
+        which keeps states of this run.
+        """
+
+        def through_unknown_layers(rows: Sequence[Row]) -> list[ItemAnswers]:
+            return self._answer_batch(items, rows, states or StateCache(0))
+
+        return self._run(items, through_unknown_layers)
+
+    def _answer_batch(
+        self, items: Sequence[Item], rows: Sequence[Row], states: StateCache
+    ) -> list[ItemAnswers]:
+        wanted = self.plan.removals[: self.plan.wanted]
+        joins = states.joins(wanted, rows)
+        first = next(removal for removal in wanted if removal not in joins)
+        # Nothing is compared with the reference; it must be one that is run from the beginning.
+        plan = plan_removals(wanted, self.stack.depth, reference=first, joins=joins)
+        tokens = batch_rows(rows, self.stack.device)
+        batch = Pass(self.stack, plan, tokens, items, self.token_budget, answers_only=True)
+        batch.enter()
+        for layer, step in enumerate(plan.steps):
+            joining = {
+                slot: states.states(layer, plan.removals[slot], rows, batch.states)
+                for slot in step.joins
+            }
+            batch.advance(layer, joining)
+            states.record(layer + 1, batch, rows)
+        return batch.answers()
+
+    @torch.inference_mode()
+    def _run(
+        self, items: Sequence[Item], run_batch: Callable[[Sequence[Row]], list[_Found]]
+    ) -> Iterator[list[_Found]]:
         for item in items:
             self.check_item(item)
         bundles = [self.rows(index, item) for index, item in enumerate(items)]
-        gathered = _Gathered(bundles)
+        gathered = _Gathered[_Found](bundles)
         waiting = deque(self._group(bundles))
         while waiting:
             try:
-                results = self._run_batch(items, waiting[0])
+                results = run_batch(waiting[0])
             except (MemoryError, RuntimeError) as error:
                 self._halve_budget(error, items, waiting[0])
                 left = {id(row) for rows in waiting for row in rows}
@@ -137,23 +187,16 @@ class AblationEngine:
         if self.stack.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _run_batch(self, items: Sequence[Item], rows: Sequence[Row]) -> list[ItemAblation]:
-        """One batch through all layers."""
-        batch = self.enter(items, rows)
-        for layer in range(self.stack.depth):
-            batch.advance(layer)
-        return batch.finish()
 
-
-class _Gathered:
+class _Gathered(Generic[_Found]):
     """Puts the results of items together whose rows are in several batches."""
 
     def __init__(self, bundles: Sequence[Sequence[Row]]) -> None:
         self._bundles = bundles
         # Of each item that is begun: the rows that have passed, and what they gave.
-        self._parts: dict[int, list[tuple[list[Row], ItemAblation]]] = {}
+        self._parts: dict[int, list[tuple[list[Row], _Found]]] = {}
 
-    def add(self, rows: Sequence[Row], results: Sequence[ItemAblation]) -> list[ItemAblation]:
+    def add(self, rows: Sequence[Row], results: Sequence[_Found]) -> list[_Found]:
         """The items that are complete with the results of one more batch."""
         complete = []
         for one in results:
@@ -164,7 +207,7 @@ class _Gathered:
                 complete.append(self._merge(self._parts.pop(one.item)))
         return complete
 
-    def _merge(self, parts: Sequence[tuple[list[Row], ItemAblation]]) -> ItemAblation:
+    def _merge(self, parts: Sequence[tuple[list[Row], _Found]]) -> _Found:
         if len(parts) == 1:
             return parts[0][1]
         places = [row.targets[0].continuation for rows, _ in parts for row in rows]

@@ -33,25 +33,36 @@ class AblationError(SnowballError):
 
 
 @dataclass(frozen=True, slots=True)
-class ItemAblation:
-    """What every removal makes of one item.
+class ItemAnswers:
+    """What every removal answers to one item.
 
     Rows are the removals that were asked for, in the order given; the reference has a row only if
     it is one of them. `loglikelihoods`: natural logarithms, summed over the tokens of each
-    continuation. `greedy`: whether each token of a continuation is the likeliest. `kl`:
-    KL(reference || removed) of the next token in nats, where the continuations begin, or the mean
-    over all tokens of running text.
+    continuation. `greedy`: whether each token of a continuation is the likeliest.
     """
 
     item: int
     loglikelihoods: Float[Tensor, "removals continuations"]
     greedy: Bool[Tensor, "removals continuations"]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAblation(ItemAnswers):
+    """What every removal makes of one item: its answers, and how far the states are moved.
+
+    `kl`: KL(reference || removed) of the next token in nats, where the continuations begin, or the
+    mean over all tokens of running text.
+    """
+
     kl: Float[Tensor, " removals"]
     activations: ItemActivations
 
 
 class Pass:
     """A batch and all removals of a plan: `enter` once, `advance` over every layer, `finish`.
+
+    Where only log-likelihoods are wanted, `answers_only` spares what is computed for scores, and
+    the pass ends with `answers` instead.
 
     Between two advances `states[slot]` may be read and kept: after layer l it is h_{l+1} of the
     removals that this slot stands for. Another pass of the same batch takes it for a removal that
@@ -65,13 +76,15 @@ class Pass:
         batch: RowBatch,
         items: Sequence[Item],
         token_budget: int,
+        *,
+        answers_only: bool = False,
     ) -> None:
         self.plan = plan
         self._stack = stack
         self._batch = batch
         self._items = items
         self._token_budget = token_budget
-        self._recorder = ActivationRecorder(batch, items, plan)
+        self._recorder = None if answers_only else ActivationRecorder(batch, items, plan)
         self._repeated = _RepeatedCalls(len(batch.rows))
         self._entry: Entry
         self.states: Float[Tensor, "slots rows length hidden"]
@@ -83,7 +96,8 @@ class Pass:
         hidden = self._entry.hidden  # [rows, length, hidden]
         self.states = hidden.new_empty(len(self.plan.removals), *hidden.shape)
         self.states[self.plan.start] = hidden
-        self._recorder.enter(hidden)
+        if self._recorder is not None:
+            self._recorder.enter(hidden)
 
     @torch.inference_mode()
     def advance(
@@ -111,7 +125,8 @@ class Pass:
         for silent, slots in step.calls:
             with self._stack.silenced(layer, silent):
                 self._run(layer, slots)
-        self._recorder.leave(layer, self.states)
+        if self._recorder is not None:
+            self._recorder.leave(layer, self.states)
 
     @torch.inference_mode()
     def finish(self) -> list[ItemAblation]:
@@ -120,11 +135,48 @@ class Pass:
         Raises:
             AblationError: a logit is NaN or infinite.
         """
+        assert self._recorder is not None, "a pass for answers only has no scores"
+        reads, found = self._read()
+        kl, activations = found.kl[: self.plan.wanted].cpu(), self._recorder.results()
+        results = []
+        for one in self._answers(reads, found):
+            # The KL is read in the first row of the item: its other rows repeat the context.
+            mine = (reads.in_kl & (reads.rows == self._rows_of(one.item)[0])).cpu()  # [reads]
+            results.append(
+                ItemAblation(
+                    one.item,
+                    one.loglikelihoods,
+                    one.greedy,
+                    kl[:, mine].mean(1),
+                    activations[one.item],
+                )
+            )
+        return results
+
+    @torch.inference_mode()
+    def answers(self) -> list[ItemAnswers]:
+        """What every removal answers to each item of the batch; raises as `finish`."""
+        return self._answers(*self._read())
+
+    def _read(self) -> tuple[ReadPositions, Predictions]:
         # Masks of all slots, which only the layers need: logits take their place in memory.
         del self._entry, self._repeated
         reads = ReadPositions(self._batch, self._items)
-        found = self._predict(reads)
-        return _by_item(found, reads, self._batch, self.plan.wanted, self._recorder.results())
+        return reads, self._predict(reads)
+
+    def _answers(self, reads: ReadPositions, found: Predictions) -> list[ItemAnswers]:
+        """Splits the predictions of the batch by item; an item may have several rows."""
+        # Removal i ends in slot i, and the first of them are those that were asked for.
+        loglikelihoods = found.loglikelihoods[: self.plan.wanted].cpu()  # [removals, continuations]
+        greedy = (found.misses[: self.plan.wanted] == 0).cpu()
+        results = []
+        for item in dict.fromkeys(row.item for row in self._batch.rows):
+            columns = [c for row in self._rows_of(item) for c in reads.continuations_of(row)]
+            results.append(ItemAnswers(item, loglikelihoods[:, columns], greedy[:, columns]))
+        return results
+
+    def _rows_of(self, item: int) -> list[int]:
+        return [index for index, row in enumerate(self._batch.rows) if row.item == item]
 
     def _run(self, layer: int, slots: Sequence[int]) -> None:
         """Runs a layer on some slots in place, as many at once as the token budget holds."""
@@ -164,7 +216,7 @@ class Pass:
                 slots = slice(slot, slot + slots_at_once)
                 logits = self._logits(hidden[slots])
                 self._check_finite(logits, slot, first, reads)
-                if of_reference is None:
+                if of_reference is None and self._recorder is not None:
                     of_reference = logits[reference - slot].clone()
                 found.add(slots, first, reads, logits, of_reference)
         return found
@@ -216,33 +268,3 @@ def as_slice(slots: Sequence[int]) -> slice | list[int]:
     """Consecutive slots as a slice, which copies nothing."""
     consecutive = slots[-1] - slots[0] + 1 == len(slots)
     return slice(slots[0], slots[-1] + 1) if consecutive else list(slots)
-
-
-def _by_item(
-    found: Predictions,
-    reads: ReadPositions,
-    batch: RowBatch,
-    wanted: int,
-    activations: Mapping[int, ItemActivations],
-) -> list[ItemAblation]:
-    """Splits the results of a batch by item; an item may have several rows."""
-    # Removal i ends in slot i, and the first of them are those that were asked for.
-    loglikelihoods = found.loglikelihoods[:wanted].cpu()  # [removals, continuations of the batch]
-    greedy = (found.misses[:wanted] == 0).cpu()
-    kl, in_kl = found.kl[:wanted].cpu(), reads.in_kl.cpu()  # [removals, reads], [reads]
-    results = []
-    for item in activations:
-        rows = [index for index, row in enumerate(batch.rows) if row.item == item]
-        columns = [column for index in rows for column in reads.continuations_of(index)]
-        # The KL is read in the first row of the item: its other rows repeat the context.
-        mine = torch.isin(reads.rows, torch.tensor(rows[:1], device=reads.rows.device)).cpu()
-        results.append(
-            ItemAblation(
-                item,
-                loglikelihoods[:, columns],
-                greedy[:, columns],
-                kl[:, mine & in_kl].mean(1),
-                activations[item],
-            )
-        )
-    return results

@@ -95,11 +95,11 @@ class Predictions:
         first_read: int,
         reads: ReadPositions,
         logits: Float[Tensor, "some_slots some_reads vocabulary"],
-        reference: Float[Tensor, "some_reads vocabulary"],
+        reference: Float[Tensor, "some_reads vocabulary"] | None,
     ) -> None:
         """Adds the targets of some slots at some consecutive reads.
 
-        `reference`: the logits there of the removal that the KL is from.
+        `reference`: the logits there of the removal that the KL is from; None: no KL is wanted.
         """
         count = logits.shape[1]
         # Targets that are predicted at these reads; a read has several where branches part.
@@ -113,6 +113,8 @@ class Predictions:
             1, continuation, (chosen.double() - normaliser[:, read].double())
         )
         self.misses[slots].index_add_(1, continuation, (chosen < most[:, read]).long())
+        if reference is None:
+            return
         averaged = reads.in_kl[first_read : first_read + count].nonzero()[:, 0]
         if len(averaged):
             self.kl[slots, first_read + averaged] = metrics.kl_divergence(

@@ -73,6 +73,11 @@ def parse_removal(name: str) -> Removal:
     return frozenset(units)
 
 
+def units_below(removal: Removal, layer: int) -> Removal:
+    """What of a removal lies below a layer, and so decides the state that enters it."""
+    return frozenset(unit for unit in removal if unit.layer < layer)
+
+
 def layer_removals(layers: int) -> list[Removal]:
     """Each single layer."""
     return [frozenset({Unit(layer)}) for layer in range(layers)]
@@ -142,8 +147,8 @@ class Plan:
 
     @property
     def joining(self) -> frozenset[int]:
-        """The slots whose states are handed in at some layer."""
-        return frozenset(slot for step in self.steps for slot in step.joins)
+        """The removals whose states are handed in at some layer, by index."""
+        return frozenset(i for i, slot in enumerate(self.steps[0].slot_of) if slot is None)
 
     def reference_slot(self, layer: int) -> int:
         """The slot that stands for the reference after a layer."""
@@ -188,8 +193,8 @@ def plan_removals(
     groups: dict[int, list[int]] = {begun[0]: begun}
     steps = []
     for layer in range(layers):
-        joined = [index for index, removal in enumerate(every) if joins.get(removal) == layer > 0]
-        groups.update((index, [index]) for index in joined)
+        joined = _joining_groups(every, joins, layer)
+        groups.update(joined)
         following: dict[int, list[int]] = {}
         forks, calls = [], {}
         for slot, members in groups.items():
@@ -213,6 +218,17 @@ def plan_removals(
             )
         )
     return Plan(every, tuple(steps), every.index(reference), len(removals), begun[0])
+
+
+def _joining_groups(
+    removals: Sequence[Removal], joins: Mapping[Removal, int], layer: int
+) -> dict[int, list[int]]:
+    """Who joins at a layer, by slot: removals that agree below it have one state, and one slot."""
+    groups: dict[Removal, list[int]] = {}
+    for index, removal in enumerate(removals):
+        if joins.get(removal) == layer > 0:
+            groups.setdefault(units_below(removal, layer), []).append(index)
+    return {members[0]: members for members in groups.values()}
 
 
 def _by_action(

@@ -73,7 +73,7 @@ def simulated(plan: Plan) -> tuple[dict[int, State], list[tuple[int, frozenset[P
         assert plan.live(layer + 1) == tuple(sorted(states))
         for index, slot in enumerate(step.slot_of):
             if slot is None:
-                assert any(index in later.joins for later in plan.steps[layer + 1 :])
+                assert any(later.slot_of[index] is not None for later in plan.steps[layer + 1 :])
                 continue
             assert states[slot] == defined_state(plan.removals[index], layer + 1)
     return states, runs
