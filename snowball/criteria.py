@@ -175,6 +175,35 @@ RELEVANCE = Criterion(
     "removals",
 )
 
+LIKELIHOOD = Criterion(
+    "likelihood",
+    "likelihood of the right answer",
+    "minus the mean over items of log p without of the right answer, in nats",
+    "the smooth version of accuracy-based relevance, defined below chance too",
+    "removals",
+)
+ANGULAR_BLOCK = Criterion(
+    "angular_block",
+    "angular distance over a block",
+    "mean over prompts of arccos(cos(x, z)) / π at the last token, z the state n layers on",
+    "Gromov et al. 2024, arXiv 2403.17887, eq. 6 and section 3.2",
+    "states",
+)
+LAST_N = Criterion(
+    "last_n",
+    "deepest first",
+    "minus the number of the layer; the last layer stays",
+    "Gromov et al. 2024, arXiv 2403.17887, section 4.4",
+    "none",
+)
+RANDOM = Criterion(
+    "random",
+    "random order",
+    "a number drawn uniformly, by the seed",
+    "the baseline of every other",
+    "none",
+)
+
 CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     {
         one.name: one
@@ -193,8 +222,17 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
             TAYLOR_LOSS_CHANGE,
             MAGNITUDE,
             RELEVANCE,
+            LIKELIHOOD,
+            ANGULAR_BLOCK,
+            LAST_N,
+            RANDOM,
         )
     }
+)
+
+# What else people call them.
+SYNONYMS: Mapping[str, str] = MappingProxyType(
+    {"accuracy": RELEVANCE.name, "taylor_update": TAYLOR_FUNCTION.name}
 )
 
 # Names in audit.json of runs that were written under other names.
@@ -235,7 +273,8 @@ def _read(name: str) -> tuple[Criterion, str]:
     """The criterion, and " (DATASET)" or nothing."""
     own, bracket, dataset = name.partition(" (")
     try:
-        return CRITERIA[OLD_NAMES.get(own, own)], bracket + dataset
+        known = OLD_NAMES.get(own) or SYNONYMS.get(own, own)
+        return CRITERIA[known], bracket + dataset
     except KeyError:
         raise CriterionError(
             f"no criterion of layer importance is called {name!r:.60}; there are "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -17,7 +18,7 @@ import torch
 from snowball.engine.layer_pass import AblationError, ItemAblation, ItemAnswers, Pass
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.packing import Row, batch_rows, group_bundles, pack_row, plain_rows
-from snowball.engine.removal import INTACT, Removal, plan_removals
+from snowball.engine.removal import INTACT, Removal, Unit, plan_removals
 from snowball.engine.self_check_result import RowLayout
 from snowball.engine.state_cache import StateCache
 from snowball.tasks.item import Item
@@ -65,6 +66,14 @@ class AblationEngine:
         packs = self.stack.takes_any_mask or layout is not RowLayout.PACKED
         self.layout = layout if packs else RowLayout.SEPARATE
         self.token_budget = token_budget or default_token_budget(model.device)
+
+    def with_removals(self, removals: Sequence[Removal]) -> AblationEngine:
+        """The same model, layout and budget with other removals; raises as the constructor."""
+        other = copy(self)
+        other.plan = plan_removals(removals, self.stack.depth, reference=INTACT)
+        for unit in frozenset[Unit]().union(*removals):
+            self.stack.check(unit)
+        return other
 
     def run(self, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
         """Yields the results of one batch after the other; `ItemAblation.item` is the index.

@@ -244,6 +244,22 @@ class Store:
             )
         return values
 
+    def known_values(
+        self, key: Key, metric: str, removal: str, items: int
+    ) -> Float[np.ndarray, " items"]:
+        """The values of a metric for the items 0 .. items - 1, NaN where there is none.
+
+        Raises:
+            StoreError: no items.
+        """
+        _check_items(items)
+        values = np.full(items, np.nan)
+        with self._transaction("BEGIN", "read"):
+            place = (self._find_key(key), removal, metric, items)
+            for item, value in self._connection.execute(_VALUES, place):
+                values[item] = value
+        return values
+
     def each_value(self, key: Key, metric: str) -> list[tuple[int, float]]:
         """All values of a metric that there are, with their items, in their order."""
         with self._database.transaction("BEGIN", "read"):

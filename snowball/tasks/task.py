@@ -54,7 +54,8 @@ class ScoredTask:
     `score(index, loglikelihoods, greedy)` gives the metrics of an item for each removal.
     `wanted` is the continuation that is right. `correctness` names the metric that is 1 for a right
     answer, None where nothing is right or wrong; `chance` is a random guesser's accuracy on each
-    item. `documents` says in words what each item asks, if that is known; a continuation is a
+    item. `lengths`: by what `acc_norm` divides the log-likelihood of each continuation, where that
+    is known. `documents` says in words what each item asks, if that is known; a continuation is a
     request of its document.
     """
 
@@ -66,6 +67,7 @@ class ScoredTask:
     chance: tuple[float, ...]
     sha256: str
     documents: tuple[Document, ...] = ()
+    lengths: tuple[tuple[float, ...], ...] = ()
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -260,6 +262,7 @@ def multiple_choice_task(
         chance=chance,
         sha256=_sha256(items, settings),
         documents=tuple(documents),
+        lengths=tuple(tuple(size.tolist()) for size in sizes),
     )
 
 

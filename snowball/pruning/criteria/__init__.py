@@ -1,0 +1,1 @@
+"""Criteria that rank units by evidence of the model itself: one file each."""
