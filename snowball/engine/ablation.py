@@ -67,10 +67,12 @@ class AblationEngine:
         self.layout = layout if packs else RowLayout.SEPARATE
         self.token_budget = token_budget or default_token_budget(model.device)
 
-    def with_removals(self, removals: Sequence[Removal]) -> AblationEngine:
+    def with_removals(
+        self, removals: Sequence[Removal], reference: Removal = INTACT
+    ) -> AblationEngine:
         """The same model, layout and budget with other removals; raises as the constructor."""
         other = copy(self)
-        other.plan = plan_removals(removals, self.stack.depth, reference=INTACT)
+        other.plan = plan_removals(removals, self.stack.depth, reference=reference)
         for unit in frozenset[Unit]().union(*removals):
             self.stack.check(unit)
         return other

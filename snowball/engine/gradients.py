@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from snowball import metrics
 from snowball.engine.layer_stack import LayerStack
+from snowball.engine.removal import Part
 from snowball.errors import SnowballError
 from snowball.tasks.item import Item
 
@@ -43,21 +44,29 @@ class TaylorScores:
     function: tuple[float, ...]
 
 
-def taylor_scores(stack: LayerStack, items: Sequence[Item], wanted: Sequence[int]) -> TaylorScores:
-    """Taylor scores of every layer on items whose right continuations are `wanted`.
+def taylor_scores(
+    stack: LayerStack, items: Sequence[Item], wanted: Sequence[int], part: Part = Part.LAYER
+) -> TaylorScores:
+    """Taylor scores of every layer, or sublayer, on items whose right continuations are `wanted`.
+
+    The update of a sublayer is what its module gives.
 
     Raises:
         GradientError: a gradient is NaN or infinite; item and layer are named.
+        LayerStackError: a sublayer cannot be told from the modules of its layer.
     """
+    whole = part is Part.LAYER
+    modules = stack.layers if whole else [stack.sublayer(i, part) for i in range(stack.depth)]
     function = torch.zeros(stack.depth, dtype=torch.float64)
-    parameters = [list(layer.parameters()) for layer in stack.layers]
+    parameters = [list(module.parameters()) for module in modules]
     with _gradients(parameters), torch.enable_grad():
         for item, right in zip(items, wanted, strict=True):
-            with _watched(stack.layers) as passed:
+            with _watched(modules) as passed:
                 loss = _loss(stack, item, right)
                 loss.backward()
             for layer, (before, after) in enumerate(passed):
-                function[layer] -= _inner_product(after, before, item, layer)
+                update = (after - before if whole else after).detach()
+                function[layer] -= _inner_product(after, update, item, layer)
         sums = [
             _sum_of_products(group, len(items), layer) for layer, group in enumerate(parameters)
         ]
@@ -73,10 +82,10 @@ def _loss(stack: LayerStack, item: Item, right: int) -> Float[Tensor, ""]:
     return nn.functional.cross_entropy(precise, ids[0, first:])
 
 
-def _inner_product(after: Tensor, before: Tensor, item: Item, layer: int) -> float:
-    """The sum over tokens of <d loss / d after, after - before>."""
+def _inner_product(after: Tensor, update: Tensor, item: Item, layer: int) -> float:
+    """The sum over tokens of <d loss / d after, update>."""
     assert after.grad is not None
-    product = float((after.grad.double() * (after - before).detach().double()).sum())
+    product = float((after.grad.double() * update.double()).sum())
     return _finite(product, f"{item.source}, layer {layer}: the gradient of its output")
 
 
@@ -109,8 +118,8 @@ def _gradients(parameters: Sequence[Sequence[nn.Parameter]]) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Input and output of each layer in the passes within it; outputs keep their gradients."""
+def _watched(modules: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Input and output of each module in the passes within it; outputs keep their gradients."""
     passed: list[tuple[Tensor, Tensor]] = []
 
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
@@ -120,7 +129,7 @@ def _watched(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]
         after.retain_grad()
         passed.append((before, after))
 
-    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
+    handles = [one.register_forward_hook(hook, with_kwargs=True) for one in modules]
     try:
         yield passed
     finally:

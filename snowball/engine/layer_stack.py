@@ -220,6 +220,12 @@ class LayerStack:
         if unit.part is not Part.LAYER:
             self.sublayer(unit.layer, unit.part)
 
+    def module(self, unit: Unit) -> nn.Module:
+        """The module of a layer or sublayer; raises as `sublayer`."""
+        if unit.part is Part.LAYER:
+            return self.layers[unit.layer]
+        return self.sublayer(unit.layer, unit.part)
+
     def sublayer(self, layer: int, part: Part) -> nn.Module:
         """The module of a sublayer.
 

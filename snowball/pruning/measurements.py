@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from snowball.engine.ablation import AblationEngine, ItemAnswers
 from snowball.engine.layer_pass import ItemAblation
@@ -143,6 +143,11 @@ class Measurements:
             ],
             dtype=np.float64,
         )
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " items"]:
+        """How many tokens the row of each item has."""
+        return np.array([_row_tokens(self._item(place)) for place in range(len(self))])
 
     def key(self, task: ScoredTask) -> Key:
         """Under which the store keeps the answers to a task."""

@@ -39,7 +39,8 @@ class Partial:
 class Comparison:
     """The totals of the sets that were run on all items, and where the others were dropped.
 
-    Every set whose total is least, ties included, is among `totals`.
+    Every set that is one of the best k is among `totals`, k being the number of leaders, and so is
+    every one that ties with the last of them.
     """
 
     totals: dict[Removal, float]
@@ -59,26 +60,29 @@ class Comparison:
 
 
 def least_loss(
-    sets: Sequence[Removal], leader: Removal, items: int, losses: Losses, order: Order
+    sets: Sequence[Removal], leaders: Sequence[Removal], items: int, losses: Losses, order: Order
 ) -> Comparison:
-    """Compares sets on the items 0 .. items - 1, dropping those that cannot be the best.
+    """Compares sets on the items 0 .. items - 1, dropping those that cannot be among the best k.
 
-    `leader` is one of the sets, run on all items first: the better it is, the sooner others drop.
+    `leaders` are k of the sets, run on all items first: the better, the sooner others drop. A set
+    is dropped once it has lost more than the worst of them in all.
 
     Raises:
         ValueError: a loss is negative or not a number.
     """
-    whole = _checked(losses([leader], range(items)))[0]  # [items]
-    bound = math.fsum(whole)
-    found = {one: _Sum() for one in sets if one != leader}
+    whole = _checked(losses(leaders, range(items)))  # [leaders, items]
+    totals = {one: math.fsum(row) for one, row in zip(leaders, whole, strict=True)}
+    worst = max(range(len(leaders)), key=lambda place: totals[leaders[place]])
+    bound, of_worst = totals[leaders[worst]], whole[worst]
+    found = {one: _Sum() for one in sets if one not in totals}
     live = list(found)
-    for chunk in _chunks(order(whole), fewest=_first_chance(whole, bound)):
+    for chunk in _chunks(order(of_worst), fewest=_first_chance(of_worst, bound)):
         if not live:
             break
         for one, row in zip(live, _checked(losses(live, chunk)), strict=True):
             found[one].add(row)
         live = [one for one in live if found[one].total <= bound]
-    totals = {leader: bound} | {one: found[one].total for one in live}
+    totals |= {one: found[one].total for one in live}
     dropped = {
         one: Partial(partial.total, partial.items)
         for one, partial in found.items()

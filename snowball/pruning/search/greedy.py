@@ -1,0 +1,88 @@
+"""Greedy search: remove what costs least, measure all that is left, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from snowball.engine.removal import INTACT, Removal, Unit
+from snowball.progress import Advance
+from snowball.pruning.objective import Objective
+from snowball.pruning.ordered_dropping import Comparison
+from snowball.pruning.search.ranking import Allows, allowed, step_of
+from snowball.pruning.search.step import Considered, Step
+from snowball.pruning.tie_rules import TieRule
+
+# Before the first step, candidates are ranked on so many items, to guess a good leader.
+_PROBED_ITEMS = 16
+# States are kept where they enter the likeliest next removals.
+_LIKELIEST = 4
+_SAMPLE_SEED = 0
+
+# Whether a set may still be taken, once it is known to be the best of its size.
+Keeps = Callable[[Removal], bool]
+
+
+def greedy(
+    objective: Objective,
+    units: Sequence[Unit],
+    allows: Allows,
+    rule: TieRule,
+    keeps: Keeps = lambda removed: True,
+    advance: Advance = lambda amount: None,
+) -> list[Step]:
+    """Removes the unit whose removal gives the least loss, and so on while budget is left.
+
+    Each step takes what full evaluation of all candidates would take, ties included: candidates are
+    dropped only once they cannot be the best (`ordered_dropping`). States are kept from one step
+    to the next (`StateCache`).
+    """
+    steps: list[Step] = []
+    gone: Removal = INTACT
+    likeliest = _probe(objective, allowed(units, gone, allows))
+    while left := allowed(units, gone, allows):
+        sets = [gone | {unit} for unit in left]
+        guesses = [gone | {unit} for unit in likeliest if unit in left]
+        _keep_states(objective, likeliest, left)
+        found = objective.compare(sets, guesses[:1] or sets[-1:])
+        chosen = {one: objective.best(found.best, one) for one in TieRule}
+        (unit,) = chosen[rule] - gone
+        if not keeps(chosen[rule]):
+            break
+        value = objective.value(chosen[rule])
+        considered = tuple(_considered(objective, one, gone, found) for one in sets)
+        steps.append(step_of(unit, gone, value, found.best, chosen, considered))
+        likeliest = _units(found.ranking(), gone, without=unit)
+        gone |= {unit}
+        advance(1)
+    return steps
+
+
+def _probe(objective: Objective, units: Sequence[Unit]) -> list[Unit]:
+    """The units in the order of their loss on a few items."""
+    count = min(_PROBED_ITEMS, len(objective.measured))
+    chosen = np.random.default_rng(_SAMPLE_SEED).choice(len(objective.measured), count, False)
+    sets = [frozenset({unit}) for unit in units]
+    if not sets:
+        return []
+    losses = objective.losses(sets, sorted(chosen.tolist())).sum(1)  # [sets]
+    return [units[place] for place in np.argsort(losses, kind="stable")]
+
+
+def _keep_states(objective: Objective, likeliest: Sequence[Unit], left: Sequence[Unit]) -> None:
+    layers = [unit.layer for unit in likeliest if unit in left]
+    objective.measured.states.keep(layers[:_LIKELIEST])
+
+
+def _units(sets: Sequence[Removal], gone: Removal, without: Unit) -> list[Unit]:
+    return [unit for one in sets for unit in one - gone if unit != without]
+
+
+def _considered(
+    objective: Objective, removed: Removal, gone: Removal, found: Comparison
+) -> Considered:
+    (unit,) = removed - gone
+    if removed in found.dropped:
+        return Considered(str(unit), None, found.dropped[removed].items)
+    return Considered(str(unit), objective.value(removed), len(objective.measured))
