@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ import torch
 from snowball.engine.layer_pass import AblationError, ItemAblation, ItemAnswers, Pass
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.packing import Row, batch_rows, group_bundles, pack_row, plain_rows
-from snowball.engine.removal import INTACT, Removal, Unit, plan_removals
+from snowball.engine.removal import INTACT, Plan, Removal, Unit, plan_removals
 from snowball.engine.self_check_result import RowLayout
 from snowball.engine.state_cache import StateCache
 from snowball.tasks.item import Item
@@ -33,6 +33,14 @@ ACCELERATOR_TOKEN_BUDGET = 32768
 
 
 _Found = TypeVar("_Found", bound=ItemAnswers)
+
+
+@dataclass
+class Work:
+    """What an engine and its copies have run: layers by tokens, and unembedded states."""
+
+    layer_tokens: int = 0
+    reads: int = 0
 
 
 class AblationEngine:
@@ -66,6 +74,7 @@ class AblationEngine:
         packs = self.stack.takes_any_mask or layout is not RowLayout.PACKED
         self.layout = layout if packs else RowLayout.SEPARATE
         self.token_budget = token_budget or default_token_budget(model.device)
+        self.work = Work()
 
     def with_removals(
         self, removals: Sequence[Removal], reference: Removal = INTACT
@@ -90,6 +99,7 @@ class AblationEngine:
             batch = self.enter(items, rows)
             for layer in range(self.stack.depth):
                 batch.advance(layer)
+            self._count(self.plan, rows)
             return batch.finish()
 
         return self._run(items, through_all_layers)
@@ -126,7 +136,13 @@ class AblationEngine:
             }
             batch.advance(layer, joining)
             states.record(layer + 1, batch, rows)
+        self._count(plan, rows)
         return batch.answers()
+
+    def _count(self, plan: Plan, rows: Sequence[Row]) -> None:
+        self.work.layer_tokens += plan.layer_runs * sum(map(len, rows))
+        read = sum(len({target.position for target in row.targets}) for row in rows)
+        self.work.reads += len(plan.removals) * read
 
     @torch.inference_mode()
     def _run(

@@ -30,6 +30,7 @@ class StateCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.bytes = 0
+        self.most_bytes = 0
         self._kept_layers: frozenset[int] = frozenset()
         self._states: dict[tuple[int, Removal], dict[_Tokens, Float[Tensor, "length hidden"]]] = {}
 
@@ -79,6 +80,7 @@ class StateCache:
                 if _tokens(row) not in kept and self.bytes + state.nbytes <= self.limit:
                     kept[_tokens(row)] = state.to("cpu", copy=True)
                     self.bytes += state.nbytes
+                    self.most_bytes = max(self.most_bytes, self.bytes)
 
     def _of(self, layer: int, removal: Removal) -> Mapping[_Tokens, Tensor]:
         return self._states.get((layer, units_below(removal, layer)), {})

@@ -38,20 +38,13 @@ class MeasurementError(SnowballError):
 
 
 @dataclass
-class Work:
-    """What has been run: answers of one set to one item, and layers passed by tokens."""
-
-    answers: int = 0
-    layer_tokens: int = 0
-
-
-@dataclass
 class Measurements:
     """Sets of removed units on the items of some tasks, which are numbered one after the other.
 
     `require` measures what the store lacks; the other methods read. A random sample of the items is
     recomputed alone, by true deletion. With `with_kl` the KL divergence from the intact model is
-    measured too. `states`: kept from one call to the next.
+    measured too. `states`: kept from one call to the next. `answers`: of one set to one item each,
+    as many as were run.
 
     Raises:
         MeasurementError: a task of generated answers.
@@ -66,7 +59,7 @@ class Measurements:
     token_budget: int | None = None
     with_kl: bool = False
     states: StateCache = field(default_factory=lambda: StateCache(0))
-    work: Work = field(default_factory=Work)
+    answers: int = 0
 
     def __post_init__(self) -> None:
         self.scored = [_scored(task) for task in self.tasks]
@@ -235,7 +228,7 @@ class Measurements:
             for metric, values in found.values.items():
                 for one, value in zip(sets, values, strict=True):
                     self.known(metric, one)[place] = value
-        self.work.answers += len(sets) * len(places)
+        self.answers += len(sets) * len(places)
 
     def _recompute(
         self, number: int, index: int, sets: Sequence[Removal], found: ItemAnswers

@@ -1,0 +1,188 @@
+"""Which units a method removes, and the steps that lead there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from snowball import criteria
+from snowball.engine.removal import INTACT, Removal, Unit, parse_removal, removal_name
+from snowball.progress import Advance
+from snowball.pruning.criteria.accuracy import Accuracy
+from snowball.pruning.criteria.angular_block import angular_blocks
+from snowball.pruning.criteria.cosine import Cosine
+from snowball.pruning.criteria.last_n import LastN
+from snowball.pruning.criteria.magnitude import Magnitude
+from snowball.pruning.criteria.random_order import RandomOrder
+from snowball.pruning.criteria.taylor import Taylor
+from snowball.pruning.measurements import ANSWER, Measurements
+from snowball.pruning.method import Method, Search
+from snowball.pruning.objective import Objective
+from snowball.pruning.objectives import OBJECTIVES
+from snowball.pruning.search.beam import beam
+from snowball.pruning.search.evolutionary import Evolution, evolutionary
+from snowball.pruning.search.exact import exact
+from snowball.pruning.search.greedy import greedy
+from snowball.pruning.search.ranking import Ranking, greedy_ranking, one_shot
+from snowball.pruning.search.step import Considered, Step
+from snowball.pruning.search.swap import swap
+from snowball.pruning.tie_rules import TieRule, in_order
+from snowball.pruning.units import Budget, BudgetError, candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The set that is removed, the sets on the way to it, and the steps between them.
+
+    A search of whole sets has no steps: its path leads from the intact model to the set at once.
+    """
+
+    removed: Removal
+    path: tuple[Removal, ...]
+    steps: tuple[Step, ...]
+
+
+class Chooser:
+    """One method on one model's calibration items, under any tie rule.
+
+    Raises:
+        BudgetError: a protected layer that the model lacks, a budget that the search cannot have.
+        ObjectiveError: the items say nothing of the criterion.
+    """
+
+    def __init__(
+        self,
+        measured: Measurements,
+        method: Method,
+        budget: Budget,
+        advance: Advance = lambda amount: None,
+    ) -> None:
+        self.measured = measured
+        self.method = method
+        self.budget = budget
+        self._advance = advance
+        stack = measured.engine.stack
+        self.units = candidates(stack.depth, method.unit, method.protect)
+        self.sizes = {
+            unit: sum(p.numel() for p in stack.module(unit).parameters()) for unit in self.units
+        }
+        self._total = stack.layer_parameters()
+        kind = OBJECTIVES.get(method.criterion.name)
+        self._objective = None if kind is None else kind(measured, advance)
+        self._check_budget()
+
+    def choose(self, rule: TieRule) -> Choice:
+        """What the method removes, where `rule` breaks its ties."""
+        if self.method.criterion == criteria.ANGULAR_BLOCK:
+            return self._block(rule)
+        if self.method.search is Search.ONE_SHOT:
+            return _along(one_shot(self._values(), self._allows, rule, self._likelihood))
+        if self.method.search is Search.GREEDY:
+            return _along(self._greedy(rule))
+        return self._set(self.objective, rule)
+
+    @property
+    def objective(self) -> Objective:
+        """What the search minimises."""
+        assert self._objective is not None, "the method compares sets"
+        return self._objective
+
+    @property
+    def _ranking(self) -> Ranking:
+        name, stack = self.method.criterion.name, self.measured.engine.stack
+        rankings: dict[str, Ranking] = {
+            criteria.COSINE.name: Cosine(self.measured),
+            criteria.COSINE_LAST.name: Cosine(self.measured, last_token=True),
+            criteria.TAYLOR.name: Taylor(self.measured),
+            criteria.TAYLOR_FUNCTION.name: Taylor(self.measured, of_update=True),
+            criteria.MAGNITUDE.name: Magnitude(stack),
+            criteria.LAST_N.name: LastN(stack.depth),
+            criteria.RANDOM.name: RandomOrder(self.method.seed),
+        }
+        return rankings[name]
+
+    def _values(self) -> dict[Unit, float]:
+        if self._objective is None:
+            return dict(self._ranking.values(INTACT, self.units))
+        totals = self._objective.totals([frozenset({unit}) for unit in self.units])
+        return {unit: totals[frozenset({unit})] for unit in self.units}
+
+    def _greedy(self, rule: TieRule) -> list[Step]:
+        if self._objective is None:
+            return greedy_ranking(self._ranking, self.units, self._allows, rule, self._likelihood)
+        return greedy(self._objective, self.units, self._allows, rule, self._keeps)
+
+    def _set(self, objective: Objective, rule: TieRule) -> Choice:
+        assert self.budget.count is not None
+        search, count = self.method.search, self.budget.count
+        if search is Search.BEAM:
+            found = beam(objective, self.units, count, self.method.width, rule)[0]
+        elif search is Search.EVOLUTIONARY:
+            settings = Evolution(self.method.seed, self.method.generations)
+            found = evolutionary(objective, self.units, count, settings)
+        else:
+            start = _along(greedy(objective, self.units, self._allows, rule)).removed
+            found = (swap if search is Search.SWAP else exact)(objective, self.units, start, rule)
+        return Choice(found, (INTACT, found), ())
+
+    def _block(self, rule: TieRule) -> Choice:
+        assert self.budget.count is not None
+        kept = {unit for unit in self.units}
+        values = angular_blocks(self.measured, self.budget.count)
+        values = {block: value for block, value in values.items() if block <= kept}
+        if not values:
+            raise BudgetError(f"no {self.budget.count} consecutive layers may be removed")
+        least = min(values.values())
+        ties = [block for block, value in values.items() if value == least]
+        chosen = {one: in_order(ties, one, self._likelihood)[0] for one in TieRule}
+        removed, name = chosen[rule], removal_name(chosen[rule])
+        step = Step(
+            unit=name,
+            removed=name,
+            value=least,
+            ties=tuple(map(removal_name, ties)) if len(ties) > 1 else (),
+            other_rules={one.value: removal_name(block) for one, block in chosen.items()},
+            considered=tuple(Considered(removal_name(b), value) for b, value in values.items()),
+        )
+        return Choice(removed, (INTACT, removed), (step,))
+
+    def _allows(self, removed: Removal) -> bool:
+        # Something must stay.
+        return len(removed) < self.measured.engine.stack.depth and self.budget.allows(
+            removed, self.sizes, self._total
+        )
+
+    def _keeps(self, removed: Removal) -> bool:
+        if self.budget.keep is None:
+            return True
+        assert isinstance(self._objective, Accuracy)
+        return self._objective.kept(removed) >= self.budget.keep
+
+    def _likelihood(self, removed: Removal) -> float:
+        self.measured.require([removed])
+        return float(self.measured.values(ANSWER, [removed]).mean())
+
+    def _check_budget(self) -> None:
+        if self.budget.keep is not None and not (
+            isinstance(self._objective, Accuracy) and self.method.search is Search.GREEDY
+        ):
+            raise BudgetError(
+                "a share of the accuracy is kept by greedy search with the criterion accuracy only"
+            )
+        stepwise = self.method.search in (Search.ONE_SHOT, Search.GREEDY)
+        whole = not stepwise or self.method.criterion == criteria.ANGULAR_BLOCK
+        if whole and self.budget.count is None:
+            raise BudgetError(
+                f"{self.budget.text}: {self.method.search} of {self.method.criterion.name} removes "
+                "a number of units; write a number (8) or a share of them (25%)"
+            )
+        if self.budget.count is not None and self.budget.count > len(self.units):
+            raise BudgetError(
+                f"{self.budget.count} units are to be removed, but only {len(self.units)} are not "
+                "protected"
+            )
+
+
+def _along(steps: Sequence[Step]) -> Choice:
+    path = (INTACT, *(parse_removal(step.removed) for step in steps))
+    return Choice(path[-1], path, tuple(steps))

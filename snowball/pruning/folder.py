@@ -1,0 +1,281 @@
+"""A pruning into a folder, which goes on where it was interrupted; and what the folder holds.
+
+model = load_pretrained("checkpoints/smollm2-135m-instruct.gguf")
+calibration = read_tasks(model, ["questions.jsonl:train"])
+evaluation = read_tasks(model, ["questions.jsonl:test"])
+document = run_pruning(model, calibration, evaluation, "runs/pruned", remove="25%")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snowball.dtypes import DType
+from snowball.engine.cost import matmul_rate
+from snowball.engine.removal import INTACT, Removal, removal_name
+from snowball.engine.self_check import check_engine
+from snowball.engine.self_check_result import StandingCheckResult
+from snowball.engine.state_cache import StateCache
+from snowball.errors import SnowballError
+from snowball.files import make_folder, refuse_file, write_text
+from snowball.pretrained.loading import device_name
+from snowball.progress import Progress, silent
+from snowball.provenance import provenance
+from snowball.pruning.choice import Choice, Chooser
+from snowball.pruning.criteria.random_order import RandomOrder
+from snowball.pruning.document import (
+    STORE,
+    Cost,
+    MethodRecord,
+    PrunedModel,
+    PruningDocument,
+    write_pruning,
+)
+from snowball.pruning.figures import plot_all
+from snowball.pruning.measurements import Measurements
+from snowball.pruning.method import Method, Search
+from snowball.pruning.objectives import OBJECTIVES
+from snowball.pruning.operations import most_operations, obvious_operations, operations
+from snowball.pruning.overlap import refuse_overlap
+from snowball.pruning.page import write_page
+from snowball.pruning.tables import steps_csv, tasks_csv
+from snowball.pruning.task_results import RESAMPLES, task_results
+from snowball.pruning.tie_rules import TieRule
+from snowball.pruning.units import Budget, candidates, read_budget, read_kept
+from snowball.results.store import Store
+from snowball.tasks.reading import check_names
+from snowball.tasks.task import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from snowball.pretrained.loading import Pretrained
+
+STEPS, TASKS = "steps.csv", "tasks.csv"
+GIBIBYTE = 2**30
+# Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.
+_USUAL_SHARE = 0.6
+
+
+class PruningError(SnowballError):
+    """A pruning that has nothing to be guided or judged by."""
+
+
+def run_pruning(
+    model: Pretrained,
+    calibration: Sequence[Task],
+    evaluation: Sequence[Task],
+    folder: str | Path,
+    method: Method | None = None,
+    *,
+    remove: str = "25%",
+    keep: str | None = None,
+    random_sets: int = 20,
+    memory: float = 1.0,
+    token_budget: int | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
+    progress: Progress = silent,
+) -> PruningDocument:
+    """Chooses what to remove on calibration items, and judges it on others; writes all to a folder.
+
+    `method`: by default greedy search by accuracy over layers. `remove`: a number of units ("8"), a
+    share of them ("25%"), or of the parameters of all layers ("parameters:25%"); or instead `keep`:
+    as much as leaves this share ("95%") of the accuracy above chance. `random_sets`: so many random
+    sets as large as the one chosen are evaluated beside it. `memory`: GiB for states that are kept
+    from one step to the next. `token_budget`: tokens in one layer call.
+
+    Every answer is in `results.sqlite` as soon as it is computed, and what is there is not measured
+    again: after an interruption the same call goes on. Besides, the folder gets `prune.json`, which
+    `read_pruning` reads, two tables (CSV), figures and a page.
+
+    Raises:
+        PruningError: no tasks to calibrate on, or none to evaluate on.
+        TaskError, MeasurementError: two tasks of one name, or one whose answers are generated.
+        OverlapError: an item is calibrated on and evaluated on.
+        BudgetError, MethodError, ObjectiveError: the method cannot choose so much, or not by these
+            items: accuracy says nothing of a model that is not above chance.
+        SelfCheckError: the engine disagrees with true deletion of layers.
+        AblationError, ActivationError, GradientError: an item too long for the model, a value that
+            is NaN or infinite, too little memory.
+        FileError, StoreError: a file cannot be written, or is another program's.
+    """
+    started = time.monotonic()
+    folder, method = Path(folder), method or Method()
+    refuse_file(folder)
+    _check_tasks(calibration, evaluation)
+    depth = int(model.model.config.get_text_config().num_hidden_layers)
+    budget = read_budget(remove, depth) if keep is None else read_kept(keep)
+    with progress("checking the engine against true deletion", 1, "checks") as advance:
+        singles = [frozenset({unit}) for unit in candidates(depth, method.unit)]
+        checked = check_engine(model.model, [*calibration, *evaluation], singles, token_budget)
+        advance(1)
+    make_folder(folder)
+    with Store(folder / STORE) as store:
+        run = store.begin_run(provenance())
+        objective = OBJECTIVES.get(method.criterion.name)
+        states = StateCache(int(memory * GIBIBYTE))
+        measured = Measurements(
+            model,
+            calibration,
+            store,
+            run,
+            checked,
+            token_budget,
+            with_kl=objective is not None and objective.with_kl,
+            states=states,
+        )
+        judged = Measurements(model, evaluation, store, run, checked, token_budget)
+        with progress("choosing", 1, "sets") as advance:
+            chooser = Chooser(measured, method, budget)
+            tell(_estimate(chooser))
+            begun = time.monotonic()
+            choice = chooser.choose(method.tie_rule)
+            cost = _cost(chooser, choice, time.monotonic() - begun)
+            others = _under_other_rules(chooser, choice)
+        sets = [*choice.path, *(one for one in others.values() if one not in choice.path)]
+        random = _random_sets(chooser, choice, random_sets)
+        sample = list(dict.fromkeys([*sets, *random]))
+        total = len(sample) * (len(measured) + len(judged))
+        with progress("evaluating", total, "answers") as advance:
+            for items in (measured, judged):
+                items.require(sample, advance=advance)
+        document = PruningDocument(
+            model=_model(model, chooser),
+            method=_record(method, budget),
+            removed=removal_name(choice.removed),
+            path=tuple(map(removal_name, choice.path)),
+            steps=choice.steps,
+            other_tie_rules={rule.value: removal_name(one) for rule, one in others.items()},
+            left_parameters=_left_parameters(model, chooser, choice),
+            calibration=task_results(measured, sets, random, method.seed),
+            evaluation=task_results(judged, sets, random, method.seed),
+            cost=cost,
+            self_check=checked,
+            standing_check=_together(measured.standing_check(), judged.standing_check()),
+            resamples=RESAMPLES,
+            provenance={**provenance(), "transformers": version("transformers")},
+            time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            seconds=time.monotonic() - started,
+        )
+    _write(folder, document)
+    return document
+
+
+def _check_tasks(calibration: Sequence[Task], evaluation: Sequence[Task]) -> None:
+    for name, tasks in (("calibrate", calibration), ("evaluate", evaluation)):
+        if not tasks:
+            raise PruningError(f"no tasks to {name} on: give at least one, as read_tasks returns")
+        check_names(tasks)
+    refuse_overlap(calibration, evaluation)
+
+
+def _estimate(chooser: Chooser) -> str:
+    """An upper bound of the time, from the rate of one matrix product."""
+    measured, method, count = chooser.measured, chooser.method, chooser.budget.count
+    items = f"{len(measured):,} calibration items"
+    if not method.by_removal or method.search not in (Search.GREEDY, Search.ONE_SHOT):
+        return f"{method.criterion.label}, {method.search}, on {items}."
+    steps = 1 if method.search is Search.ONE_SHOT else count or len(chooser.units)
+    rate = matmul_rate(measured.engine.stack, measured.engine.token_budget)
+    seconds = most_operations(measured, chooser.units, steps) / rate / _USUAL_SHARE
+    return (
+        f"{method.criterion.label}, {method.search}, on {items}: at most {steps} steps over "
+        f"{len(chooser.units)} units, at most {duration(seconds)}; less where units are dropped "
+        f"early. Kept states take at most {measured.states.limit / GIBIBYTE:.1f} GiB."
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _under_other_rules(chooser: Chooser, choice: Choice) -> dict[TieRule, Removal]:
+    """The sets that the whole search ends with under each rule for ties."""
+    if chooser.method.search is Search.EVOLUTIONARY:
+        return {}
+    mine = chooser.method.tie_rule
+    if not any(step.ties for step in choice.steps) and choice.steps:
+        return dict.fromkeys(TieRule, choice.removed)
+    return {rule: chooser.choose(rule).removed for rule in TieRule if rule != mine} | {
+        mine: choice.removed
+    }
+
+
+def _random_sets(chooser: Chooser, choice: Choice, count: int) -> list[Removal]:
+    """Random sets as large as the one that was chosen, one for each seed."""
+    size = len(choice.removed)
+    orders = [RandomOrder(seed).values(INTACT, chooser.units) for seed in range(count)]
+    return [frozenset(sorted(values, key=values.__getitem__)[:size]) for values in orders]
+
+
+def _cost(chooser: Chooser, choice: Choice, seconds: float) -> Cost:
+    measured = chooser.measured
+    answers, obvious = obvious_operations(measured, chooser.units, choice.path)
+    return Cost(
+        answers=measured.answers,
+        all_answers=answers,
+        operations=operations(measured.engine, measured.engine.work),
+        obvious_operations=obvious,
+        seconds=seconds,
+        kept_states_bytes=measured.states.most_bytes,
+    )
+
+
+def _model(model: Pretrained, chooser: Chooser) -> PrunedModel:
+    return PrunedModel(
+        name=model.name,
+        sha256=model.sha256,
+        source=model.source,
+        layers=chooser.measured.engine.stack.depth,
+        dtype=DType.of(model.model.dtype).value,
+        device=model.device,
+        device_name=device_name(model.model.device),
+        parameters=sum(p.numel() for p in model.model.parameters()),
+    )
+
+
+def _record(method: Method, budget: Budget) -> MethodRecord:
+    settings: dict[str, object] = {}
+    if method.search is Search.BEAM:
+        settings["width"] = method.width
+    if method.search is Search.EVOLUTIONARY:
+        settings["generations"] = method.generations
+    return MethodRecord(
+        criterion=method.criterion.name,
+        search=method.search.value,
+        unit=method.unit.value,
+        budget=budget.text,
+        protected=tuple(method.protect),
+        tie_rule=method.tie_rule.value,
+        seed=method.seed,
+        settings=settings,
+    )
+
+
+def _left_parameters(model: Pretrained, chooser: Chooser, choice: Choice) -> float:
+    every = sum(p.numel() for p in model.model.parameters())
+    return 1 - sum(chooser.sizes[unit] for unit in choice.removed) / every
+
+
+def _together(one: StandingCheckResult, other: StandingCheckResult) -> StandingCheckResult:
+    return StandingCheckResult(
+        one.items + other.items,
+        one.comparisons + other.comparisons,
+        max(one.worst, other.worst),
+        one.seed,
+    )
+
+
+def _write(folder: Path, document: PruningDocument) -> None:
+    write_pruning(folder, document)
+    write_text(folder / STEPS, steps_csv(document))
+    write_text(folder / TASKS, tasks_csv(document))
+    plot_all(document, folder)
+    write_page(folder)

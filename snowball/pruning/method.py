@@ -1,0 +1,116 @@
+"""How units are chosen: a criterion, a search, a kind of unit, a budget. Checked without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from snowball import criteria
+from snowball.criteria import Criterion, criterion_of
+from snowball.engine.removal import Part
+from snowball.errors import SnowballError
+from snowball.pruning.tie_rules import TieRule
+
+# Ratios and signed changes are no order of importance, and states of several tasks no criterion.
+CRITERIA = (
+    criteria.RELEVANCE,
+    criteria.LIKELIHOOD,
+    criteria.PERPLEXITY,
+    criteria.KL,
+    criteria.COSINE,
+    criteria.COSINE_LAST,
+    criteria.ANGULAR_BLOCK,
+    criteria.TAYLOR,
+    criteria.TAYLOR_FUNCTION,
+    criteria.MAGNITUDE,
+    criteria.LAST_N,
+    criteria.RANDOM,
+)
+
+
+class Search(StrEnum):
+    """ONE_SHOT: the criterion of the intact model decides all. GREEDY: it is taken again after each
+    removal. The others compare sets, by what is measured without them.
+    """
+
+    ONE_SHOT = "one-shot"
+    GREEDY = "greedy"
+    BEAM = "beam"
+    SWAP = "swap"
+    EVOLUTIONARY = "evolutionary"
+    EXACT = "exact"
+
+
+_Named = TypeVar("_Named", bound=StrEnum)
+
+
+class MethodError(SnowballError):
+    """A criterion, a search and a unit that do not go together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How units are chosen.
+
+    `protect`: layers that stay, counted from the end if negative. `width`: sets that a beam keeps.
+    `generations` of an evolutionary search, its own number by default. `seed`: of a random order
+    and of evolution.
+
+    Raises:
+        MethodError, CriterionError: they do not go together, or are none.
+    """
+
+    criterion: Criterion = criteria.RELEVANCE
+    search: Search = Search.GREEDY
+    unit: Part = Part.LAYER
+    protect: Sequence[int] = ()
+    tie_rule: TieRule = TieRule.LIKELIHOOD
+    width: int = 4
+    generations: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise MethodError(
+                f"{self.criterion.name} is no order in which to remove; criteria of pruning are "
+                f"{', '.join(one.name for one in CRITERIA)}"
+            )
+        if self.search not in (Search.ONE_SHOT, Search.GREEDY) and not self.by_removal:
+            raise MethodError(
+                f"{self.criterion.name} is read off one model and compares no sets: search "
+                f"{Search.ONE_SHOT} or {Search.GREEDY}, or choose a criterion that is measured by "
+                "removing"
+            )
+        if self.criterion == criteria.ANGULAR_BLOCK and (
+            self.search is not Search.ONE_SHOT or self.unit is not Part.LAYER
+        ):
+            raise MethodError("a block of layers is removed at once: whole layers, search one-shot")
+        if self.criterion == criteria.COSINE_LAST and self.unit is not Part.LAYER:
+            raise MethodError("cosine_last is a criterion of whole layers")
+
+    @property
+    def by_removal(self) -> bool:
+        """Whether the criterion is measured by removing units."""
+        return self.criterion.evidence == "removals"
+
+
+def read_method(
+    criterion: str = "accuracy", search: str | None = None, unit: str = "layer", **settings: Any
+) -> Method:
+    """A method by names; the search is greedy for accuracy, as in its source, else one-shot.
+
+    Raises:
+        MethodError, CriterionError: they do not go together, or are none.
+    """
+    record = criterion_of(criterion)
+    usual = Search.GREEDY if record == criteria.RELEVANCE else Search.ONE_SHOT
+    chosen = usual if search is None else _of(Search, search)
+    return Method(record, chosen, _of(Part, unit), **settings)
+
+
+def _of(kind: type[_Named], name: str) -> _Named:
+    if name not in set(kind):
+        raise MethodError(f"{name!r} is none of {', '.join(kind)}")
+    return kind(name)
