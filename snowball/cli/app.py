@@ -10,6 +10,7 @@ from snowball.cli import audit as cli_audit
 from snowball.cli import build as cli_build
 from snowball.cli import certificate as cli_certificate
 from snowball.cli import check as cli_check
+from snowball.cli import prune as cli_prune
 from snowball.cli import suite as cli_suite
 from snowball.cli.exit_status import MEANINGS
 from snowball.cli.terminal import say
@@ -55,6 +56,7 @@ for command in (
     cli_certificate.verify,
     cli_audit.audit,
     cli_audit.report,
+    cli_prune.prune,
     cli_suite.suite,
     cli_suite.grade,
 ):

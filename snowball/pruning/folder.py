@@ -135,6 +135,7 @@ def run_pruning(
             begun = time.monotonic()
             choice = chooser.choose(method.tie_rule)
             cost = _cost(chooser, choice, time.monotonic() - begun)
+            _check_choice(choice, budget)
             others = _under_other_rules(chooser, choice)
         sets = [*choice.path, *(one for one in others.values() if one not in choice.path)]
         random = _random_sets(chooser, choice, random_sets)
@@ -171,6 +172,11 @@ def _check_tasks(calibration: Sequence[Task], evaluation: Sequence[Task]) -> Non
             raise PruningError(f"no tasks to {name} on: give at least one, as read_tasks returns")
         check_names(tasks)
     refuse_overlap(calibration, evaluation)
+
+
+def _check_choice(choice: Choice, budget: Budget) -> None:
+    if choice.removed == INTACT:
+        raise PruningError(f"nothing can be removed within {budget.text}: allow more")
 
 
 def _estimate(chooser: Chooser) -> str:

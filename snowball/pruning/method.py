@@ -110,6 +110,11 @@ def read_method(
     return Method(record, chosen, _of(Part, unit), **settings)
 
 
+def read_tie_rule(name: str) -> TieRule:
+    """The tie rule of that name; raises MethodError if there is none."""
+    return _of(TieRule, name)
+
+
 def _of(kind: type[_Named], name: str) -> _Named:
     if name not in set(kind):
         raise MethodError(f"{name!r} is none of {', '.join(kind)}")

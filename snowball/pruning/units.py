@@ -93,6 +93,24 @@ def read_kept(text: str) -> Budget:
     return Budget(f"keep {text}", keep=float(match[2]) / 100)
 
 
+def check_amounts(remove: str | None, keep: str | None) -> None:
+    """Refuses what says nothing for any model, and both amounts at once.
+
+    Raises:
+        BudgetError: two amounts, or one that cannot be read.
+    """
+    if remove is not None and keep is not None:
+        raise BudgetError("give an amount to remove or a share of the accuracy to keep, not both")
+    if keep is not None:
+        read_kept(keep)
+    elif remove is not None and not _COUNT.fullmatch(remove):
+        read_budget(remove, _ENOUGH_UNITS)
+
+
+# A share of so many units is at least one of them, and not all.
+_ENOUGH_UNITS = 10**6
+
+
 def _checked(text: str, count: int, units: int) -> Budget:
     if not 1 <= count < units:
         raise BudgetError(

@@ -71,7 +71,10 @@ def write_inputs(folder: Path) -> Path:
     byte_tokenizer().save_pretrained(folder / "model")
     write(folder / "train.jsonl", rows(model, CALIBRATION))
     write(folder / "test.jsonl", rows(model, EVALUATION))
-    write(folder / "text.jsonl", [{"text": f"{place} is the {t}."} for place in PLACES for t in THINGS])
+    write(
+        folder / "text.jsonl",
+        [{"text": f"{place} is the {t}."} for place in PLACES for t in THINGS],
+    )
     return folder
 
 

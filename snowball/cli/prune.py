@@ -1,0 +1,168 @@
+"""`snowball prune`: choose what to remove of a model, and judge what is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snowball.cli.interrupts import resumable
+from snowball.cli.terminal import out as console
+from snowball.cli.terminal import progress_bar, refusals, say
+from snowball.dtypes import DType
+from snowball.files import refuse_file
+
+
+def prune(
+    model: Annotated[
+        str,
+        typer.Argument(help="Hub name, checkpoint folder, counterexample folder, or GGUF file."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Run folder; a pruning that was interrupted there goes on.")
+    ],
+    calibration: Annotated[
+        list[str],
+        typer.Option(
+            help="Task that chooses: JSONL file, FILE:SPLIT, or lm-eval:NAME. Repeatable."
+        ),
+    ],
+    evaluation: Annotated[
+        list[str],
+        typer.Option(help="Task that judges, of other items. Repeatable."),
+    ],
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="accuracy, likelihood, perplexity, kl, cosine, cosine_last, angular_block, "
+            "taylor, taylor_update, magnitude, last_n or random."
+        ),
+    ] = "accuracy",
+    remove: Annotated[
+        str | None,
+        typer.Option(
+            help="A number of units (8), a share of them (25%, the default, rounded down), or of "
+            "the parameters of all layers (parameters:25%)."
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of --remove: as much as leaves this share (95%) of the accuracy above "
+            "chance on the calibration items."
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            help="one-shot, greedy, beam, swap, evolutionary or exact; default greedy for "
+            "accuracy, else one-shot."
+        ),
+    ] = None,
+    unit: Annotated[str, typer.Option(help="layer, attention or mlp.")] = "layer",
+    protect: Annotated[
+        list[int] | None,
+        typer.Option(help="A layer that stays; -1 is the last. Repeatable."),
+    ] = None,
+    tie_rule: Annotated[
+        str,
+        typer.Option(
+            help="Of equally good units: likelihood (what leaves right answers likeliest), lowest "
+            "or highest layer."
+        ),
+    ] = "likelihood",
+    width: Annotated[int, typer.Option(help="Sets that a beam keeps.", min=1)] = 4,
+    generations: Annotated[
+        int | None, typer.Option(help="Of an evolutionary search.", min=1)
+    ] = None,
+    calibration_limit: Annotated[
+        int | None, typer.Option(help="Keep only the first rows of each task.", min=1)
+    ] = None,
+    evaluation_limit: Annotated[
+        int | None, typer.Option(help="Keep only the first rows of each task.", min=1)
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What counts as right in the tasks that have this metric, such as acc_norm; "
+            "default acc."
+        ),
+    ] = None,
+    random_sets: Annotated[
+        int, typer.Option(help="Random sets that are evaluated for comparison.", min=0)
+    ] = 20,
+    memory: Annotated[
+        float, typer.Option(help="GiB for states kept from one step to the next.", min=0)
+    ] = 1.0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[DType, typer.Option(help="Dtype to compute in.")] = DType.float32,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),
+    ] = None,
+    lm_eval_tasks: Annotated[
+        Path | None, typer.Option(help="Folder with lm-eval task files (YAML) of your own.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of a random order, of evolution and of intervals.", min=0)
+    ] = 0,
+) -> None:
+    """Choose layers to remove on some items, and see on others what is left.
+
+    Writes results.sqlite (every answer), prune.json, steps.csv, tasks.csv, figures and report.html.
+    """
+    with refusals(), resumable("the same command goes on with what is not yet measured"):
+        refuse_file(out)
+        from snowball.pruning.method import read_method, read_tie_rule
+        from snowball.pruning.units import check_amounts
+
+        method = read_method(
+            criterion,
+            search,
+            unit,
+            protect=tuple(protect or ()),
+            tie_rule=read_tie_rule(tie_rule),
+            width=width,
+            generations=generations,
+            seed=seed,
+        )
+        check_amounts(remove, keep)
+        from snowball.tasks.reading import check_files
+
+        check_files(calibration, calibration_limit)
+        check_files(evaluation, evaluation_limit)
+        from snowball.model_tasks import read_tasks
+        from snowball.pretrained.loading import load_pretrained
+        from snowball.pruning.folder import run_pruning
+        from snowball.pruning.tables import sheets
+
+        with console.status(f"loading {model}"):
+            loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
+            calibrated, evaluated = (
+                read_tasks(loaded, names, limit=limit, metric=metric, include=lm_eval_tasks)
+                for names, limit in (
+                    (calibration, calibration_limit),
+                    (evaluation, evaluation_limit),
+                )
+            )
+        document = run_pruning(
+            loaded,
+            calibrated,
+            evaluated,
+            out,
+            method,
+            remove=remove or "25%",
+            keep=keep,
+            random_sets=random_sets,
+            memory=memory,
+            token_budget=token_budget,
+            tell=say,
+            progress=progress_bar,
+        )
+        for sheet in sheets(document):
+            console.print(sheet.rich())
+        say(f"Written to {out} in {document.seconds:.0f} s; open {out / 'report.html'}.")
