@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say
 from snowball.dtypes import DType
 from snowball.files import refuse_file
+
+if TYPE_CHECKING:
+    from snowball.pruning.document import PruningDocument
 
 
 def prune(
@@ -95,6 +98,10 @@ def prune(
     memory: Annotated[
         float, typer.Option(help="GiB for states kept from one step to the next.", min=0)
     ] = 1.0,
+    export: Annotated[
+        bool,
+        typer.Option(help="Write the pruned model as a checkpoint, and test it (--no-export)."),
+    ] = True,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[DType, typer.Option(help="Dtype to compute in.")] = DType.float32,
     token_budget: Annotated[
@@ -113,7 +120,8 @@ def prune(
 ) -> None:
     """Choose layers to remove on some items, and see on others what is left.
 
-    Writes results.sqlite (every answer), prune.json, steps.csv, tasks.csv, figures and report.html.
+    Writes results.sqlite (every answer), prune.json, steps.csv, tasks.csv, figures, report.html,
+    and the folder model: a checkpoint that transformers loads, tested before it is there.
     """
     with refusals(), resumable("the same command goes on with what is not yet measured"):
         refuse_file(out)
@@ -159,10 +167,28 @@ def prune(
             keep=keep,
             random_sets=random_sets,
             memory=memory,
+            export=export,
+            revision=revision,
             token_budget=token_budget,
             tell=say,
             progress=progress_bar,
         )
         for sheet in sheets(document):
             console.print(sheet.rich())
+        _say_exported(document, out)
         say(f"Written to {out} in {document.seconds:.0f} s; open {out / 'report.html'}.")
+
+
+def _say_exported(document: PruningDocument, out: Path) -> None:
+    exported = document.exported
+    if exported.acceptance is None:
+        say(f"No checkpoint is written: {exported.reason}")
+        return
+    found = exported.acceptance
+    say(
+        f"{out / 'model'} loads in transformers: {found.items} items have the log-likelihoods that "
+        f"were measured (largest difference {found.worst:.1e} nats a token), {found.prompts} "
+        f"prompts the same {found.tokens} tokens with and without cache."
+    )
+    for tool, recipe in exported.recipes.items():
+        say(f"The same by {tool}:\n{recipe.rstrip()}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import FileError, read_json, write_json
+from snowball.pruning.export.acceptance_result import Acceptance
 from snowball.pruning.search.step import Step
 from snowball.results.intervals import Interval
 from snowball.typed_json import MalformedError, from_json, to_json
@@ -92,6 +93,20 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Exported:
+    """The pruned checkpoint: its folder in the run folder, and what the acceptance test found.
+
+    Where none was written, `reason` says why. `recipes`: by which commands other tools make the
+    same of the source, by their names.
+    """
+
+    folder: str | None
+    acceptance: Acceptance | None
+    reason: str | None
+    recipes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class PruningDocument:
     """Everything that a pruning did and found.
 
@@ -112,6 +127,7 @@ class PruningDocument:
     cost: Cost
     self_check: SelfCheck
     standing_check: StandingCheckResult
+    exported: Exported
     resamples: int
     provenance: Mapping[str, Any]
     time: str

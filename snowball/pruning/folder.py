@@ -30,11 +30,13 @@ from snowball.pruning.criteria.random_order import RandomOrder
 from snowball.pruning.document import (
     STORE,
     Cost,
+    Exported,
     MethodRecord,
     PrunedModel,
     PruningDocument,
     write_pruning,
 )
+from snowball.pruning.exported_model import export_model
 from snowball.pruning.figures import plot_all
 from snowball.pruning.measurements import Measurements
 from snowball.pruning.method import Method, Search
@@ -76,6 +78,8 @@ def run_pruning(
     keep: str | None = None,
     random_sets: int = 20,
     memory: float = 1.0,
+    export: bool = True,
+    revision: str | None = None,
     token_budget: int | None = None,
     tell: Callable[[str], None] = lambda sentence: None,
     progress: Progress = silent,
@@ -86,11 +90,13 @@ def run_pruning(
     share of them ("25%"), or of the parameters of all layers ("parameters:25%"); or instead `keep`:
     as much as leaves this share ("95%") of the accuracy above chance. `random_sets`: so many random
     sets as large as the one chosen are evaluated beside it. `memory`: GiB for states that are kept
-    from one step to the next. `token_budget`: tokens in one layer call.
+    from one step to the next. `export`: whether the pruned model is written, too; `revision` as it
+    was given to `load_pretrained`. `token_budget`: tokens in one layer call.
 
     Every answer is in `results.sqlite` as soon as it is computed, and what is there is not measured
     again: after an interruption the same call goes on. Besides, the folder gets `prune.json`, which
-    `read_pruning` reads, two tables (CSV), figures and a page.
+    `read_pruning` reads, two tables (CSV), figures, a page, and the pruned model as a checkpoint in
+    `model`, in which every item has the log-likelihoods that were measured.
 
     Raises:
         PruningError: no tasks to calibrate on, or none to evaluate on.
@@ -101,6 +107,7 @@ def run_pruning(
         SelfCheckError: the engine disagrees with true deletion of layers.
         AblationError, ActivationError, GradientError: an item too long for the model, a value that
             is NaN or infinite, too little memory.
+        AcceptanceError: the pruned model that was written is not the one that was measured.
         FileError, StoreError: a file cannot be written, or is another program's.
     """
     started = time.monotonic()
@@ -144,6 +151,20 @@ def run_pruning(
         with progress("evaluating", total, "answers") as advance:
             for items in (measured, judged):
                 items.require(sample, advance=advance)
+        calibrated = task_results(measured, sets, random, method.seed)
+        evaluated = task_results(judged, sets, random, method.seed)
+        exported = Exported(None, None, "not asked for", {})
+        if export:
+            exported = export_model(
+                model,
+                method,
+                choice.removed,
+                (measured, calibrated),
+                (judged, evaluated),
+                folder,
+                revision,
+                progress,
+            )
         document = PruningDocument(
             model=_model(model, chooser),
             method=_record(method, budget),
@@ -152,11 +173,12 @@ def run_pruning(
             steps=choice.steps,
             other_tie_rules={rule.value: removal_name(one) for rule, one in others.items()},
             left_parameters=_left_parameters(model, chooser, choice),
-            calibration=task_results(measured, sets, random, method.seed),
-            evaluation=task_results(judged, sets, random, method.seed),
+            calibration=calibrated,
+            evaluation=evaluated,
             cost=cost,
             self_check=checked,
             standing_check=_together(measured.standing_check(), judged.standing_check()),
+            exported=exported,
             resamples=RESAMPLES,
             provenance={**provenance(), "transformers": version("transformers")},
             time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -275,7 +297,6 @@ def _together(one: StandingCheckResult, other: StandingCheckResult) -> StandingC
         one.items + other.items,
         one.comparisons + other.comparisons,
         max(one.worst, other.worst),
-        one.seed,
     )
 
 

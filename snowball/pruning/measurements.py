@@ -78,7 +78,9 @@ class Measurements:
             for item in task.items:
                 self.engine.check_item(item)
         self._samples = [
-            StandingCheck(self.pretrained.model, [INTACT], len(task.items), _SAMPLE_SEED).sample
+            StandingCheck(
+                self.pretrained.model, [INTACT], len(task.items), seed=int(task.sha256, 16)
+            ).sample
             for task in self.scored
         ]
         self._known: dict[tuple[Removal, str], Float[np.ndarray, " items"]] = {}
@@ -142,6 +144,15 @@ class Measurements:
         """How many tokens the row of each item has."""
         return np.array([_row_tokens(self._item(place)) for place in range(len(self))])
 
+    def loglikelihoods(self, removed: Removal) -> list[tuple[Item, tuple[float, ...]]]:
+        """Every item, with the log-likelihoods of its continuations under a set that was run."""
+        name, found = removal_name(removed), []
+        for task in self.scored:
+            answers = self.store.answers(self.key(task), name, len(task.items))
+            for item, answer in zip(task.items, answers, strict=True):
+                found.append((item, tuple(float(loglikelihood) for loglikelihood, _ in answer)))
+        return found
+
     def key(self, task: ScoredTask) -> Key:
         """Under which the store keeps the answers to a task."""
         kind = "answers and divergence" if self.with_kl else "answers"
@@ -156,7 +167,7 @@ class Measurements:
         ]
         items = {(name, item) for name, item, _ in found}
         worst = max((value for *_, value in found), default=0.0)
-        return StandingCheckResult(len(items), len(found), worst, _SAMPLE_SEED)
+        return StandingCheckResult(len(items), len(found), worst)
 
     # --- measuring --------------------------------------------------------------------------
 
@@ -260,10 +271,6 @@ class Measurements:
     def _wanted(self, place: int) -> int:
         number, index = self._places[place]
         return self.scored[number].wanted[index]
-
-
-# The sample is the same whatever the search does.
-_SAMPLE_SEED = 0
 
 
 def _scored(task: Task) -> ScoredTask:

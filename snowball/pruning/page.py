@@ -84,9 +84,23 @@ def _measured(document: PruningDocument) -> dict[str, str]:
         f"{cost.obvious_operations / max(cost.operations, 1.0):.1f} times as many",
         "recomputed alone": f"{check.items} items drawn at random, {check.comparisons} comparisons "
         f"with true deletion, largest difference {check.worst:.1e} nats a token",
+        "checkpoint": _exported(document),
         "computed in": f"{model.dtype} on {model.device} ({model.device_name})",
         "time": f"{document.time}, {document.seconds:,.0f} s",
     }
+
+
+def _exported(document: PruningDocument) -> str:
+    found = document.exported
+    if found.acceptance is None:
+        return f"none: {found.reason}"
+    accepted = found.acceptance
+    return (
+        f"{found.folder}: loads in transformers {accepted.transformers}; {accepted.items} items "
+        "have the log-likelihoods that were measured, largest difference "
+        f"{accepted.worst:.1e} nats a token; {accepted.prompts} prompts the same {accepted.tokens} "
+        "tokens with and without cache"
+    )
 
 
 def _ties(document: PruningDocument) -> list[str]:

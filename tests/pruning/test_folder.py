@@ -31,6 +31,7 @@ from snowball.pruning.objective import ObjectiveError
 from snowball.pruning.overlap import OverlapError
 from snowball.pruning.page import write_page
 from snowball.results.store import Store
+from snowball.typed_json import to_json
 
 WHEN = ("time", "seconds", "provenance", "cost")
 OPTIONS = ("--remove", "2", "--random-sets", "5")
@@ -61,8 +62,6 @@ def pruned(model: Pretrained, inputs: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def apart_from_when(document: PruningDocument) -> dict[str, Any]:
-    from snowball.typed_json import to_json
-
     return {key: value for key, value in to_json(document).items() if key not in WHEN}
 
 
@@ -96,7 +95,7 @@ def test_files(pruned: Path) -> None:
     names = {path.name for path in pruned.iterdir()}
     assert names == {
         "results.sqlite", "prune.json", "steps.csv", "tasks.csv", "curve.png", "steps.png",
-        "report.html",
+        "report.html", "model",
     }  # fmt: skip
     page = (pruned / "report.html").read_text()
     document = read_pruning(pruned)

@@ -40,7 +40,7 @@ DATASET = Dataset.from_rows(
     name="twelve",
 )
 
-Prune = Callable[..., Removal]
+Prune = Callable[..., tuple[Removal, float]]
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from snowball.engine.self_check import tolerance
 from snowball.pretrained.loading import Pretrained, quiet
 from snowball.pretrained.refusal import reason
 from snowball.progress import Progress, silent
+from snowball.pruning.export.acceptance_result import Acceptance
 from snowball.pruning.export.halves import silencing_parameters
 from snowball.pruning.export.kept_layers import KeptLayers, kept_layers
 from snowball.pruning.export.refusal import ExportError
@@ -56,27 +57,6 @@ class MeasuredItem:
                 f"{self.item.source}: {len(self.loglikelihoods)} log-likelihoods of "
                 f"{len(self.item.continuations)} continuations; give one of each"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Acceptance:
-    """What was found of a checkpoint that is accepted.
-
-    `tensors` are bit for bit those of the model, in the dtype of the run. `items` reproduce;
-    `worst` is the largest difference of a log-likelihood, in nats per token, and `worst_logit` that
-    of a log-probability after true deletion. `prompts` were continued by `tokens` tokens each, with
-    and without a cache; `ties` of them parted where two tokens are equally likely but for rounding.
-    """
-
-    tensors: int
-    items: int
-    worst: float
-    worst_logit: float
-    prompts: int
-    tokens: int
-    ties: int
-    dtype: str
-    transformers: str
 
 
 def accept(
