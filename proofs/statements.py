@@ -584,4 +584,12 @@ STATEMENTS = (
             "lem:coupled",
         ),
     ),
+    # Pruning
+    Statement(
+        "lem:ordered-dropping",
+        "Given losses >= 0 of sets on items and a total B that k of the sets do not exceed, a set "
+        "whose losses on some of the items sum to more than B has a larger total than these k "
+        "sets.",
+        ("sets, items: finite", "losses >= 0 real", "B real", "k >= 1"),
+    ),
 )

@@ -163,9 +163,9 @@ def tiny_llama(folder: Path) -> None:
     byte_tokenizer().save_pretrained(folder)
 
 
-def questions(path: Path) -> None:
+def questions(path: Path, verb: str = "is") -> None:
     things, colours = ["Sky", "Grass", "Snow", "Coal", "Blood", "Sun"], [" blue", " grey"]
-    rows = [{"context": f"{thing} is", "choices": colours, "label": 0} for thing in things]
+    rows = [{"context": f"{thing} {verb}", "choices": colours, "label": 0} for thing in things]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -178,6 +178,8 @@ def report(path: Path) -> None:
 MADE: dict[str, Callable[[Path], None]] = {
     "tiny-llama": tiny_llama,
     "questions.jsonl": questions,
+    "train.jsonl": questions,
+    "test.jsonl": lambda path: questions(path, "was"),
     "report.json": report,
     "benchmarks": lambda path: path.symlink_to(ROOT / "benchmarks"),
 }
