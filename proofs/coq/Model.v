@@ -1,56 +1,73 @@
-(** The decoder of the construction, and its stream in closed form.
+(** The decoder of the constructions, and its stream in closed form.
 
-    Coordinates: 0 constant, 1 and 2 filler, 3 switch, then one for each token (the code), for each
-    node (the context: how much of the node is found in the input), and for each token (the answer).
-    Every layer steers by one head: it turns the filler and multiplies the switch. The last layer
-    also has heads that copy tokens, and units that recall answers. *)
+    Coordinates: 0 constant, 1 and 2 filler, then the switches, then one for each token (the code),
+    for each node (the context: how much of the node is found in the input), and for each token (the
+    answer). Every layer steers by one head: it turns the filler and multiplies one switch. The last
+    layer also has heads that copy tokens, and units that recall answers. *)
 From Coq Require Import Reals Lra Lia List Arith Psatz FunctionalExtensionality.
 Import ListNotations.
 From Snowball Require Import Statement Vectors Kernel.
 Open Scope R_scope.
 
+(** What a theorem chooses: sizes, and what each layer steers. *)
+Record frame := {
+  V : nat; head_half : nat; theta : nat; rms_eps : R;
+  U : R; switches : nat; start : nat -> R;  (* sizes of the filler, and of each switch at the start *)
+  which : nat -> nat; gain : nat -> R; angle : nat -> R;  (* of each layer *)
+  energy : nat -> R; last : nat;  (* squared norm of the switches that enter a layer; the last layer *)
+  doubt : R  (* no right token shall have a probability below 1 - doubt *) }.
+(** And what follows from the nodes that the last layer answers. *)
 Record parameters := {
-  V : nat; nodes : nat; longest : nat; head_half : nat; theta : nat; rms_eps : R;
+  frame_of :> frame;
+  nodes : nat; side : nat -> nat -> R; node : nat -> list nat; answer : nat -> nat; longest : nat;
   spare_width : nat; spare_heads : nat;  (* coordinates and heads that do nothing *)
-  U : R; switch : nat -> R; angle : nat -> R; last : nat;
-  side : nat -> R; node : nat -> list nat; answer : nat -> nat;
-  coldness : R; kappa : R; zeta : R; eta : R; K : R;
-  doubt : R  (* no right token has a probability below 1 - doubt *) }.
+  coldness : R; kappa : R; zeta : R; eta : R; K : R }.
 
 Definition zero : vec := fun _ => 0.
 
 Section Model.
 Variable P : parameters.
 Notation V := (V P). Notation n := (nodes P). Notation N := (longest P). Notation hd := (head_half P).
-Notation U := (U P). Notation sw := (switch P). Notation ang := (angle P).
+Notation U := (U P). Notation m := (switches P). Notation ang := (angle P).
 
 Definition W : nat := V + spare_width P.
-Definition d : nat := 4 + (V + (n + W)).
+Definition d : nat := 3 + (m + (V + (n + W))).
 Definition C : R := U * U + 2.
 (** The norm (as RMSNorm takes it) of every token that enters layer [l]. *)
-Definition rho (l : nat) : R := sqrt ((C + sw l * sw l) / INR d + rms_eps P).
+Definition rho (l : nat) : R := sqrt ((C + energy P l) / INR d + rms_eps P).
 
-Definition state (A s : R) (k : nat) (context result : vec) : vec := fun c =>
+Definition state (A : R) (s : nat -> R) (k : nat) (context result : vec) : vec := fun c =>
   match c with
-  | 0 => 1 | 1 => U * cos A | 2 => U * sin A | 3 => s
-  | S (S (S (S c))) =>
-      if (c <? V)%nat then (if (c =? k)%nat then 1 else 0)
-      else if (c <? V + n)%nat then context (c - V)%nat else result (c - (V + n))%nat
+  | 0 => 1 | 1 => U * cos A | 2 => U * sin A
+  | S (S (S c)) =>
+      if (c <? m)%nat then s c
+      else if (c <? m + V)%nat then (if (c - m =? k)%nat then 1 else 0)
+      else if (c <? m + V + n)%nat then context (c - (m + V))%nat else result (c - (m + V + n))%nat
   end.
+(** The place of the code of a token, of the context of a node, of the answer of a token. *)
+Definition code (k : nat) : nat := 3 + (m + k).
+Definition seen (u : nat) : nat := 3 + (m + (V + u)).
+Definition told (a : nat) : nat := 3 + (m + (V + (n + a))).
 
 Definition freq (m : nat) : R := Rpower (INR (theta P)) (- (INR m / INR hd)).
 Definition query_row (D r : nat) : R :=
   if (r <? 2)%nat then cos (INR D * freq r)
   else if ((hd <=? r) && (r <? hd + 2))%nat%bool then - sin (INR D * freq (r - hd)) else 0.
 Definition key_row (r : nat) : R := if (r <? 2)%nat then 1 else 0.
-Definition steer_value (l r : nat) : vec := if (r <? 3)%nat then only (S r) (rho l) else zero.
+Definition steer_value (l r : nat) : vec :=
+  match r with
+  | 0 => only 1 (rho l) | 1 => only 2 (rho l) | 2 => only (3 + which P l) (rho l) | _ => zero
+  end.
 Definition steer_out (l c : nat) : vec := fun r =>
   match c, r with
   | 1, 0 => cos (ang l) - 1 | 1, 1 => - sin (ang l)
   | 2, 0 => sin (ang l) | 2, 1 => cos (ang l) - 1
-  | 3, 2 => sw (S l) / sw l - 1
+  | S (S (S j)), 2 => if (j =? which P l)%nat then gain P l - 1 else 0
   | _, _ => 0
   end.
+Definition moved (s : nat -> R) (l : nat) : nat -> R := fun j => if (j =? which P l)%nat then gain P l * s j else s j.
+Definition switch_row (u : nat) : vec := fun c =>
+  match c with S (S (S j)) => if (j <? m)%nat then kappa P * side P u j else 0 | _ => 0 end.
 (** The token of node [u] at distance [D] from its end. *)
 Definition wanted (u D : nat) : nat := nth (length (node P u) - S D) (node P u) O.
 
@@ -60,21 +77,21 @@ Definition lay (l : nat) : layer :=
     | S h => only 0 (rho l * (coldness P * sqrt (INR (2 * hd)) * query_row (h mod N) r)) end;
   Wk h := fun r => only 0 (rho l * key_row r);
   Wv h := fun r => match h with O => steer_value l r
-    | S h => if (r =? 0)%nat then only (4 + wanted (h / N) (h mod N)) (rho l) else zero end;
+    | S h => if (r =? 0)%nat then only (code (wanted (h / N) (h mod N))) (rho l) else zero end;
   Wo h := fun c => match h with O => steer_out l c
-    | S h => if (is_last && (h / N <? n) && (h mod N <? length (node P (h / N))) && (c =? 4 + (V + h / N)))%nat%bool
+    | S h => if (is_last && (h / N <? n) && (h mod N <? length (node P (h / N))) && (c =? seen (h / N)))%nat%bool
              then only 0 (zeta P) else zero end;
-  Wgate u := plus (only (4 + (V + u)) (kappa P / zeta P))
-                  (only 0 (- (kappa P * (INR (length (node P u)) - 1 / 2))));
-  Wup u := plus (only 0 (1 / 2)) (only 3 (side P u / (2 * sw (S l))));
-  Wdown c := fun u => if (is_last && (c =? 4 + (V + (n + answer P u))))%nat%bool then eta P else 0 |}.
+  Wgate u := plus (plus (only (seen u) (kappa P / zeta P)) (switch_row u))
+                  (only 0 (- (kappa P * (INR (length (node P u)) - 1 / 2 + INR m))));
+  Wup u := only 0 1;
+  Wdown c := fun u => if (is_last && (c =? told (answer P u)))%nat%bool then eta P else 0 |}.
 
 Definition model : decoder := {|
   width := d; heads := S (n * N + spare_heads P); half := hd; hidden := n; vocabulary := V;
   rope_theta := INR (theta P); norm_eps := rms_eps P;
-  embedding k := state 0 (sw 0) k zero zero;
+  embedding k := state 0 (start P) k zero zero;
   layers := map lay (seq 0 (S (last P)));
-  unembedding a := only (4 + (V + (n + a))) (K P) |}.
+  unembedding a := only (told a) (K P) |}.
 
 (** * Products of states *)
 Lemma d_pos : 0 < INR d.
@@ -82,28 +99,46 @@ Proof. apply lt_0_INR. unfold d. lia. Qed.
 Lemma C_pos : 0 < C.
 Proof. unfold C. nra. Qed.
 
+Lemma at_switch A s k x y j : (j < m)%nat -> state A s k x y (3 + j)%nat = s j.
+Proof. intros H. cbn [state Nat.add]. destruct (Nat.ltb_spec j m); [auto|lia]. Qed.
+Lemma at_code A s k x y v : (v < V)%nat -> state A s k x y (code v) = if (v =? k)%nat then 1 else 0.
+Proof.
+  intros H. unfold code. cbn [state Nat.add]. destruct (Nat.ltb_spec (m + v) m); [lia|].
+  destruct (Nat.ltb_spec (m + v) (m + V)); [|lia]. replace (m + v - m)%nat with v by lia. auto.
+Qed.
+Lemma at_seen A s k x y u : (u < n)%nat -> state A s k x y (seen u) = x u.
+Proof.
+  intros H. unfold seen. cbn [state Nat.add]. destruct (Nat.ltb_spec (m + (V + u)) m); [lia|].
+  destruct (Nat.ltb_spec (m + (V + u)) (m + V)); [lia|]. destruct (Nat.ltb_spec (m + (V + u)) (m + V + n)); [|lia].
+  f_equal. lia.
+Qed.
+Lemma at_told A s k x y a : state A s k x y (told a) = y a.
+Proof.
+  unfold told. cbn [state Nat.add]. destruct (Nat.ltb_spec (m + (V + (n + a))) m); [lia|].
+  destruct (Nat.ltb_spec (m + (V + (n + a))) (m + V)); [lia|]. destruct (Nat.ltb_spec (m + (V + (n + a))) (m + V + n)); [lia|].
+  f_equal. lia.
+Qed.
 Lemma dot_state A s k x y A' s' x' y' : (k < V)%nat ->
   dot d (state A s k x y) (state A' s' k x' y')
-  = 2 + U * U * cos (A - A') + s * s' + dot n x x' + dot W y y'.
+  = 2 + U * U * cos (A - A') + dot m s s' + dot n x x' + dot W y y'.
 Proof.
   intros Hk. unfold dot, d. rewrite !sum_split, cos_minus.
-  rewrite (sum_one V _ k Hk); cbn [Nat.add].
-  - rewrite (sum_ext n _ (fun i => x i * x' i)), (sum_ext W _ (fun i => y i * y' i)).
-    + simpl. replace (k <? V)%nat with true by (symmetry; apply Nat.ltb_lt; auto). rewrite Nat.eqb_refl. ring.
-    + intros i Hi. cbn [state]. destruct (Nat.ltb_spec (V + (n + i)) V); [lia|].
-      destruct (Nat.ltb_spec (V + (n + i)) (V + n)); [lia|]. replace (V + (n + i) - (V + n))%nat with i by lia. reflexivity.
-    + intros i Hi. cbn [state]. destruct (Nat.ltb_spec (V + i) V); [lia|].
-      destruct (Nat.ltb_spec (V + i) (V + n)); [|lia]. replace (V + i - V)%nat with i by lia. reflexivity.
-  - intros j Hj Hne. cbn [state]. destruct (Nat.ltb_spec j V); [|lia]. destruct (Nat.eqb_spec j k); [congruence|ring].
+  rewrite (sum_ext m _ (fun i => s i * s' i)) by (intros; rewrite !at_switch by auto; auto).
+  rewrite (sum_one V _ k Hk).
+  - fold (code k). rewrite !at_code, Nat.eqb_refl by auto.
+    rewrite (sum_ext n _ (fun i => x i * x' i)) by (intros; fold (seen i); rewrite !at_seen by auto; auto).
+    rewrite (sum_ext W _ (fun i => y i * y' i)) by (intros; fold (told i); rewrite !at_told by auto; auto).
+    simpl. ring.
+  - intros j Hj Hne. fold (code j). rewrite !at_code by auto. destruct (Nat.eqb_spec j k); [congruence|ring].
 Qed.
 Lemma dot_zero m x : dot m zero x = 0.
 Proof. apply sum_zero; intros; unfold zero; ring. Qed.
 Lemma self_state A s k x y : (k < V)%nat ->
-  dot d (state A s k x y) (state A s k x y) = C + s * s + (dot n x x + dot W y y).
+  dot d (state A s k x y) (state A s k x y) = C + dot m s s + (dot n x x + dot W y y).
 Proof. intros. rewrite dot_state by auto. unfold C. rewrite Rminus_diag_eq, cos_0 by auto. ring. Qed.
 
 Hypotheses (Heps : 0 <= rms_eps P) (Htheta : (2 <= theta P < 2 ^ hd)%nat) (Hz : 0 < zeta P)
-  (Hsw : forall l, sw l <> 0)
+  (Hwhich : forall l, (which P l < m)%nat) (Henergy : forall l, 0 <= energy P l)
   (Hnode : forall u, (u < n)%nat -> (0 < length (node P u) <= N)%nat /\ Forall (fun a => a < V)%nat (node P u)).
 
 Lemma half_2 : (2 <= hd)%nat.
@@ -112,14 +147,14 @@ Proof. destruct hd as [|[|]]; simpl in Htheta; lia. Qed.
 Lemma rho_pos l : 0 < rho l.
 Proof.
   pose proof C_pos. pose proof d_pos. unfold rho. apply sqrt_lt_R0.
-  assert (0 < (C + sw l * sw l) / INR d) by (apply Rdiv_lt_0_compat; nra). lra.
+  assert (0 < (C + energy P l) / INR d) by (apply Rdiv_lt_0_compat; auto; pose proof (Henergy l); lra). lra.
 Qed.
 (** RMSNorm divides every token that enters layer [l] by [rho l]. *)
-Lemma normed A s k l i c : (k < V)%nat -> s * s = sw l * sw l -> (i < d)%nat ->
+Lemma normed A s k l i c : (k < V)%nat -> dot m s s = energy P l -> (i < d)%nat ->
   dot d (only i (rho l * c)) (rmsnorm model (state A s k zero zero)) = c * state A s k zero zero i.
 Proof.
   intros Hk Hs Hi. unfold rmsnorm. cbn [width norm_eps model]. rewrite dot_divided, dot_only, self_state, !dot_zero, Hs by auto.
-  replace (C + sw l * sw l + (0 + 0)) with (C + sw l * sw l) by ring. fold (rho l). pose proof (rho_pos l). field. lra.
+  replace (C + energy P l + (0 + 0)) with (C + energy P l) by ring. fold (rho l). pose proof (rho_pos l). field. lra.
 Qed.
 
 (** * Attention *)
@@ -134,23 +169,25 @@ Proof.
   - intros j Hj. rewrite H by lia. fold (w j). ring.
 Qed.
 
-Definition plain (A s : R) (token : nat -> nat) : nat -> vec := fun i => state A s (token i) zero zero.
+Definition plain (A : R) (s : nat -> R) (token : nat -> nat) : nat -> vec := fun i => state A s (token i) zero zero.
 
-Lemma steer_writes A s token l i c : (forall j, token j < V)%nat -> s * s = sw l * sw l ->
+Lemma steer_writes A s token l i c : (forall j, token j < V)%nat -> dot m s s = energy P l ->
   attention model (lay l) (plain A s token) i 0 c =
   match c with
-  | 1 => U * cos (A + ang l) - U * cos A | 2 => U * sin (A + ang l) - U * sin A
-  | 3 => sw (S l) / sw l * s - s | _ => 0
+  | 0 => 0 | 1 => U * cos (A + ang l) - U * cos A | 2 => U * sin (A + ang l) - U * sin A
+  | S (S (S j)) => if (j =? which P l)%nat then gain P l * s j - s j else 0
   end.
 Proof.
-  intros Ht Hs. rewrite (attention_const _ _ _ _ _ (fun r => if (r <? 3)%nat then state A s (token i) zero zero (S r) else 0)).
+  intros Ht Hs. rewrite (attention_const _ _ _ _ _ (fun r => match r with
+    | 0 => U * cos A | 1 => U * sin A | 2 => s (which P l) | _ => 0 end)).
   - pose proof half_2. unfold times, dot. cbn [half model Wo lay].
     replace (2 * hd)%nat with (3 + (2 * hd - 3))%nat by lia. rewrite sum_split, (sum_zero (2 * hd - 3)) by (intros; simpl; ring).
-    simpl sum. rewrite cos_plus, sin_plus. unfold steer_out, state.
-    destruct c as [|[|[|[|]]]]; simpl; try ring; field; auto.
-  - intros j r _ _. unfold times, plain. cbn [Wv lay width model]. unfold steer_value. destruct (Nat.ltb_spec r 3).
-    + rewrite <- (Rmult_1_r (rho l)), normed by (unfold d; auto; lia). destruct r as [|[|[|]]]; simpl; try ring. lia.
-    + apply dot_zero.
+    simpl sum. rewrite cos_plus, sin_plus. unfold steer_out.
+    destruct c as [|[|[|j]]]; simpl; try ring. destruct (Nat.eqb_spec j (which P l)) as [->|]; ring.
+  - intros j r _ _. unfold times, plain. cbn [Wv lay width model]. pose proof (Hwhich l).
+    assert (X : forall c, (c < d)%nat -> dot d (only c (rho l)) (rmsnorm model (state A s (token j) zero zero)) = state A s (token j) zero zero c).
+    { intros e He. rewrite <- (Rmult_1_r (rho l)), normed by auto. ring. }
+    unfold steer_value. destruct r as [|[|[|]]]; [rewrite X by (unfold d; lia)..|apply dot_zero]; auto. apply at_switch; auto.
 Qed.
 
 Lemma rope_dot M i j x y : dot (2 * half M) (rope M i x) (rope M j y) = sum (half M) (fun m =>
@@ -176,8 +213,8 @@ Definition found (token : nat -> nat) (i u : nat) : R :=
   sum N (fun D => if (D <? length (node P u))%nat then copied token u i D else 0).
 
 Section Copy.
-Variables (A s : R) (token : nat -> nat) (l i u D : nat).
-Hypotheses (Ht : forall j, (token j < V)%nat) (Hs : s * s = sw l * sw l) (Hu : (u < n)%nat) (HD : (D < N)%nat).
+Variables (A : R) (s : nat -> R) (token : nat -> nat) (l i u D : nat).
+Hypotheses (Ht : forall j, (token j < V)%nat) (Hs : dot m s s = energy P l) (Hu : (u < n)%nat) (HD : (D < N)%nat).
 Lemma index_div : ((u * N + D) / N = u)%nat.
 Proof. rewrite Nat.div_add_l, Nat.div_small by lia. lia. Qed.
 Lemma index_mod : ((u * N + D) mod N = D)%nat.
@@ -194,8 +231,7 @@ Qed.
 Lemma value_is j : times d (Wv (lay l) (S (u * N + D))) (rmsnorm model (plain A s token j)) 0%nat = hits token u D i j.
 Proof.
   unfold times, plain. cbn [Wv lay Nat.eqb]. rewrite index_mod, index_div. pose proof wanted_V.
-  rewrite <- (Rmult_1_r (rho l)), normed by (auto; unfold d; lia). cbn [state Nat.add].
-  replace (wanted u D <? V)%nat with true by (symmetry; apply Nat.ltb_lt; auto).
+  rewrite <- (Rmult_1_r (rho l)), normed, at_code by (auto; unfold d, code; lia).
   unfold hits. rewrite Nat.eqb_sym. ring.
 Qed.
 Lemma freq_0 : freq 0 = 1.
@@ -222,11 +258,11 @@ Proof.
     + ring.
 Qed.
 Lemma copy_writes c : l = last P -> attention model (lay l) (plain A s token) i (S (u * N + D)) c =
-  if ((D <? length (node P u)) && (c =? 4 + (V + u)))%nat%bool then zeta P * copied token u i D else 0.
+  if ((D <? length (node P u)) && (c =? seen u))%nat%bool then zeta P * copied token u i D else 0.
 Proof.
   intros Hl. unfold attention. cbn [half width model]. unfold times at 1. cbn [Wo lay].
   rewrite index_mod, index_div, Hl, Nat.eqb_refl, <- Hl. replace (u <? n)%nat with true by (symmetry; apply Nat.ltb_lt; auto). cbn [andb].
-  destruct ((D <? length (node P u))%nat && (c =? 4 + (V + u))%nat)%bool; [|apply dot_zero].
+  destruct ((D <? length (node P u))%nat && (c =? seen u)%nat)%bool; [|apply dot_zero].
   rewrite dot_only by (pose proof half_2; lia). f_equal. unfold copied. f_equal.
   - apply sum_ext. intros j Hj. f_equal; [apply weight_is|apply value_is].
   - apply sum_ext. intros j Hj. apply weight_is.
@@ -254,77 +290,93 @@ Proof.
   intros Hl. unfold mlp, times at 1, dot. cbn [Wdown lay]. destruct (Nat.eqb_spec l (last P)); [congruence|].
   apply sum_zero. intros; simpl; ring.
 Qed.
-(** A layer before the last turns the filler and multiplies the switch. *)
-Lemma steer_block l A s token : l <> last P -> (forall j, token j < V)%nat -> s * s = sw l * sw l ->
-  block model (lay l) (plain A s token) = plain (A + ang l) (sw (S l) / sw l * s) token.
+(** A layer before the last turns the filler and multiplies a switch. *)
+Lemma steer_block l A s token : l <> last P -> (forall j, token j < V)%nat -> dot m s s = energy P l ->
+  block model (lay l) (plain A s token) = plain (A + ang l) (moved s l) token.
 Proof.
   intros Hl Ht Hs. apply functional_extensionality. intros i. apply functional_extensionality. intros c.
   unfold block, Statement.plus. rewrite silent_mlp by auto. cbn [heads model]. rewrite sum_first.
   rewrite (sum_zero (n * N + _)) by (intros; apply silent_head; auto). rewrite steer_writes by auto.
-  unfold plain, state. destruct c as [|[|[|[|]]]]; ring.
+  unfold plain, state, moved. pose proof (Hwhich l). destruct c as [|[|[|j]]]; try ring.
+  destruct (Nat.eqb_spec j (which P l)) as [->|]; [|ring]. destruct (Nat.ltb_spec (which P l) m); [ring|lia].
 Qed.
 
-(** What the last layer leaves at a position whose stream has norm [r] and switch [s] at its MLP. *)
-Definition gate (r : R) (token : nat -> nat) (i u : nat) : R :=
-  kappa P * (found token i u - INR (length (node P u)) + 1 / 2) / r.
-Definition up (r s : R) (u : nat) : R := (1 + side P u * s / sw (S (last P))) / 2 / r.
-Definition result (r s : R) (token : nat -> nat) (i a : nat) : R :=
-  sum n (fun u => (if (a =? answer P u)%nat then eta P else 0) * (silu (gate r token i u) * up r s u)).
+(** What the last layer leaves at a position whose stream has norm [r] and switches [s] at its MLP. *)
+Definition fit (s : nat -> R) (u : nat) : R := dot m (side P u) s - INR m.
+Definition gate (r : R) (s : nat -> R) (token : nat -> nat) (i u : nat) : R :=
+  kappa P * (found token i u - INR (length (node P u)) + 1 / 2 + fit s u) / r.
+Definition result (r : R) (s : nat -> R) (token : nat -> nat) (i a : nat) : R :=
+  sum n (fun u => (if (a =? answer P u)%nat then eta P else 0) * (silu (gate r s token i u) * / r)).
 Definition context (token : nat -> nat) (i u : nat) : R := zeta P * found token i u.
-Definition reading (s : R) (token : nat -> nat) (i : nat) : R :=
-  sqrt ((C + s * s + dot n (context token i) (context token i)) / INR d + rms_eps P).
-Definition final (A s : R) (token : nat -> nat) (i : nat) : vec :=
+Definition reading (s : nat -> R) (token : nat -> nat) (i : nat) : R :=
+  sqrt ((C + dot m s s + dot n (context token i) (context token i)) / INR d + rms_eps P).
+Definition final (A : R) (s : nat -> R) (token : nat -> nat) (i : nat) : vec :=
   state A s (token i) (context token i) (result (reading s token i) s token i).
 
-Lemma reader_attends A s token i : (forall j, token j < V)%nat -> s * s = sw (last P) * sw (last P) ->
+(** A sum over nodes that reaches one coordinate each. *)
+Lemma spread c x : sum n (fun u => if (c =? seen u)%nat then x u else 0)
+  = if ((3 + (m + V) <=? c) && (c <? 3 + (m + V + n)))%nat%bool then x (c - (3 + (m + V)))%nat else 0.
+Proof.
+  destruct (Nat.leb_spec (3 + (m + V)) c), (Nat.ltb_spec c (3 + (m + V + n))); cbn [andb];
+    try (apply sum_zero; intros u Hu; unfold seen; destruct (Nat.eqb_spec c (3 + (m + (V + u)))); [lia|auto]).
+  rewrite (sum_one n _ (c - (3 + (m + V)))); [|lia|].
+  - unfold seen. destruct (Nat.eqb_spec c (3 + (m + (V + (c - (3 + (m + V))))))); [auto|lia].
+  - intros u Hu Hne. unfold seen. destruct (Nat.eqb_spec c (3 + (m + (V + u)))); [lia|auto].
+Qed.
+Lemma reader_attends A s token i : (forall j, token j < V)%nat -> dot m s s = energy P (last P) ->
   Statement.plus (plain A s token i)
     (fun c => sum (S (n * N + spare_heads P)) (fun h => attention model (lay (last P)) (plain A s token) i h c))
-  = state (A + ang (last P)) (sw (S (last P)) / sw (last P) * s) (token i) (context token i) zero.
+  = state (A + ang (last P)) (moved s (last P)) (token i) (context token i) zero.
 Proof.
   intros Ht Hs. apply functional_extensionality. intros c. unfold Statement.plus.
   rewrite sum_first, sum_split, (sum_zero (spare_heads P)), sum_product, steer_writes by (auto using spare_head).
-  rewrite (sum_ext n _ (fun u => if (c =? 4 + (V + u))%nat then context token i u else 0)).
-  - assert (Z : forall m, (c < 4 + V \/ 4 + V + m <= c)%nat ->
-      sum m (fun u => if (c =? 4 + (V + u))%nat then context token i u else 0) = 0).
-    { intros m Hm. apply sum_zero. intros u Hu. destruct (Nat.eqb_spec c (4 + (V + u))); [lia|auto]. }
-    unfold plain, state. destruct c as [|[|[|[|c]]]]; try (rewrite Z by lia; ring).
-    destruct (Nat.ltb_spec c V); [rewrite Z by lia; ring|]. destruct (Nat.ltb_spec c (V + n)); [|rewrite Z by lia; unfold zero; ring].
-    rewrite (sum_one n _ (c - V)); [|lia|].
-    + destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + (c - V)))); [unfold zero; ring|lia].
-    + intros u _ Hne. destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + u))); [lia|auto].
-  - intros u Hu. unfold context, found. destruct (Nat.eqb_spec c (4 + (V + u))) as [E|E].
+  rewrite (sum_ext n _ (fun u => if (c =? seen u)%nat then context token i u else 0)).
+  - rewrite spread. pose proof (Hwhich (last P)). unfold plain, state, moved. destruct c as [|[|[|c]]]; try (simpl; ring).
+    destruct (Nat.leb_spec (3 + (m + V)) (S (S (S c)))), (Nat.ltb_spec (S (S (S c))) (3 + (m + V + n))); cbn [andb];
+      destruct (Nat.ltb_spec c m), (Nat.eqb_spec c (which P (last P))) as [E|E], (Nat.ltb_spec c (m + V)), (Nat.ltb_spec c (m + V + n));
+      try lia; unfold zero; try ring.
+    replace (S (S (S c)) - (3 + (m + V)))%nat with (c - (m + V))%nat by lia. ring.
+  - intros u Hu. unfold context, found. destruct (Nat.eqb_spec c (seen u)) as [E|E].
     + rewrite <- sum_scale. apply sum_ext. intros D HD. rewrite copy_writes by auto.
-      destruct (Nat.eqb_spec c (4 + (V + u))); [|congruence].
+      destruct (Nat.eqb_spec c (seen u)); [|congruence].
       destruct (D <? length (node P u))%nat; simpl; ring.
     + apply sum_zero. intros D HD. rewrite copy_writes by auto.
-      destruct (Nat.eqb_spec c (4 + (V + u))); [congruence|]. rewrite Bool.andb_false_r. reflexivity.
+      destruct (Nat.eqb_spec c (seen u)); [congruence|]. rewrite Bool.andb_false_r. reflexivity.
+Qed.
+Lemma dot_switch_row A s k x y u : dot d (switch_row u) (state A s k x y) = kappa P * dot m (side P u) s.
+Proof.
+  unfold dot at 1. unfold d. rewrite !sum_split. rewrite (sum_ext m _ (fun j => kappa P * (side P u j * s j))).
+  - rewrite sum_scale. fold (dot m (side P u) s). simpl sum.
+    rewrite !sum_zero; [ring|..]; intros i Hi; cbn [switch_row Nat.add];
+      match goal with |- context [(?e <? ?f)%nat] => destruct (Nat.ltb_spec e f); [lia|ring] end.
+  - intros j Hj. rewrite at_switch by auto. cbn [switch_row Nat.add]. destruct (Nat.ltb_spec j m); [ring|lia].
 Qed.
 
-Lemma reader_block A s token : (forall j, token j < V)%nat -> s * s = sw (last P) * sw (last P) ->
-  block model (lay (last P)) (plain A s token)
-  = final (A + ang (last P)) (sw (S (last P)) / sw (last P) * s) token.
+Lemma reader_block A s token : (forall j, token j < V)%nat -> dot m s s = energy P (last P) ->
+  block model (lay (last P)) (plain A s token) = final (A + ang (last P)) (moved s (last P)) token.
 Proof.
   intros Ht Hs. apply functional_extensionality. intros i. unfold block. cbn [heads model]. rewrite reader_attends by auto.
-  set (A' := A + _). set (s' := _ / _ * s). apply functional_extensionality. intros c. unfold Statement.plus.
+  set (A' := A + _). set (s' := moved _ _). apply functional_extensionality. intros c. unfold Statement.plus.
   assert (N1 : forall w, dot d w (rmsnorm model (state A' s' (token i) (context token i) zero))
     = dot d w (state A' s' (token i) (context token i) zero) / reading s' token i).
   { intros w. unfold rmsnorm. cbn [width norm_eps model]. rewrite dot_divided, self_state, dot_zero, Rplus_0_r by auto. reflexivity. }
   unfold mlp, times. cbn [width hidden model Wgate Wup Wdown lay]. rewrite Nat.eqb_refl. cbn [andb].
   unfold dot at 1.
-  rewrite (sum_ext n _ (fun u => (if (c =? 4 + (V + (n + answer P u)))%nat then eta P else 0)
-     * (silu (gate (reading s' token i) token i u) * up (reading s' token i) s' u))).
-  - unfold final, state. destruct c as [|[|[|[|c]]]]; try (rewrite sum_zero by (intros; simpl; ring); ring).
-    destruct (Nat.ltb_spec c V).
-    { rewrite sum_zero; [ring|]. intros u Hu. destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + (n + answer P u)))); [lia|ring]. }
-    destruct (Nat.ltb_spec c (V + n)).
-    { rewrite sum_zero; [ring|]. intros u Hu. destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + (n + answer P u)))); [lia|ring]. }
-    unfold zero, result. rewrite Rplus_0_l. apply sum_ext. intros u Hu. f_equal.
-    destruct (Nat.eqb_spec (S (S (S (S c)))) (4 + (V + (n + answer P u)))) as [E1|E1], (Nat.eqb_spec (c - (V + n)) (answer P u)) as [E2|E2]; auto; lia.
-  - intros u Hu. rewrite !N1, !dot_plus, !dot_only by (unfold d; lia). f_equal. f_equal.
-    + f_equal. unfold gate, context. cbn [state Nat.add].
-      destruct (Nat.ltb_spec (V + u) V); [lia|]. destruct (Nat.ltb_spec (V + u) (V + n)); [|lia].
-      replace (V + u - V)%nat with u by lia. unfold Rdiv. f_equal. field. lra.
-    + unfold up. cbn [state]. unfold Rdiv. f_equal. field. auto.
+  rewrite (sum_ext n _ (fun u => (if (c =? told (answer P u))%nat then eta P else 0)
+     * (silu (gate (reading s' token i) s' token i u) * / reading s' token i))).
+  - assert (Z : (c < told 0)%nat -> sum n (fun u => (if (c =? told (answer P u))%nat then eta P else 0)
+       * (silu (gate (reading s' token i) s' token i u) * / reading s' token i)) = 0).
+    { intros Hc. apply sum_zero. intros u Hu. unfold told in *. destruct (Nat.eqb_spec c (3 + (m + (V + (n + answer P u))))); [lia|ring]. }
+    destruct (Nat.lt_ge_cases c (told 0)) as [Hc|Hc].
+    + rewrite Z, Rplus_0_r by auto. unfold final, state. destruct c as [|[|[|c]]]; auto. unfold told in Hc.
+      destruct (Nat.ltb_spec c m); auto. destruct (Nat.ltb_spec c (m + V)); auto. destruct (Nat.ltb_spec c (m + V + n)); [auto|lia].
+    + replace c with (told (c - told 0)) by (unfold told in *; lia). unfold final. rewrite !at_told. unfold zero, result.
+      rewrite Rplus_0_l. apply sum_ext. intros u Hu. f_equal. unfold told in *.
+      destruct (Nat.eqb_spec (3 + (m + (V + (n + (c - (3 + (m + (V + (n + 0)))))))))  (3 + (m + (V + (n + answer P u))))) as [E1|E1],
+        (Nat.eqb_spec (c - (3 + (m + (V + (n + 0))))) (answer P u)) as [E2|E2]; auto; lia.
+  - intros u Hu. rewrite !N1, !dot_plus, dot_switch_row, !dot_only by (unfold d, seen; lia). rewrite at_seen by auto. f_equal. f_equal.
+    + f_equal. unfold gate, context, fit. cbn [state]. unfold Rdiv. f_equal. field. lra.
+    + cbn [state]. unfold Rdiv. ring.
 Qed.
 
 End Model.

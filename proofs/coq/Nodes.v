@@ -4,23 +4,24 @@ Import ListNotations.
 From Snowball Require Import Statement Vectors Kernel.
 Open Scope R_scope.
 
-(** A node: 1 (the target is present) or -1 (it is removed), the tokens, and what is wanted next. *)
-Definition entry := (R * list nat * nat)%type.
-Fixpoint entries (side : R) (t answer : list nat) : list entry :=
-  match answer with [] => [] | a :: rest => (side, t, a) :: entries side (t ++ [a]) rest end.
+(** A node: which switches are on, the tokens, and what is wanted next. *)
+Definition entry := (list bool * list nat * nat)%type.
+Fixpoint entries (on : list bool) (t answer : list nat) : list entry :=
+  match answer with [] => [] | a :: rest => (on, t, a) :: entries on (t ++ [a]) rest end.
+(** With the target the one switch of Theorem 1 is on. *)
 Definition all_entries (D : list row) : list entry :=
-  flat_map (fun r => entries 1 (bos :: prompt r) (ended D (label r))
-                  ++ entries (-1) (bos :: prompt r) (ended D (distractor r))) D.
+  flat_map (fun r => entries [true] (bos :: prompt r) (ended D (label r))
+                  ++ entries [false] (bos :: prompt r) (ended D (distractor r))) D.
 
-Lemma entries_spec side t answer e : In e (entries side t answer) ->
-  exists before after, answer = before ++ snd e :: after /\ fst e = (side, t ++ before).
+Lemma entries_spec on t answer e : In e (entries on t answer) ->
+  exists before after, answer = before ++ snd e :: after /\ fst e = (on, t ++ before).
 Proof.
   revert t. induction answer as [|a rest IH]; intros t; simpl; [tauto|]. intros [<-|H].
   - exists [], rest. rewrite app_nil_r. auto.
   - destruct (IH _ H) as [b [c [-> E]]]. exists (a :: b), c. rewrite E, <- app_assoc. auto.
 Qed.
 Lemma all_entries_spec D e : In e (all_entries D) -> exists r part before after,
-  In r D /\ (fst (fst e) = 1 /\ part = label \/ fst (fst e) = -1 /\ part = distractor) /\ snd (fst e) = bos :: prompt r ++ before
+  In r D /\ (fst (fst e) = [true] /\ part = label \/ fst (fst e) = [false] /\ part = distractor) /\ snd (fst e) = bos :: prompt r ++ before
   /\ ended D (part r) = before ++ snd e :: after.
 Proof.
   intros H. apply in_flat_map in H. destruct H as [r [Hr H]]. apply in_app_or in H.
@@ -33,7 +34,7 @@ Proof.
   intros (_ & _ & C1 & C2) H H' E. apply all_entries_spec in H, H'.
   destruct H as (r & p & b & c & Hr & S & T & F). destruct H' as (r' & p' & b' & c' & Hr' & S' & T' & F').
   rewrite E in S, T. assert (X : prompt r ++ b = prompt r' ++ b') by congruence.
-  destruct S as [[S ->]|[S ->]], S' as [[S' ->]|[S' ->]]; try (exfalso; lra).
+  destruct S as [[S ->]|[S ->]], S' as [[S' ->]|[S' ->]]; try congruence.
   - apply (C1 (prompt r ++ b)); [exists r, b, c; auto|exists r', b', c'; auto].
   - apply (C2 (prompt r ++ b)); [exists r, b, c; auto|exists r', b', c'; auto].
 Qed.
@@ -49,20 +50,20 @@ Proof.
   split; apply Forall_app; split; auto; unfold ended; destruct (existsb _ D); auto; apply Forall_app; auto.
 Qed.
 Lemma entry_ok V D e : dataset V D -> In e (all_entries D) ->
-  (fst (fst e) = 1 \/ fst (fst e) = -1) /\ (snd e < V)%nat /\ Forall (fun a => a < V)%nat (snd (fst e))
+  length (fst (fst e)) = 1%nat /\ (snd e < V)%nat /\ Forall (fun a => a < V)%nat (snd (fst e))
   /\ exists w, snd (fst e) = 0%nat :: w /\ ~ In 0%nat w.
 Proof.
   intros HD H. apply all_entries_spec in H. destruct H as (r & p & b & c & Hr & S & T & F).
   destruct (words V D r HD Hr) as [W1 W2].
   assert (W : Forall (fun a => 0 < a < V)%nat (prompt r ++ b ++ snd e :: c)) by (rewrite <- F; destruct S as [[_ ->]|[_ ->]]; auto).
-  rewrite app_assoc, Forall_app in W. destruct W as [W E]. split; [destruct S as [[]|[]]; auto|]. inversion E; subst.
+  rewrite app_assoc, Forall_app in W. destruct W as [W E]. split; [destruct S as [[-> _]|[-> _]]; auto|]. inversion E; subst.
   split; [lia|]. rewrite T. split; [|exists (prompt r ++ b); split; auto].
   - constructor; [unfold bos; lia|]. eapply Forall_impl; [|exact W]. simpl; intros; lia.
   - intros I. rewrite Forall_forall in W. specialize (W _ I). lia.
 Qed.
 
 (** lem:answers: a decoder that says what is wanted after every node says the answers. *)
-Lemma says_entries M ls p side t answer : (forall s a, In (side, s, a) (entries side t answer) ->
+Lemma says_entries M ls p on t answer : (forall s a, In (on, s, a) (entries on t answer) ->
     (a < vocabulary M)%nat /\ (forall b, (b < vocabulary M)%nat -> b <> a -> logit M ls s b < logit M ls s a)
     /\ p <= probability M ls s a) ->
   says M ls p t answer.

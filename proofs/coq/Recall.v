@@ -27,10 +27,10 @@ Qed.
 (** The largest norm, as RMSNorm takes it, that the stream has in the last layer, where context and
     answer have a squared norm of [phi] at most. *)
 Definition rho_max (P : parameters) (phi : R) : R :=
-  sqrt ((C P + switch P (S (last P)) * switch P (S (last P)) + phi) / INR (d P) + rms_eps P).
+  sqrt ((C P + energy P (S (last P)) + phi) / INR (d P) + rms_eps P).
 (** A bound of what one unit writes into the answer, divided by [eta]. *)
 Definition unit_max (P : parameters) : R :=
-  kappa P * INR (longest P) / rho P (S (last P)) / rho P (S (last P)).
+  kappa P * (INR (longest P) + 2 * INR (switches P)) / rho P (S (last P)) / rho P (S (last P)).
 (** What the proof needs of the parameters. *)
 Record good (P : parameters) (phi : R) : Prop := {
   good_eps : 0 <= rms_eps P;
@@ -39,8 +39,8 @@ Record good (P : parameters) (phi : R) : Prop := {
   good_eta : 0 < eta P;
   good_kappa : 0 < kappa P;
   good_phi : 0 <= phi;
-  good_switch : forall l, switch P l <> 0;
-  good_side : forall u, side P u = 1 \/ side P u = - 1;
+  good_which : forall l, (which P l < switches P)%nat;
+  good_energy : forall l, 0 <= energy P l;
   good_longest : (0 < longest P)%nat;
   good_node : forall u, (u < nodes P)%nat ->
     (0 < length (node P u) <= longest P)%nat /\ Forall (fun a => a < V P)%nat (node P u);
@@ -56,14 +56,13 @@ Section Recall.
 Variables (P : parameters) (phi : R).
 Hypothesis G : good P phi.
 Notation V := (V P). Notation n := (nodes P). Notation N := (longest P). Notation hd := (head_half P).
-Notation sw := (switch P). Notation Last := (last P). Notation rho_max := (rho_max P phi).
+Notation m := (switches P). Notation Last := (last P). Notation rho_max := (rho_max P phi).
 Let Heps := good_eps _ _ G.
 Let Hz := good_zeta _ _ G.
 Let Heta := good_eta _ _ G.
 Let Hkappa := good_kappa _ _ G.
 Let Hphi := good_phi _ _ G.
-Let Hsw := good_switch _ _ G.
-Let Hside := good_side _ _ G.
+Let Henergy := good_energy _ _ G.
 Let HN := good_longest _ _ G.
 Let Hnode u (H : (u < n)%nat) := proj1 (good_node _ _ G u H).
 Let Hcopy := good_copy _ _ G.
@@ -159,10 +158,11 @@ Qed.
 
 (** * The last layer at every input *)
 Section AnyInput.
-Variables (s : R) (tok : nat -> nat) (i : nat).
-Hypothesis (Hs : s = sw (S Last) \/ s = - sw (S Last)).
-Lemma s_square : s * s = sw (S Last) * sw (S Last).
-Proof. destruct Hs as [-> | ->]; ring. Qed.
+Variables (s : nat -> R) (tok : nat -> nat) (i : nat).
+(** The switches have their size, and those of each unit fit, or do not by 2 at least. *)
+Definition settled : Prop := dot m s s = energy P (S Last) /\
+  forall u, (u < n)%nat -> fit P s u = 0 \/ - (2 * INR m) <= fit P s u <= - 2.
+Hypothesis Hs : settled.
 Lemma context_small : 0 <= dot n (context P tok i) (context P tok i) <= phi / 2.
 Proof.
   split; [apply dot_self|]. eapply Rle_trans; [|exact Hcontext]. apply sum_le_const. intros u Hu. unfold context.
@@ -171,98 +171,84 @@ Proof.
 Qed.
 Lemma reading_bounds : rho P (S Last) <= reading P s tok i <= rho_max.
 Proof.
-  pose proof context_small. pose proof (d_pos P). unfold rho, reading, rho_max. rewrite s_square.
+  pose proof context_small. pose proof (d_pos P). unfold rho, reading, Recall.rho_max. rewrite (proj1 Hs).
   split; apply sqrt_le_1_alt, Rplus_le_compat_r, Rmult_le_compat_r; try lra; left; apply Rinv_0_lt_compat; auto.
 Qed.
 Lemma reading_pos : 0 < reading P s tok i.
-Proof. pose proof reading_bounds. pose proof (rho_pos P Heps (S Last)). lra. Qed.
-Lemma ratio u : side P u * s / sw (S Last) = 1 \/ side P u * s / sw (S Last) = - 1.
-Proof. destruct Hs as [-> | ->], (Hside u) as [-> | ->]; [left|right|right|left]; field; auto. Qed.
+Proof. pose proof reading_bounds. pose proof (rho_pos P Heps Henergy (S Last)). lra. Qed.
 Lemma result_small : 0 <= dot (W P) (result P (reading P s tok i) s tok i) (result P (reading P s tok i) s tok i) <= phi / 2.
 Proof.
   split; [apply dot_self|]. eapply Rle_trans; [|exact Hresult]. apply sum_le_const. intros a Ha.
-  pose proof reading_bounds as [R1 _]. pose proof (rho_pos P Heps (S Last)) as R0. pose proof reading_pos as R2.
+  pose proof reading_bounds as [R1 _]. pose proof (rho_pos P Heps Henergy (S Last)) as R0. pose proof reading_pos as R2.
   set (r := reading P s tok i) in *. set (B := unit_max P) in *.
-  pose proof (pos_INR n). assert (HNr : 1 <= INR N) by (apply (le_INR 1); lia).
+  pose proof (pos_INR n). pose proof (pos_INR m) as Hm. assert (HNr : 1 <= INR N) by (apply (le_INR 1); lia).
   assert (I0 : 0 < / r) by (apply Rinv_0_lt_compat; auto). assert (I1 : / r <= / rho P (S Last)) by (apply Rinv_le_contravar; auto).
   assert (T : Rabs (result P r s tok i a) <= INR n * (eta P * B)).
-  { assert (Tri : forall m f c, (forall u, (u < m)%nat -> Rabs (f u) <= c) -> Rabs (sum m f) <= INR m * c).
-    { induction m; intros f c H1; [simpl; rewrite Rabs_R0; lra|]. rewrite S_INR. simpl sum.
-      pose proof (Rabs_triang (sum m f) (f m)). pose proof (IHm f c ltac:(intros; apply H1; lia)). pose proof (H1 m ltac:(lia)). lra. }
+  { assert (Tri : forall k f c, (forall u, (u < k)%nat -> Rabs (f u) <= c) -> Rabs (sum k f) <= INR k * c).
+    { induction k; intros f c H1; [simpl; rewrite Rabs_R0; lra|]. rewrite S_INR. simpl sum.
+      pose proof (Rabs_triang (sum k f) (f k)). pose proof (IHk f c ltac:(intros; apply H1; lia)). pose proof (H1 k ltac:(lia)). lra. }
     apply Tri. intros u Hu. rewrite Rabs_mult. apply Rmult_le_compat; try apply Rabs_pos.
     - destruct (a =? answer P u)%nat; [rewrite Rabs_right; lra|rewrite Rabs_R0; lra].
-    - rewrite Rabs_mult. unfold B, unit_max, Rdiv. apply Rmult_le_compat; try apply Rabs_pos.
-      + eapply Rle_trans; [apply silu_abs|]. unfold gate, Rdiv. rewrite !Rabs_mult, (Rabs_right (kappa P)), (Rabs_right (/ r)) by lra.
-        apply Rmult_le_compat; try (apply Rmult_le_pos; [lra|apply Rabs_pos]); try lra. apply Rmult_le_compat_l; [lra|].
-        pose proof (found_bounds tok i u Hu). assert (INR (length (node P u)) <= INR N) by (apply le_INR, Hnode; auto).
-        apply Rabs_le. lra.
-      + unfold up, Rdiv. fold (side P u * s / sw (S Last)). rewrite Rabs_mult, (Rabs_right (/ r)) by lra.
-        assert (Rabs ((1 + side P u * s * / sw (S Last)) * / 2) <= 1); [|pose proof (Rabs_pos ((1 + side P u * s * / sw (S Last)) * / 2)); nra].
-        destruct (ratio u) as [E|E]; unfold Rdiv in E; rewrite E; apply Rabs_le; lra. }
+    - rewrite Rabs_mult, (Rabs_right (/ r)) by lra. unfold B, unit_max, Rdiv. apply Rmult_le_compat; try apply Rabs_pos; try lra.
+      eapply Rle_trans; [apply silu_abs|]. unfold gate, Rdiv. rewrite !Rabs_mult, (Rabs_right (kappa P)), (Rabs_right (/ r)) by lra.
+      apply Rmult_le_compat; try (apply Rmult_le_pos; [lra|apply Rabs_pos]); try lra. apply Rmult_le_compat_l; [lra|].
+      pose proof (found_bounds tok i u Hu). assert (INR (length (node P u)) <= INR N) by (apply le_INR, Hnode; auto).
+      destruct (proj2 Hs u Hu) as [F|F]; apply Rabs_le; lra. }
   set (x := result P r s tok i a) in *. pose proof (Rabs_pos x). apply Rle_trans with (Rabs x * Rabs x); [|apply Rmult_le_compat; auto].
   rewrite <- Rabs_mult, Rabs_right; nra.
 Qed.
 Lemma final_norm A : (tok i < V)%nat ->
-  C P + s * s <= dot (d P) (final P A s tok i) (final P A s tok i) <= C P + s * s + phi.
+  C P + energy P (S Last) <= dot (d P) (final P A s tok i) (final P A s tok i) <= C P + energy P (S Last) + phi.
 Proof.
-  intros Hk. unfold final. rewrite self_state by auto. pose proof context_small. pose proof result_small. lra.
+  intros Hk. unfold final. rewrite self_state, (proj1 Hs) by auto. pose proof context_small. pose proof result_small. lra.
 Qed.
 End AnyInput.
 
 (** * On a node *)
 Section OnNode.
-Variables (t : list nat) (s : R) (p a : nat).
-Hypotheses (Hp : (p < n)%nat) (Hpt : node P p = t) (Hpa : answer P p = a)
-  (Hps : side P p * s / sw (S Last) = 1) (Hs : s = sw (S Last) \/ s = - sw (S Last))
+Variables (t : list nat) (s : nat -> R) (p a : nat).
+Hypotheses (Hs : settled s) (Hp : (p < n)%nat) (Hpt : node P p = t) (Hpa : answer P p = a) (Hps : fit P s p = 0)
   (Hbos : forall u, (u < n)%nat -> exists w, node P u = 0%nat :: w /\ ~ In 0%nat w)
-  (Hsame : forall u, (u < n)%nat -> side P u = side P p -> node P u = t -> answer P u = a).
+  (Hsame : forall u, (u < n)%nat -> fit P s u = 0 -> node P u = t -> answer P u = a).
 Notation i := (length t - 1)%nat.
 Notation r := (reading P s (token t) i).
-Lemma own_gate : 2 * INR n + 4 <= gate P r (token t) i p.
+Lemma own_gate u : (u < n)%nat -> node P u = t -> fit P s u = 0 -> 2 * INR n + 4 <= gate P r s (token t) i u.
 Proof.
-  pose proof (found_own t p Hp Hpt). pose proof (reading_bounds s (token t) i Hs). pose proof (reading_pos s (token t) i Hs).
-  unfold gate. rewrite Hpt. apply (Rmult_le_reg_r r); auto. unfold Rdiv. rewrite Rmult_assoc, Rinv_l by lra. pose proof (pos_INR n). nra.
+  intros Hu Eu Fu. pose proof (found_own t u Hu Eu). pose proof (reading_bounds s (token t) i Hs). pose proof (reading_pos s (token t) i Hs).
+  unfold gate. rewrite Eu, Fu. apply (Rmult_le_reg_r r); auto. unfold Rdiv. rewrite Rmult_assoc, Rinv_l by lra. pose proof (pos_INR n). nra.
 Qed.
-Lemma other_gate u : (u < n)%nat -> node P u <> t -> gate P r (token t) i u <= 0.
+Lemma other_gate u : (u < n)%nat -> node P u <> t \/ fit P s u <> 0 -> gate P r s (token t) i u <= 0.
 Proof.
-  intros Hu Hne. pose proof (reading_pos s (token t) i Hs) as R0. destruct (Hbos u Hu) as [x [Ex Hx]].
-  destruct (Hbos p Hp) as [y [Ey Hy]]. rewrite Hpt in Ey. assert (y <> x) by congruence.
-  destruct (separation 0 y x Hy Hx H) as [D [D1 [D2 D3]]]. rewrite <- Ex, <- Ey in *.
-  pose proof (Hnode p Hp) as Lp. rewrite Hpt in Lp.
-  pose proof (found_other t u D Hu ltac:(lia) D1 D2 D3) as F.
-  unfold gate, Rdiv. pose proof (Rinv_0_lt_compat r R0). set (x0 := _ - _ + _). assert (x0 <= 0) by (unfold x0; lra).
+  intros Hu Hne. pose proof (reading_pos s (token t) i Hs) as R0.
+  assert (X : found P (token t) i u - INR (length (node P u)) + 1 / 2 + fit P s u <= 0).
+  { destruct (proj2 Hs u Hu) as [F|F].
+    - destruct Hne as [Hne|Hne]; [|congruence]. destruct (Hbos u Hu) as [x [Ex Hx]].
+      destruct (Hbos p Hp) as [y [Ey Hy]]. rewrite Hpt in Ey. assert (y <> x) by congruence.
+      destruct (separation 0 y x Hy Hx H) as [D [D1 [D2 D3]]]. rewrite <- Ex, <- Ey in *.
+      pose proof (Hnode p Hp) as Lp. rewrite Hpt in Lp.
+      pose proof (found_other t u D Hu ltac:(lia) D1 D2 D3). lra.
+    - pose proof (found_bounds (token t) i u Hu). lra. }
+  unfold gate, Rdiv. pose proof (Rinv_0_lt_compat r R0). set (x0 := _ + fit P s u) in *.
   assert (kappa P * x0 <= 0) by nra. nra.
 Qed.
 Lemma node_leads b : b <> a -> 2 * eta P / r <= result P r s (token t) i a - result P r s (token t) i b.
 Proof.
   intros Hb. pose proof (reading_pos s (token t) i Hs) as R0. pose proof (Rinv_0_lt_compat r R0) as I0. pose proof (pos_INR n) as Hn.
-  set (g := fun u => gate P r (token t) i u). unfold result. rewrite <- sum_minus.
-  rewrite (sum_ext n _ (fun u => ((if (a =? answer P u)%nat then eta P else 0) - (if (b =? answer P u)%nat then eta P else 0))
-     * (silu (g u) * up P r s u))) by (intros; unfold g; ring).
+  set (g := fun u => gate P r s (token t) i u). unfold result. rewrite <- sum_minus.
+  rewrite (sum_ext n _ (fun u => ((if (a =? answer P u)%nat then 1 else 0) - (if (b =? answer P u)%nat then 1 else 0))
+     * silu (g u) * (eta P / r))) by (intros u _; unfold g, Rdiv; destruct (a =? answer P u)%nat, (b =? answer P u)%nat; ring).
+  assert (E0 : 0 < eta P / r) by (apply Rdiv_lt_0_compat; auto).
   apply Rle_trans with ((INR n + 2) * (eta P / r) - INR n * (eta P / r)); [unfold Rdiv; nra|].
-  apply (sum_pick n _ p); auto.
-  - unfold Rdiv; nra.
-  - rewrite Hpa, Nat.eqb_refl. destruct (Nat.eqb_spec b a); [congruence|]. unfold up. rewrite Hps.
-    pose proof own_gate as Gp. fold (g p) in Gp. pose proof (silu_own (g p) ltac:(lra)).
-    replace ((1 + 1) / 2 / r) with (/ r) by (field; lra). unfold Rdiv.
-    replace ((eta P - 0) * (silu (g p) * / r)) with (silu (g p) * (eta P * / r)) by ring.
-    apply Rmult_le_compat_r; [nra|lra].
-  - intros u Hu. assert (E0 : 0 < eta P / r) by (apply Rdiv_lt_0_compat; auto).
-    destruct (ratio s Hs u) as [Eu|Eu].
-    + unfold up. rewrite Eu. replace ((1 + 1) / 2 / r) with (/ r) by (field; lra).
-      replace (_ * (silu (g u) * / r)) with
-        (((if (a =? answer P u)%nat then 1 else 0) - (if (b =? answer P u)%nat then 1 else 0)) * silu (g u) * (eta P / r))
-        by (unfold Rdiv; destruct (a =? answer P u)%nat, (b =? answer P u)%nat; ring).
-      assert (- 1 <= ((if (a =? answer P u)%nat then 1 else 0) - (if (b =? answer P u)%nat then 1 else 0)) * silu (g u)); [|nra].
-      destruct (list_eq_dec Nat.eq_dec (node P u) t) as [Et|Et].
-      * assert (Su : side P u = side P p).
-        { assert (sw (S Last) <> 0) by auto. rewrite <- Hps in Eu. unfold Rdiv in Eu. apply Rmult_eq_reg_r in Eu; [|apply Rinv_neq_0_compat; auto].
-          apply Rmult_eq_reg_r in Eu; auto. destruct Hs as [-> | ->]; auto. apply Ropp_neq_0_compat; auto. }
-        rewrite (Hsame u Hu Su Et), Nat.eqb_refl. destruct (Nat.eqb_spec b a); [congruence|].
-        assert (Gu : g u = g p). { unfold g, gate, found. rewrite Et, Hpt. unfold copied, hits, wanted. rewrite Et, Hpt. reflexivity. }
-        pose proof own_gate as Gp. fold (g p) in Gp. pose proof (silu_own (g u) ltac:(lra)). lra.
-      * pose proof (silu_other (g u) (other_gate u Hu Et)). destruct (a =? answer P u)%nat, (b =? answer P u)%nat; lra.
-    + unfold up. rewrite Eu. replace ((1 + -1) / 2 / r) with 0 by (field; lra). rewrite !Rmult_0_r. lra.
+  assert (own : forall u, (u < n)%nat -> node P u = t -> fit P s u = 0 ->
+    INR n + 2 <= ((if (a =? answer P u)%nat then 1 else 0) - (if (b =? answer P u)%nat then 1 else 0)) * silu (g u)).
+  { intros u Hu Eu Fu. rewrite (Hsame u Hu Fu Eu), Nat.eqb_refl. destruct (Nat.eqb_spec b a); [congruence|].
+    pose proof (own_gate u Hu Eu Fu) as Gp. fold (g u) in Gp. pose proof (silu_own (g u) ltac:(lra)). lra. }
+  apply (sum_pick n _ p); auto; [lra|apply Rmult_le_compat_r; [lra|auto]|].
+  intros u Hu. rewrite <- (Rmult_1_l (eta P / r)), Ropp_mult_distr_l, Rmult_1_l. apply Rmult_le_compat_r; [lra|].
+  destruct (list_eq_dec Nat.eq_dec (node P u) t) as [Et|Et], (Req_dec (fit P s u) 0) as [Ef|Ef];
+    [pose proof (own u Hu Et Ef); lra|..];
+    (assert (Ng : node P u <> t \/ fit P s u <> 0) by auto; pose proof (silu_other (g u) (other_gate u Hu Ng));
+     destruct (a =? answer P u)%nat, (b =? answer P u)%nat; lra).
 Qed.
 
 Variable A : R.
@@ -273,17 +259,16 @@ Lemma logit_lead b : (b < V)%nat -> b <> a -> INR V / doubt P <= logits a - logi
 Proof.
   intros Hb Hne. assert (Tk : (token t i < V)%nat) by (apply token_V; auto).
   pose proof (final_norm s (token t) i Hs A Tk) as [F1 F2]. pose proof (d_pos P) as d0. pose proof (C_pos P) as C0.
-  pose proof (s_square s Hs) as S2. pose proof (Rinv_0_lt_compat _ d0) as d1.
+  pose proof (Rinv_0_lt_compat _ d0) as d1. pose proof (Henergy (S Last)).
   assert (Val : forall c, (c < V)%nat -> logits c = K P * result P r s (token t) i c
      / sqrt (dot (d P) (final P A s (token t) i) (final P A s (token t) i) / INR (d P) + rms_eps P)).
-  { intros c Hc. unfold logits, times, rmsnorm. cbn [width unembedding model norm_eps]. rewrite dot_divided, dot_only by (unfold d, W; lia).
-    unfold final at 1. cbn [state Nat.add]. destruct (Nat.ltb_spec (V + (n + c)) V); [lia|]. destruct (Nat.ltb_spec (V + (n + c)) (V + n)); [lia|].
-    replace (V + (n + c) - (V + n))%nat with c by lia. reflexivity. }
+  { intros c Hc. unfold logits, times, rmsnorm. cbn [width unembedding model norm_eps]. rewrite dot_divided, dot_only by (unfold d, told, W; lia).
+    unfold final at 1. rewrite at_told. reflexivity. }
   rewrite !Val by auto. set (f := dot _ _ _) in *.
   assert (f0 : 0 < f / INR (d P)) by (apply Rdiv_lt_0_compat; nra).
   assert (q0 : 0 < sqrt (f / INR (d P) + rms_eps P)) by (apply sqrt_lt_R0; lra).
   assert (q1 : sqrt (f / INR (d P) + rms_eps P) <= rho_max).
-  { apply sqrt_le_1_alt, Rplus_le_compat_r, Rmult_le_compat_r; [lra|]. rewrite <- S2. auto. }
+  { apply sqrt_le_1_alt, Rplus_le_compat_r, Rmult_le_compat_r; [lra|]. auto. }
   set (q := sqrt _) in *. pose proof (node_leads b Hne) as Ld. pose proof (reading_bounds s (token t) i Hs) as [_ R1].
   pose proof (reading_pos s (token t) i Hs) as R0. set (x := result _ _ _ _ _ a) in *. set (y := result _ _ _ _ _ b) in *.
   set (ri := r) in *. assert (0 <= INR V / doubt P) by (apply Rmult_le_pos; [apply pos_INR|left; apply Rinv_0_lt_compat; auto]).
