@@ -28,7 +28,7 @@ Proof.
   destruct H as [H|H]; apply entries_spec in H; destruct H as [b [c [E F]]];
     [exists r, label, b, c|exists r, distractor, b, c]; rewrite F; simpl; auto.
 Qed.
-Lemma consistent D V e e' : dataset V D -> In e (all_entries D) -> In e' (all_entries D) ->
+Lemma entries_consistent D V e e' : dataset V D -> In e (all_entries D) -> In e' (all_entries D) ->
   fst e = fst e' -> snd e = snd e'.
 Proof.
   intros (_ & _ & C1 & C2) H H' E. apply all_entries_spec in H, H'.

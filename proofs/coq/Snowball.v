@@ -27,7 +27,7 @@ Lemma signs b j : (j < switches P)%nat -> one (sw L * sign b) j = sw L * sign (n
 Proof. intros Hj. rewrite Hm in Hj. destruct j; [reflexivity|lia]. Qed.
 Lemma ok_entries : answerable (Model.V P) (switches P) (all_entries D).
 Proof.
-  rewrite PV, Hm. split; [intros e I; exact (entry_ok V D e HD I)|intros e e' I I'; exact (consistent D V e e' HD I I')].
+  rewrite PV, Hm. split; [intros e I; exact (entry_ok V D e HD I)|intros e e' I I'; exact (entries_consistent D V e e' HD I I')].
 Qed.
 Lemma sized b : dot (switches P) (one (sw L * sign b)) (one (sw L * sign b)) = energy P (S (last P)).
 Proof. rewrite one_by_one, Hsize, PL. unfold sign. destruct b; ring. Qed.
@@ -176,7 +176,7 @@ Proof.
   set (F := {| Model.V := V; head_half := half_head; Model.theta := theta; Model.rms_eps := rms_eps; Model.U := U; switches := 1;
     start := one (sw 0%nat); which _ := 0%nat; gain l := sw (S l) / sw l; angle := ang; energy l := sw l * sw l; last := L - 1; doubt := 1 - p |}).
   destruct (parameters_exist F (all_entries D) (fun _ => sw L) phi) as (P & EF & G & Rd & Pd).
-  - split; [intros e I; exact (entry_ok V D e HD I)|intros e e' I I'; exact (consistent D V e e' HD I I')].
+  - split; [intros e I; exact (entry_ok V D e HD I)|intros e e' I I'; exact (entries_consistent D V e e' HD I I')].
   - exact Heps.
   - exact Ht.
   - cbn. lra.
