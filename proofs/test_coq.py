@@ -1,4 +1,4 @@
-"""The theorem in Coq: accepted, without other axioms, as the page states and maps it."""
+"""Two theorems in Coq: accepted, without other axioms, as the page states and maps them."""
 
 import re
 import shutil
@@ -11,6 +11,7 @@ from statements import STATEMENTS
 COQ = Path(__file__).parent / "coq"
 PAGE = (COQ / "README.md").read_text(encoding="utf-8")
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in sorted(COQ.glob("*.v"))}
+STATED = ("Statement.v", "UniversalityStatement.v")
 NAMED = re.compile(r"^(?:Theorem|Lemma|Definition) (\w+)", re.M)
 
 
@@ -31,9 +32,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.proves("thm:snowball", method="coq")
-def test_coq_accepts_the_proof(compiled: Path) -> None:
+def test_coq_accepts_theorem_1(compiled: Path) -> None:
     assert (compiled / "Snowball.vo").exists()
     assert (compiled / "Necessity.vo").exists()
+
+
+@pytest.mark.proves("thm:universality", method="coq")
+def test_coq_accepts_theorem_2(compiled: Path) -> None:
+    assert (compiled / "Universality.vo").exists()
 
 
 CHEAT = """Variable cheat : forall P : Prop, P.
@@ -47,7 +53,7 @@ Theorem snowball : snowball_theorem. Proof. apply cheat. Qed.
         ("Snowball.v", r"(?s)Theorem snowball :.*", CHEAT, "> Snowball.cheat"),
         ("Snowball.v", r"Qed\.\s*\Z", "Admitted.\n", "Admitted"),
         ("Necessity.v", r"\Z", "Axiom more : False.\n", "Axiom more"),
-        ("Snowball.v", r"0 < epsilon < 2", "0 < epsilon", "Error"),
+        ("Schedule.v", r"0 < epsilon <= 1 / 2", "0 < epsilon <= 1", "Error"),
     ],
     ids=["a variable of no section", "an admitted proof", "an axiom", "a step that fails"],
 )
@@ -63,10 +69,10 @@ def test_what_is_not_proved_is_refused(
     assert said in done.stdout + done.stderr
 
 
-def test_the_page_quotes_the_statement() -> None:
-    """Whoever changes the statement changes the page that explains it."""
+def test_the_page_quotes_the_statements() -> None:
+    """Whoever changes a statement changes the page that explains it."""
     quoted = "".join(re.findall(r"^```coq\n(.*?)^```$", PAGE, re.M | re.S))
-    assert code(quoted) == code(SOURCES["Statement.v"])
+    assert code(quoted) == [word for name in STATED for word in code(SOURCES[name])]
 
 
 def code(text: str) -> list[str]:
@@ -74,25 +80,26 @@ def code(text: str) -> list[str]:
     return re.sub(r"\(\*.*?\*\)", "", text, flags=re.S).split()
 
 
-def test_the_statement_is_short() -> None:
-    assert SOURCES["Statement.v"].count("\n") < 150
+@pytest.mark.parametrize("name", STATED)
+def test_a_statement_is_short(name: str) -> None:
+    assert SOURCES[name].count("\n") < 150
 
 
 def test_the_page_maps_prose_to_coq() -> None:
-    """Every lemma below Theorem 1 is mapped to what exists, or said not to be needed."""
+    """Every lemma below the theorems is mapped to what exists, or said not to be needed."""
     known = {name for text in SOURCES.values() for name in NAMED.findall(text)}
     rows = re.findall(r"^\| (`lem:.*?) \| (`.*?) \|", PAGE, re.M)
     mapped = {label for left, _ in rows for label in re.findall(r"`(lem:.*?)`", left)}
     for _, right in rows:
         assert set(re.findall(r"`(\w+)`", right)) <= known
-    unneeded = set(re.findall(r"`(lem:.*?)`", PAGE.partition("Not needed by this decoder")[2]))
-    theorem = next(s for s in STATEMENTS if s.label == "thm:snowball")
-    used = {label for label in lemmas_below(theorem.label) if label.startswith("lem:")}
+    unneeded = set(re.findall(r"`(lem:.*?)`", PAGE.partition("Not needed by these decoders")[2]))
+    below = labels_below("thm:snowball") | labels_below("thm:universality")
+    used = {label for label in below if label.startswith("lem:")}
     assert used == mapped | unneeded
     assert not mapped & unneeded
 
 
-def lemmas_below(label: str) -> set[str]:
+def labels_below(label: str) -> set[str]:
     """Every label that a statement uses, directly or through others."""
     direct = {s.label: set(s.uses) for s in STATEMENTS}
     found, new = set[str](), direct[label]

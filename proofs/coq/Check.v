@@ -1,4 +1,7 @@
-(** Says on which axioms the theorem rests. *)
-From Snowball Require Import Statement Snowball.
+(** Says on which axioms the theorems rest. *)
+From Snowball Require Import Statement UniversalityStatement Snowball Universality.
 Goal snowball_theorem. Proof. exact snowball. Qed.
-Print Assumptions snowball.
+Goal behaviours_theorem. Proof. exact behaviours. Qed.
+Goal universality_theorem. Proof. exact universality. Qed.
+Definition both := (snowball, behaviours, universality).
+Print Assumptions both.
