@@ -252,11 +252,11 @@ class Store:
         Raises:
             StoreError: no items.
         """
-        _check_items(items)
+        check_items(items)
         values = np.full(items, np.nan)
-        with self._transaction("BEGIN", "read"):
+        with self._database.transaction("BEGIN", "read"):
             place = (self._find_key(key), removal, metric, items)
-            for item, value in self._connection.execute(_VALUES, place):
+            for item, value in self._database.execute(_VALUES, place):
                 values[item] = value
         return values
 

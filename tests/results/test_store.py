@@ -1301,3 +1301,15 @@ def test_a_file_without_the_place_for_marks_gets_it(tmp_path: Path) -> None:
         store.invalidate(KEY, "item 3")
         with pytest.raises(StoreError, match="item 3"):
             store.metrics(KEY)
+
+
+def test_known_values_are_those_that_there_are(tmp_path: Path) -> None:
+    with Store(tmp_path / "results.sqlite") as store:
+        run = store.begin_run({})
+        store.write(run, KEY, ["3"], [ItemResult(1, {"right": [0.5]}, {})])
+        found = store.known_values(KEY, "right", "3", 3)
+        assert np.isnan(found).tolist() == [True, False, True]
+        assert found[1] == 0.5
+        assert np.isnan(store.known_values(KEY, "other", "3", 3)).all()
+        with pytest.raises(StoreError, match="must be positive"):
+            store.known_values(KEY, "right", "3", 0)
