@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400  # seconds
+
 # Called with one sentence for people to read.
 Tell = Callable[[str], None]
 # Called with the amount of work just done, in the unit of the task.
@@ -30,3 +32,15 @@ def say_nothing(sentence: str) -> None:
 def silent(title: str, total: int, unit: str) -> Iterator[Advance]:
     """Shows nothing: the default of every function that takes a `Progress`."""
     yield lambda amount: None
+
+
+def duration_text(seconds: float) -> str:
+    """A time for people: "a second", "90 s", "2.5 min", "12 h"."""
+    if seconds < 1.5:
+        return "a second"
+    units = ((2 * _DAY, _DAY, "days"), (2 * _HOUR, _HOUR, "h"), (2 * _MINUTE, _MINUTE, "min"))
+    for least, size, unit in units:
+        if seconds >= least:
+            amount = seconds / size
+            return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -16,6 +16,7 @@ from snowball.engine.ablation import AblationEngine
 from snowball.engine.cost import engine_cost, matmul_rate
 from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
 from snowball.engine.removal import INTACT, Removal
+from snowball.progress import duration_text
 from snowball.results.store import Store
 from snowball.tasks.item import Item
 from snowball.tasks.task import GenerationTask
@@ -24,8 +25,6 @@ from snowball.tasks.task import GenerationTask
 _TIMED_SECONDS = 1.0
 _REPETITIONS = 3
 _ENOUGH_SECONDS = 0.3  # of which no repetition is needed
-
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def estimate(audit: Audit, store: Store) -> str:
@@ -58,18 +57,6 @@ def estimated_seconds(audit: Audit, store: Store) -> float:
     recomputed = sum(len(audit.to_recompute(task, store)) for task in audit.tasks)
     alone = _deletion_seconds(engine, timed[0], audit.removals[-1]) if recomputed else 0.0
     return operations / rate + recomputed * alone
-
-
-def duration_text(seconds: float) -> str:
-    """A time for people: "a second", "90 s", "2.5 min", "12 h"."""
-    if seconds < 1.5:
-        return "a second"
-    units = ((2 * _DAY, _DAY, "days"), (2 * _HOUR, _HOUR, "h"), (2 * _MINUTE, _MINUTE, "min"))
-    for least, size, unit in units:
-        if seconds >= least:
-            amount = seconds / size
-            return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _middling(engine: AblationEngine, items: Sequence[Item]) -> list[Item]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from audit_inputs import write
 
-from snowball.audit.estimate import duration_text, estimate, estimated_seconds
+from snowball.audit.estimate import estimate, estimated_seconds
 from snowball.audit.run import Audit
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.removal import layer_removals
@@ -104,24 +104,3 @@ def test_nothing_that_was_tried_is_kept(tmp_path: Path) -> None:
         estimate(audit, store)
         assert store.keys() == []
         assert audit.waiting(task, store)[0] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "a second"),
-        (1e-9, "a second"),
-        (1.4, "a second"),
-        (1.6, "2 s"),
-        (119.4, "119 s"),
-        (120, "2.0 min"),
-        (599, "10.0 min"),
-        (3600, "60 min"),
-        (7200, "2.0 h"),
-        (36000, "10 h"),
-        (200_000, "2.3 days"),
-        (1e9, "11574 days"),
-    ],
-)
-def test_a_time_is_told_in_a_unit_that_fits(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text

@@ -7,7 +7,7 @@ from recorded_progress import Recorded, Task
 from rich.console import Console
 
 from snowball.cli import terminal
-from snowball.progress import Progress, silent
+from snowball.progress import Progress, duration_text, silent
 
 
 @pytest.mark.parametrize("progress", [silent, terminal.progress_bar])
@@ -45,3 +45,24 @@ def test_what_is_recorded() -> None:
         advance(1)
         advance(2)
     assert recorded.only() == Task("measuring", 3, "tokens", [1, 2], True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "a second"),
+        (1e-9, "a second"),
+        (1.4, "a second"),
+        (1.6, "2 s"),
+        (119.4, "119 s"),
+        (120, "2.0 min"),
+        (599, "10.0 min"),
+        (3600, "60 min"),
+        (7200, "2.0 h"),
+        (36000, "10 h"),
+        (200_000, "2.3 days"),
+        (1e9, "11574 days"),
+    ],
+)
+def test_a_time_is_told_in_a_unit_that_fits(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
