@@ -3,5 +3,6 @@ From Snowball Require Import Statement UniversalityStatement Snowball Universali
 Goal snowball_theorem. Proof. exact snowball. Qed.
 Goal behaviours_theorem. Proof. exact behaviours. Qed.
 Goal universality_theorem. Proof. exact universality. Qed.
-Definition both := (snowball, behaviours, universality).
-Print Assumptions both.
+Goal robust_theorem. Proof. exact robust. Qed.
+Definition all := (snowball, behaviours, universality, robust).
+Print Assumptions all.

@@ -296,3 +296,31 @@ Proof.
         assert (f r' on = f r on) by (apply (Hf r' r t b a); auto; [exists x', y'; auto|exists x, y; auto]). congruence.
       * apply (C2 t); [exists r, x, y; auto|exists r', x', y'; auto].
 Qed.
+
+Lemma select_all_present k ls : select (repeat true k) ls = ls.
+Proof. revert ls. induction k; intros [|l ls]; simpl; f_equal; auto. Qed.
+Theorem robust : robust_theorem.
+Proof.
+  intros V D L target epsilon p HD HL He Hp theta half_head rms_eps Ht Heps.
+  set (c := fun l => if (l =? target)%nat then epsilon else 1 + epsilon / 2).
+  set (f := fun (r : row) (present : list bool) => nth target present false).
+  destruct (universality V D L c (1 - epsilon / 2) p f HD) with (theta := theta) (half_head := half_head) (rms_eps := rms_eps)
+    as (M & E1 & E2 & E3 & E4 & E5 & E6 & B); auto; try lia; try lra.
+  - intros l _. unfold c. destruct (l =? target)%nat; lra.
+  - exists M. do 6 (split; auto). split.
+    + intros t i Hin Hi. set (on := repeat true (L - 1)). assert (Hon : length on = (L - 1)%nat) by apply repeat_length.
+      destruct (B on Hon) as [X _]. destruct (X t i Hin Hi) as (N & Sc & Sl).
+      assert (Sel : forall l, score_with M on l t i = score M l t i).
+      { intros l. unfold score_with, score, entering_with, entering, on. rewrite !select_all_present. reflexivity. }
+      assert (On : forall l, (l < L - 1)%nat -> score M l t i = c l).
+      { intros l Hl. rewrite <- Sel. apply Sc; auto. unfold on. 
+        rewrite nth_indep with (d' := true) by (rewrite repeat_length; lia). apply nth_repeat. }
+      split; [|split].
+      * intros k Hk. pose proof (N k Hk) as Y. unfold entering_with, on in Y. rewrite select_all_present in Y. exact Y.
+      * rewrite On by lia. unfold c. rewrite Nat.eqb_refl. reflexivity.
+      * intros l Hl Hne. destruct (Nat.eq_dec l (L - 1)) as [->|Hlast].
+        -- rewrite Sel in Sl. unfold c in Sl. destruct (Nat.eqb_spec (L - 1) target); [lia|].
+           apply Rabs_def2 in Sl. lra.
+        -- rewrite On by lia. unfold c. destruct (Nat.eqb_spec l target); [congruence|lra].
+    + intros present r Hlen Hr. destruct (B present Hlen) as [_ X]. apply X. apply in_map_iff. exists r. auto.
+Qed.

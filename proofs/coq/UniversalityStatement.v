@@ -66,3 +66,19 @@ Definition universality_theorem : Prop :=
   forall (theta half_head : nat) (rms_eps : R), (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
   exists M : decoder, rope_theta M = INR theta /\ half M = half_head /\ norm_eps M = rms_eps
     /\ behaves M V L c delta p (chosen D f).
+
+(** A consequence, Theorem 1 with more: the target decides every answer, whatever other layers are
+    present besides. *)
+Definition robust_theorem : Prop :=
+  forall (V : nat) (D : list row) (L target : nat) (epsilon p : R),
+  dataset V D -> (target + 2 <= L)%nat -> 0 < epsilon < 2 -> p < 1 ->
+  forall (theta half_head : nat) (rms_eps : R), (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
+  exists M : decoder, rope_theta M = INR theta /\ half M = half_head /\ norm_eps M = rms_eps
+    /\ length (layers M) = L /\ vocabulary M = V /\ width M = (heads M * (2 * half M))%nat
+    /\ (forall t i, Forall (fun a => a < V)%nat t -> (i < length t)%nat ->
+          (forall k, (k <= L)%nat -> 0 < norm (width M) (entering M k t i))
+          /\ score M target t i = epsilon
+          /\ forall l, (l < L)%nat -> l <> target -> epsilon < score M l t i)
+    /\ (forall present r, length present = (L - 1)%nat -> In r D ->
+          says M (select present (layers M)) p (bos :: prompt r)
+            (ended D (if nth target present false then label r else distractor r))).
