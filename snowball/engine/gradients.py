@@ -124,7 +124,7 @@ def _watched(modules: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor
 
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         before = args[0] if args else kwargs["hidden_states"]
-        after = output[0] if isinstance(output, tuple) else output
+        after = output[0] if isinstance(output, tuple | list) else output
         assert isinstance(after, Tensor)
         after.retain_grad()
         passed.append((before, after))

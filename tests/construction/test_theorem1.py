@@ -25,6 +25,7 @@ from strategies import (
 )
 from torch import Tensor
 
+from snowball.checks.guarantees import guarantees
 from snowball.construction.counterexample.builder import Counterexample, counterexample
 from snowball.construction.errors import ConstructionError
 from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
@@ -32,6 +33,7 @@ from snowball.data.dataset import Dataset
 from snowball.decoders.decoder import Decoder
 from snowball.decoders.residual_decoder import ResidualDecoder
 from snowball.jsonl import DatasetError
+from snowball.measurement.measurements import measure
 from snowball.metrics import cosine_score, divergence
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
@@ -492,6 +494,30 @@ def test_a_switch_that_the_dtype_cannot_hold_is_refused() -> None:
         with pytest.raises(ConstructionError, match=r"h \(size of the switch.*or float64"):
             counterexample(dataset, epsilon=epsilon, layers=4, target=1, dtype=torch.float32)
     counterexample(dataset, epsilon=1e-300, layers=4, target=1, dtype=torch.float64)
+
+
+# With target 1 of 3 layers the reader finds the switch as the target leaves it, 1e-150 and less.
+@pytest.mark.parametrize("arch, layers", [("llama", 3), ("olmo", 3), ("gpt2", 3), ("gpt-neox", 4)])
+@pytest.mark.parametrize("epsilon", [1e-300, 2.3e-308])
+def test_the_least_epsilons_of_float64(epsilon: float, arch: str, layers: int) -> None:
+    model = counterexample(
+        MIXED, epsilon=epsilon, layers=layers, target=1, dtype=torch.float64, arch=arch
+    )
+    assert all(bool(torch.isfinite(weight).all()) for weight in model.weights.values())
+    found = measure(model.decoder(), MIXED, follow=[1])
+    judged = guarantees(found, epsilon, 1, torch.float64, model.architecture.reading_layers)
+    assert [one.clause for one in judged if not one.holds] == []
+
+
+def test_float64_weights_have_no_rounding_of_float32() -> None:
+    model = counterexample(CHOICES, epsilon=1e-6, layers=8, target=3, dtype=torch.float64)
+    up, stream = model.weights["model.layers.7.mlp.up_proj.weight"], model.stream
+    recalls = model.weights["model.layers.7.mlp.gate_proj.weight"][:, stream["context"]].any(1)
+    # Units read 1 / rho of the constant, or 1 / (rho |s|) of the switch s.
+    const, switch = up[recalls][:, stream["const"]], up[recalls][:, stream["switch"]]
+    size = float(const.max() / switch.max())
+    states = model.decoder().residual_states(torch.tensor([[CHOICES.bos]]))
+    assert size == pytest.approx(float(states[7][0, 0, stream["switch"]]), rel=1e-12)
 
 
 def test_a_vocabulary_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

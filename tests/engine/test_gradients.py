@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from snowball.engine.gradients import GradientError, taylor_scores
 from snowball.engine.layer_stack import LayerStack
@@ -65,6 +66,14 @@ def test_the_signed_score_is_the_slope_of_the_loss_when_the_update_shrinks(
         # Five points, so that what is left is of the fourth order in the step.
         slope = (8 * (losses[1] - losses[-1]) - (losses[2] - losses[-2])) / (12 * step)
         assert score == pytest.approx(slope, rel=1e-4, abs=rounding)
+
+
+def test_layers_that_give_a_list_of_states_have_scores() -> None:
+    config = OpenAIGPTConfig(vocab_size=60, n_embd=32, n_layer=4, n_head=4, n_positions=64)
+    torch.manual_seed(0)
+    model = OpenAIGPTLMHeadModel(config).eval().double()
+    found = taylor_scores(LayerStack(model), ITEMS, WANTED)
+    assert all(math.isfinite(score) for score in (*found.parameters, *found.function))
 
 
 def test_the_parameter_score_is_the_sum_of_absolute_products() -> None:

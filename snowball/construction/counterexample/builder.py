@@ -219,6 +219,8 @@ def _write_recall(
     # Where both wanted tokens agree the unit reads the constant, else the sign of the switch.
     rho = layer.norm_factor(reader.recall.norm)
     reads = torch.where(answers.agree, stream["const"].start, stream["switch"].start)
-    size = torch.where(answers.agree, 1.0, plan.switch[plan.reader]).double()
-    nodes, up = torch.arange(len(tree)), 1 / (rho * size)
+    # The switch as sums of products see it: in float32, or in float64 where the weights are.
+    wide = torch.promote_types(layer.up.dtype, torch.float32)
+    switch = torch.tensor(plan.switch[plan.reader], dtype=wide).double()
+    nodes, up = torch.arange(len(tree)), 1 / (rho * torch.where(answers.agree, 1.0, switch))
     write_recall(layer, tree, marks, reader, nodes, up, reads, answers.written)
