@@ -182,19 +182,7 @@ class AblationEngine:
 
     def check_item(self, item: Item) -> None:
         """Raises AblationError for an item beyond the model's context, or with ids it lacks."""
-        limit = self.stack.context_length
-        if limit is not None and item.longest > limit:
-            raise AblationError(
-                f"{item.source}: {item.longest} tokens, but the model reads at most {limit}; leave "
-                "the item out or shorten its context"
-            )
-        largest = max(map(max, (item.context, *item.continuations)))
-        if largest >= self.stack.token_count:
-            raise AblationError(
-                f"{item.source}: token {largest}, but the model knows the ids below "
-                f"{self.stack.token_count} only: leave the item out, or give the tokenizer that "
-                "belongs to the model"
-            )
+        check_item(self.stack, item)
 
     def rows(self, index: int, item: Item) -> list[Row]:
         """The rows in which an item is run: one, or one per continuation."""
@@ -245,6 +233,23 @@ class _Gathered(Generic[_Found]):
             first,
             loglikelihoods=torch.cat([one.loglikelihoods for _, one in parts], 1)[:, order],
             greedy=torch.cat([one.greedy for _, one in parts], 1)[:, order],
+        )
+
+
+def check_item(stack: LayerStack, item: Item) -> None:
+    """Raises AblationError for an item beyond the model's context, or with ids it lacks."""
+    limit = stack.context_length
+    if limit is not None and item.longest > limit:
+        raise AblationError(
+            f"{item.source}: {item.longest} tokens, but the model reads at most {limit}; leave "
+            "the item out or shorten its context"
+        )
+    largest = max(map(max, (item.context, *item.continuations)))
+    if largest >= stack.token_count:
+        raise AblationError(
+            f"{item.source}: token {largest}, but the model knows the ids below "
+            f"{stack.token_count} only: leave the item out, or give the tokenizer that "
+            "belongs to the model"
         )
 
 

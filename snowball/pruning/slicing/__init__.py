@@ -1,0 +1,1 @@
+"""SliceGPT: a narrower residual stream, as a compressor to compare the removal of layers with."""
