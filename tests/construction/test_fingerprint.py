@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations
+from typing import NoReturn
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import datasets
 
 from snowball.construction.reader import fingerprint as module
+from snowball.construction.reader.close_nodes import NodeSearch, TooManyProbesError
 from snowball.construction.reader.fingerprint import (
     Fingerprint,
     SeparationError,
@@ -154,6 +156,96 @@ def test_closest_pair_is_found_in_any_block(
     monkeypatch.setattr(module, "_BLOCK", block)
     tree = of_prompts([[n] for n in range(40)])
     check_separation(tree, fingerprint(tree, 300, seed))
+
+
+def without_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> NoReturn:
+        raise TooManyProbesError
+
+    monkeypatch.setattr(NodeSearch, "pairs_within", refuse)
+
+
+TEMPLATE = of_prompts([[5, i // 100, i // 10 % 10, i % 10, 7, 7] for i in range(600)])
+LENGTHS = of_prompts(
+    [[(i * i + j) % 5 for j in range(i % 9)] + [i % 11, i // 11] for i in range(99)]
+)
+
+
+@pytest.mark.parametrize("block", [1, 30])
+@pytest.mark.parametrize("vocabulary_size", [12, 300])
+@pytest.mark.parametrize("tree", [REPEATED, FAR, TEMPLATE, LENGTHS], ids=len)
+def test_the_search_and_the_scan_find_the_same(
+    monkeypatch: pytest.MonkeyPatch, tree: PrefixTree, vocabulary_size: int, block: int
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    for seed in range(3):
+        searched = fingerprint(tree, vocabulary_size, seed)
+        with monkeypatch.context() as patch:
+            without_search(patch)
+            scanned = fingerprint(tree, vocabulary_size, seed)
+        assert searched.distances == scanned.distances
+        assert (searched.closest, searched.closest_signs) == (
+            scanned.closest,
+            scanned.closest_signs,
+        )
+
+
+def random_nodes(shortest: int) -> torch.Tensor:
+    """60 nodes of up to three tokens, -1 beyond their BOS."""
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randint(0, 20, (60, 3), generator=generator)
+    inside = torch.randint(shortest, 4, (60,), generator=generator)
+    seen[torch.arange(3) >= inside[:, None]] = -1
+    return seen
+
+
+def signs_of_pairs(seen: torch.Tensor, codes: torch.Tensor) -> dict[tuple[int, int], int]:
+    return {
+        (i, j): sum(
+            int((codes[a] != codes[b]).sum())
+            for a, b in zip(seen[i].tolist(), seen[j].tolist(), strict=True)
+            if min(a, b) >= 0
+        )
+        for i, j in combinations(range(len(seen)), 2)
+    }
+
+
+def test_pairs_are_those_of_plain_loops() -> None:
+    seen, codes = random_nodes(shortest=1), sign_codes(20, 16, seed=2)
+    signs = signs_of_pairs(seen, codes)
+    search = NodeSearch(seen, codes, most=10**6)
+    for most in range(9):
+        wanted = [list(pair) for pair, found in signs.items() if found <= most]
+        assert search.pairs_within(most).tolist() == wanted
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_closest_pair_is_that_of_plain_loops(seed: int) -> None:
+    seen, codes = random_nodes(shortest=3), sign_codes(20, 16, seed)
+    signs = signs_of_pairs(seen, codes)
+    fewest = min(signs.values())
+    assert fewest > 0
+    first = next(pair for pair, found in signs.items() if found == fewest)
+    search = NodeSearch(seen, codes, most=10**6)
+    assert search.closest_within(1, 16) == (*first, fewest)
+
+
+def test_a_search_gives_up_where_looking_at_every_pair_takes_less() -> None:
+    seen = torch.arange(40)[:, None]
+    with pytest.raises(TooManyProbesError):
+        NodeSearch(seen, sign_codes(40, 16, seed=0), most=5).closest_within(1, 16)
+
+
+def test_of_many_nodes_few_pairs_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    look_at = module._Scan.look_at
+    monkeypatch.setattr(
+        module._Scan, "look_at", lambda scan, rows: (looked_at.append(rows), look_at(scan, rows))
+    )
+    prompts = [[1, 1, *(i // 20**k % 20 for k in range(4)), 2, 3] for i in range(6000)]
+    marks = fingerprint(of_prompts(prompts), 258, seed=0)
+    assert marks.closest_signs is not None
+    assert set(looked_at) == {module._BLOCK}
 
 
 def equal_codes_up_to(width: int) -> object:

@@ -497,7 +497,9 @@ def test_a_switch_that_the_dtype_cannot_hold_is_refused() -> None:
 
 
 # With target 1 of 3 layers the reader finds the switch as the target leaves it, 1e-150 and less.
-@pytest.mark.parametrize("arch, layers", [("llama", 3), ("olmo", 3), ("gpt2", 3), ("gpt-neox", 4)])
+@pytest.mark.parametrize(
+    ("arch", "layers"), [("llama", 3), ("olmo", 3), ("gpt2", 3), ("gpt-neox", 4)]
+)
 @pytest.mark.parametrize("epsilon", [1e-300, 2.3e-308])
 def test_the_least_epsilons_of_float64(epsilon: float, arch: str, layers: int) -> None:
     model = counterexample(

@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int8
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
+from snowball.construction.reader.close_nodes import NodeSearch, TooManyProbesError
 from snowball.construction.reader.prefix_tree import PrefixTree
 from snowball.errors import SnowballError
 
 LEAST_CODE_WIDTH = 16
-# Rows per block of the Gram matrix, and pairs looked at before distances are added.
-_BLOCK, _PAIRS = 2048, 2048
+# Rows of which all pairs are looked at first, pairs looked at before distances are added, and
+# entries of the Gram matrix at a time.
+_BLOCK, _PAIRS, _AT_ONCE = 2048, 2048, 1 << 22
 # Gate weights up to the code width are exact in bfloat16, whose significand has 8 bits.
 _WIDEST_CODE = 256
 # Up to this many tokens 16 signs leave few pairs of tokens with (nearly) the same code; such pairs
@@ -134,36 +136,87 @@ def _close_pairs(
     distances: list[int],
     separation: int,
 ) -> tuple[Int[Tensor, "pairs 2"], tuple[int, int] | None, int | None]:
-    """Pairs of nodes below the separation (the scan stops early once it has many), and the closest.
+    """The first pairs of nodes below the separation, or the closest pair if there is none.
 
-    The differing signs of nodes i and j are `(width * c - X_i . X_j) / 2` with X the signs, zero
-    beyond BOS, and c = min(c_i, c_j) the number of distances inside both.
+    Pairs are ordered by their nodes in a scattered order, which makes the first of them typical of
+    the whole. All pairs of the first rows are looked at; if many are too close, that is enough.
+    Else the rest is searched by what nodes hold, and pair by pair only where that takes longer.
     """
     nodes = torch.arange(len(tree))
-    # A scattered order makes the pairs of an early stop typical of the whole.
     order = torch.randperm(len(tree), generator=torch.Generator().manual_seed(0))
     seen = tree.tokens_at(nodes, torch.tensor(distances))[order]  # (nodes, distances), -1 outside
-    # X: (nodes, distances * width), the signs of all tokens seen, 0 beyond BOS.
-    signs = (codes[seen.clamp(min=0)] * (seen >= 0)[..., None]).flatten(1).float()
-    inside = (seen >= 0).sum(1)  # c_i: how many distances lie inside node i
-    found, closest, fewest = [], None, None
-    for start in range(0, len(tree), _BLOCK):
-        rows = slice(start, min(start + _BLOCK, len(tree)))
-        # One strip of the Gram matrix, (rows, nodes from the first row on).
-        common = torch.minimum(inside[rows, None], inside[None, start:])
-        differing = (codes.shape[1] * common - signs[rows] @ signs[start:].T) / 2
-        # Each pair once: only columns after the row.
-        differing += torch.full_like(differing, math.inf).tril()
-        # The closest pair so far; both indices count from `start`, in the scattered order.
-        smallest = int(differing.argmin())
-        i, j = divmod(smallest, differing.shape[1])
-        if math.isfinite(value := float(differing[i, j])) and (fewest is None or value < fewest):
-            closest, fewest = (int(order[start + i]), int(order[start + j])), int(value)
-        close = (differing < separation).nonzero()  # (pairs, 2)
-        found.append(order[close + start])
-        if sum(map(len, found)) >= _PAIRS:
-            break
-    return torch.cat(found)[:_PAIRS], closest, fewest
+    scan = _Scan(seen, codes, separation)
+    scan.look_at(_BLOCK)
+    if not scan.finished:
+        # A probe takes about as long as fifty pairs: in vain it costs a part of the scan at most.
+        search = NodeSearch(seen, codes, most=len(tree) ** 2 // 200)
+        try:
+            close = torch.from_numpy(search.pairs_within(separation - 1)[:_PAIRS])
+            if len(close):
+                return order[close], None, None
+            first, second, signs = search.closest_within(separation, int(scan.fewest))
+            return close, (int(order[first]), int(order[second])), signs
+        except TooManyProbesError:
+            scan.look_at(len(tree))
+    if scan.found:
+        return order[torch.cat(scan.found)[:_PAIRS]], None, None
+    none = torch.empty((0, 2), dtype=torch.int64)
+    if scan.closest is None:
+        return none, None, None
+    first, second = scan.closest
+    return none, (int(order[first]), int(order[second])), int(scan.fewest)
+
+
+class _Scan:
+    """Pairs i < j of rows, looked at one by one until many are below the separation.
+
+    The differing signs of rows i and j are `(width * c - X_i . X_j) / 2` with X the signs, zero
+    beyond BOS, and c = min(c_i, c_j) the number of distances inside both.
+    """
+
+    def __init__(
+        self,
+        seen: Int[Tensor, "rows distances"],
+        codes: Int8[Tensor, "vocabulary width"],
+        separation: int,
+    ) -> None:
+        # Signs of all tokens seen, 0 beyond BOS, and beside them where they are inside: in a
+        # product with `others` these sum to the differing signs. Small integers: exact in float32.
+        inside = (seen >= 0).float()
+        signs = (codes[seen.clamp(min=0)] * (seen >= 0)[..., None]).flatten(1).float()
+        self.rows = torch.cat((signs / -2, inside * (codes.shape[1] / 2)), dim=1)
+        self.others = torch.cat((signs, inside), dim=1)
+        self.separation = separation
+        self.next = 0
+        self.found: list[Int[Tensor, "pairs 2"]] = []
+        self.closest: tuple[int, int] | None = None
+        self.fewest = math.inf
+
+    @property
+    def finished(self) -> bool:
+        return self.next >= len(self.rows) or sum(map(len, self.found)) >= _PAIRS
+
+    def look_at(self, rows: int) -> None:
+        """Looks at the pairs of this many first rows, from where it stands."""
+        step = max(1, _AT_ONCE // len(self.rows))
+        while self.next < min(rows, len(self.rows)) and not self.finished:
+            start, self.next = self.next, min(self.next + step, rows, len(self.rows))
+            # One strip of the Gram matrix, (rows, nodes from the first row on).
+            differing = self.rows[start : self.next] @ self.others[start:].T
+            # Each pair once: only columns after the row.
+            count = len(differing)
+            differing[:, :count] += torch.full((count, count), math.inf).tril()
+            self._take(differing, start)
+
+    def _take(self, differing: Float[Tensor, "rows columns"], start: int) -> None:
+        least = differing.amin(1)
+        # The first of the closest pairs; both indices count from `start`.
+        if (fewest := float(least.min())) < self.fewest:
+            row = int(least.argmin())
+            column = int(differing[row].argmin())
+            self.closest, self.fewest = (start + row, start + column), fewest
+        if fewest < self.separation:
+            self.found.append((differing < self.separation).nonzero() + start)
 
 
 def _separating_distances(
