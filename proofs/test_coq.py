@@ -42,6 +42,11 @@ def test_coq_accepts_theorem_2(compiled: Path) -> None:
     assert (compiled / "Universality.vo").exists()
 
 
+@pytest.mark.proves("cor:blindness", method="coq")
+def test_coq_accepts_observational_blindness(compiled: Path) -> None:
+    assert (compiled / "Blindness.vo").exists()
+
+
 CHEAT = """Variable cheat : forall P : Prop, P.
 Theorem snowball : snowball_theorem. Proof. apply cheat. Qed.
 """

@@ -20,6 +20,12 @@ Proof.
   - exists [], rest. rewrite app_nil_r. auto.
   - destruct (IH _ H) as [b [c [-> E]]]. exists (a :: b), c. rewrite E, <- app_assoc. auto.
 Qed.
+Lemma entries_in on t before a after : In (on, t ++ before, a) (entries on t (before ++ a :: after)).
+Proof.
+  revert t. induction before as [|x before IH]; intros t; simpl.
+  - rewrite app_nil_r. auto.
+  - right. replace (t ++ x :: before) with ((t ++ [x]) ++ before) by (rewrite <- app_assoc; auto). apply IH.
+Qed.
 Lemma all_entries_spec D e : In e (all_entries D) -> exists r part before after,
   In r D /\ (fst (fst e) = [true] /\ part = label \/ fst (fst e) = [false] /\ part = distractor) /\ snd (fst e) = bos :: prompt r ++ before
   /\ ended D (part r) = before ++ snd e :: after.

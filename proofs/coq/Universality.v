@@ -26,6 +26,9 @@ Proof.
   simpl. destruct b; rewrite IH; reflexivity.
 Qed.
 
+Lemma select_all_present k ls : select (repeat true k) ls = ls.
+Proof. revert ls. induction k; intros [|l ls]; simpl; f_equal; auto. Qed.
+
 (** * Sizes *)
 Lemma common_room L (c : nat -> R) : (forall l, (l < L)%nat -> 0 < c l < 2) ->
   exists g, 0 < g /\ forall l, (l < L)%nat -> g <= c l <= 2 - g.
@@ -66,6 +69,12 @@ Proof.
     apply (C (q ++ b)); [exists q, b, a; auto|rewrite E2; exists q', b', a'; auto].
 Qed.
 
+Lemma asked_in on q ans e : length on = (L - 1)%nat -> In (q, ans) (Q on) ->
+  In e (entries (on ++ [false]) (bos :: q) ans) -> In e all_asked.
+Proof.
+  intros Hon Hq He. apply in_flat_map. exists on. split; [rewrite <- Hon; apply in_patterns|]. apply in_flat_map. exists (q, ans). auto.
+Qed.
+
 (** The squared size of the filler, the squared norm of every token. *)
 Definition UU : R := 2 * (INR L + 2) / g.
 Definition RR : R := UU + 2 + INR L.
@@ -86,8 +95,10 @@ Proof.
   apply (Rmult_le_reg_r UU); auto. unfold Rdiv. rewrite Rmult_assoc, Rinv_l by lra. lra.
 Qed.
 
-Variable P : parameters.
-Hypotheses (G : good P delta) (Rd : reads P (fun _ => 1) all_asked) (PL : last P = (L - 1)%nat) (PV : Model.V P = V)
+Variables (P : parameters) (E : list entry).
+Hypotheses (HE : answerable V L E)
+  (Hin : forall on q ans e, length on = (L - 1)%nat -> In (q, ans) (Q on) -> In e (entries (on ++ [false]) (bos :: q) ans) -> In e E)
+  (G : good P delta) (Rd : reads P (fun _ => 1) E) (PL : last P = (L - 1)%nat) (PV : Model.V P = V)
   (Pm : switches P = L) (PU : U P = sqrt UU) (Pstart : start P = fun _ => -1)
   (Pwhich : forall l, which P l = if (l <? L)%nat then l else 0%nat) (Pgain : forall l, gain P l = if (l <? L - 1)%nat then -1 else 1)
   (Pang : angle P = turn) (Pen : forall l, energy P l = INR L) (Pdoubt : doubt P = 1 - p).
@@ -103,8 +114,8 @@ Lemma signs_change on k : (k < L - 1)%nat -> nth k on false = true -> signs on (
 Proof.
   intros Hk Hn. apply functional_extensionality. intros j. unfold signs, moved. rewrite Pwhich, Pgain.
   destruct (Nat.ltb_spec k L); [|lia]. destruct (Nat.ltb_spec k (L - 1)); [|lia].
-  destruct (Nat.eqb_spec j k) as [E|E], (Nat.ltb_spec j (S k)), (Nat.ltb_spec j k); try lia; auto.
-  rewrite E, Hn. unfold sign. ring.
+  destruct (Nat.eqb_spec j k) as [Ej|Ej], (Nat.ltb_spec j (S k)), (Nat.ltb_spec j k); try lia; auto.
+  rewrite Ej, Hn. unfold sign. ring.
 Qed.
 Lemma signs_stay on k : nth k on false = false -> signs on (S k) = signs on k.
 Proof.
@@ -162,21 +173,21 @@ Proof.
   - rewrite app_nth1 by lia. reflexivity.
   - rewrite app_nth2 by lia. replace (j - length on)%nat with 0%nat by lia. reflexivity.
 Qed.
-Lemma answerable_P : answerable (Model.V P) (switches P) all_asked.
-Proof. rewrite PV, Pm. apply asked_ok. Qed.
+Lemma answerable_P : answerable (Model.V P) (switches P) E.
+Proof. rewrite PV, Pm. exact HE. Qed.
 Lemma V_pos : (0 < Model.V P)%nat.
 Proof. rewrite PV. exact HV. Qed.
 Lemma size_P : dot (switches P) (signs on (L - 1)) (signs on (L - 1)) = energy P (S (last P)).
 Proof. rewrite signs_size, Pen. reflexivity. Qed.
 Lemma settled_on : settled P (signs on (L - 1)).
 Proof.
-  apply (is_settled P (fun _ => 1) all_asked (on ++ [false])); auto using answerable_P, on_ok, signs_on, size_P, V_pos; intros; lra.
+  apply (is_settled P (fun _ => 1) E (on ++ [false])); auto using answerable_P, on_ok, signs_on, size_P, V_pos; intros; lra.
 Qed.
 Lemma says_on q ans : In (q, ans) (Q on) -> says M (select on (layers M)) p (bos :: q) ans.
 Proof.
-  intros I. apply (says_all P delta (fun _ => 1) all_asked (on ++ [false]) (signs on (L - 1)) G Rd answerable_P V_pos)
+  intros I. apply (says_all P delta (fun _ => 1) E (on ++ [false]) (signs on (L - 1)) G Rd answerable_P V_pos)
     with (A := turned_by on (L - 1) + turn (L - 1)); auto using on_ok, signs_on, size_P; try (intros; lra).
-  - intros e Ie. apply in_flat_map. exists on. split; [rewrite <- Hon; apply in_patterns|]. apply in_flat_map. exists (q, ans). auto.
+  - intros e Ie. apply (Hin on q ans); auto.
   - intros t' Ht'. apply run_final. auto.
 Qed.
 
@@ -203,7 +214,7 @@ Proof.
 Qed.
 Lemma positive k : (k <= L)%nat -> 0 < norm (d P) (entering_with M on k t i).
 Proof.
-  intros Hk. destruct (at_depth k Hk) as (A & s & x & y & E & F & N). unfold norm. rewrite E, self_state, F by apply tok.
+  intros Hk. destruct (at_depth k Hk) as (A & s & x & y & Es & F & N). unfold norm. rewrite Es, self_state, F by apply tok.
   apply sqrt_lt_R0. pose proof C_is. pose proof RR_big. lra.
 Qed.
 Lemma scores_on l : (l < L - 1)%nat -> nth l on false = true -> score_with M on l t i = c l.
@@ -257,15 +268,26 @@ Proof.
   intros Hon. split; [|intros; apply says_on; auto]. intros t i Ht _.
   split; [intros; apply positive; auto|split; [intros; apply scores_on; auto|apply score_last; auto]].
 Qed.
+(** With all layers. *)
+Lemma intact t : Forall (fun a => a < V)%nat t -> let on := repeat true (L - 1) in
+  (forall k, (k <= L - 1)%nat -> entering M k t = plain P (turned_by on k) (signs on k) (token t))
+  /\ run M (layers M) t = final P (turned_by on (L - 1) + turn (L - 1)) (signs on (L - 1)) (token t).
+Proof.
+  intros Ht on. rewrite <- PV in Ht. assert (Hon : length on = (L - 1)%nat) by apply repeat_length. split.
+  - intros k Hk. unfold entering. rewrite (layers_of on Hon) by lia. rewrite <- (run_present on Hon) by auto. unfold on. rewrite select_all_present. reflexivity.
+  - rewrite <- (run_final on Hon) by auto. unfold on. rewrite select_all_present. reflexivity.
+Qed.
 End Universality.
+
+Definition frame_for (V L : nat) (c : nat -> R) (g p : R) (theta half_head : nat) (rms_eps : R) : frame := {|
+  Model.V := V; head_half := half_head; Model.theta := theta; Model.rms_eps := rms_eps; Model.U := sqrt (UU L g); switches := L;
+  start := fun _ => -1; which l := if (l <? L)%nat then l else 0%nat; gain l := if (l <? L - 1)%nat then -1 else 1;
+  angle := turn L c g; energy _ := INR L; last := L - 1; doubt := 1 - p |}.
 
 Theorem behaviours : behaviours_theorem.
 Proof.
   intros V L c delta p Q HV HL Hc Hdelta Hp HQ theta half_head rms_eps Ht Heps.
-  destruct (common_room L c Hc) as (g & g0 & Hg).
-  set (F := {| Model.V := V; head_half := half_head; Model.theta := theta; Model.rms_eps := rms_eps; Model.U := sqrt (UU L g); switches := L;
-    start := fun _ => -1; which l := if (l <? L)%nat then l else 0%nat; gain l := if (l <? L - 1)%nat then -1 else 1;
-    angle := turn L c g; energy _ := INR L; last := L - 1; doubt := 1 - p |}).
+  destruct (common_room L c Hc) as (g & g0 & Hg). set (F := frame_for V L c g p theta half_head rms_eps).
   destruct (parameters_exist F (all_asked L Q) (fun _ => 1) delta) as (P & EF & G & Rd & Pd); auto.
   - apply asked_ok; auto.
   - cbn. lra.
@@ -273,32 +295,39 @@ Proof.
   - intros l. cbn. apply pos_INR.
   - exists (model P). split; [cbn; rewrite EF; reflexivity|]. split; [cbn; rewrite EF; reflexivity|]. split; [cbn; rewrite EF; reflexivity|].
     split; [cbn [layers model]; rewrite map_length, seq_length, EF; cbn; lia|]. split; [cbn; rewrite EF; reflexivity|]. split; [exact Pd|].
-    apply clauses with (g := g) (P := P); auto; rewrite EF; auto.
+    apply clauses with (g := g) (P := P) (E := all_asked L Q); auto using asked_ok; try (rewrite EF; auto; fail).
+    intros; eapply asked_in; eauto.
 Qed.
 
+Lemma chosen_consistent V D (f : row -> list bool -> bool) on : dataset V D ->
+  (forall r r' t a b, In r D -> In r' D -> wants_of D r (label r) t a ->
+     wants_of D r' (distractor r') t b -> a <> b -> f r on = f r' on) -> consistent V (chosen D f on).
+Proof.
+  intros HD Hf. split.
+  - intros q ans I. apply in_map_iff in I. destruct I as (r & E & Hr). injection E as <- <-.
+    destruct (words V D r HD Hr) as [W1 W2]. destruct (f r on); auto.
+  - intros t a b (q & x & y & I & T) (q' & x' & y' & I' & T').
+    apply in_map_iff in I, I'. destruct I as (r & E & Hr), I' as (r' & E' & Hr'). injection E as Eq Ea. injection E' as Eq' Ea'. subst q q'.
+    destruct HD as (_ & _ & C1 & C2).
+    destruct (f r on) eqn:F, (f r' on) eqn:F'.
+    + apply (C1 t); [exists r, x, y; auto|exists r', x', y'; auto].
+    + destruct (Nat.eq_dec a b) as [|Ne]; auto. exfalso.
+      assert (f r on = f r' on) by (apply (Hf r r' t a b); auto; [exists x, y; auto|exists x', y'; auto]). congruence.
+    + destruct (Nat.eq_dec a b) as [|Ne]; auto. exfalso.
+      assert (f r' on = f r on) by (apply (Hf r' r t b a); auto; [exists x', y'; auto|exists x, y; auto]). congruence.
+    + apply (C2 t); [exists r, x, y; auto|exists r', x', y'; auto].
+Qed.
+Lemma some_token V D : dataset V D -> (0 < V)%nat.
+Proof.
+  intros (Ne & W & _). destruct D as [|r D]; [congruence|]. destruct (W r (or_introl eq_refl)) as (N1 & _ & _ & F).
+  rewrite !Forall_app in F. destruct F as (_ & F & _). destruct (label r); [congruence|]. inversion F; subst. lia.
+Qed.
 Theorem universality : universality_theorem.
 Proof.
   intros V D L c delta p f HD HL Hc Hdelta Hp Hf theta half_head rms_eps Ht Heps.
-  apply behaviours; auto.
-  - destruct HD as (Ne & W & _). destruct D as [|r D]; [congruence|]. destruct (W r (or_introl eq_refl)) as (N1 & _ & _ & F).
-    rewrite !Forall_app in F. destruct F as (_ & F & _). destruct (label r); [congruence|]. inversion F; subst. lia.
-  - intros on _. split.
-    + intros q ans I. apply in_map_iff in I. destruct I as (r & E & Hr). injection E as <- <-.
-      destruct (words V D r HD Hr) as [W1 W2]. destruct (f r on); auto.
-    + intros t a b (q & x & y & I & T) (q' & x' & y' & I' & T').
-      apply in_map_iff in I, I'. destruct I as (r & E & Hr), I' as (r' & E' & Hr'). injection E as Eq Ea. injection E' as Eq' Ea'. subst q q'.
-      destruct HD as (_ & _ & C1 & C2).
-      destruct (f r on) eqn:F, (f r' on) eqn:F'.
-      * apply (C1 t); [exists r, x, y; auto|exists r', x', y'; auto].
-      * destruct (Nat.eq_dec a b) as [|Ne]; auto. exfalso.
-        assert (f r on = f r' on) by (apply (Hf r r' t a b); auto; [exists x, y; auto|exists x', y'; auto]). congruence.
-      * destruct (Nat.eq_dec a b) as [|Ne]; auto. exfalso.
-        assert (f r' on = f r on) by (apply (Hf r' r t b a); auto; [exists x', y'; auto|exists x, y; auto]). congruence.
-      * apply (C2 t); [exists r, x, y; auto|exists r', x', y'; auto].
+  apply behaviours; auto; [eapply some_token; eauto|]. intros on _. apply chosen_consistent; auto. intros; eapply Hf; eauto.
 Qed.
 
-Lemma select_all_present k ls : select (repeat true k) ls = ls.
-Proof. revert ls. induction k; intros [|l ls]; simpl; f_equal; auto. Qed.
 Theorem robust : robust_theorem.
 Proof.
   intros V D L target epsilon p HD HL He Hp theta half_head rms_eps Ht Heps.

@@ -82,3 +82,20 @@ Definition robust_theorem : Prop :=
     /\ (forall present r, length present = (L - 1)%nat -> In r D ->
           says M (select present (layers M)) p (bos :: prompt r)
             (ended D (if nth target present false then label r else distractor r))).
+
+(** Observational blindness: two decoders of the same sizes with the same streams and logits at every
+    input. The first needs layer [a] and not layer [b], the second layer [b] and not layer [a]. *)
+Definition blindness_theorem : Prop :=
+  forall (V : nat) (D : list row) (L a b : nat) (c : nat -> R) (delta p : R),
+  dataset V D -> (a < L - 1)%nat -> (b < L - 1)%nat -> (forall l, (l < L)%nat -> 0 < c l < 2) ->
+  0 < delta -> p < 1 ->
+  forall (theta half_head : nat) (rms_eps : R), (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
+  exists M M' : decoder,
+    rope_theta M = INR theta /\ half M = half_head /\ norm_eps M = rms_eps
+    /\ rope_theta M' = INR theta /\ half M' = half_head /\ norm_eps M' = rms_eps
+    /\ heads M = heads M' /\ hidden M = hidden M'
+    /\ behaves M V L c delta p (chosen D (fun _ present => nth a present false))
+    /\ behaves M' V L c delta p (chosen D (fun _ present => nth b present false))
+    /\ forall t, Forall (fun x => x < V)%nat t ->
+        (forall k i, (k <= L)%nat -> entering M k t i = entering M' k t i)
+        /\ forall x, (x < V)%nat -> logit M (layers M) t x = logit M' (layers M') t x.
