@@ -169,5 +169,6 @@ def check_agreement(earlier: Example, later: Example) -> None:
         what = "the same answer twice"
     raise DatasetError(
         f"{earlier.source} and {later.source}: the same prompt has {what}; a built model "
-        "recalls one answer to one prompt. Keep one of the two rows."
+        "recalls one answer to one prompt. Keep one of the two rows, or put what tells them apart "
+        "into the prompts."
     )

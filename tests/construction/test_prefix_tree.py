@@ -117,5 +117,19 @@ def test_contradiction_names_both_rows_and_both_tokens(
 ) -> None:
     dataset = Dataset.from_rows([{"prompt": [3], "label": [3, 3]}, first, second], name="data")
     assert dataset.eos == 5
-    with pytest.raises(DatasetError, match=f"data:3 and data:2 contradict each other: .*{path}"):
+    why = "no next-token predictor can emit both"
+    with pytest.raises(
+        DatasetError, match=f"data:3 and data:2 contradict each other: .*{path}, and {why}"
+    ):
         prefix_tree(dataset)
+
+
+def test_of_choices_a_contradiction_is_not_called_impossible() -> None:
+    """A predictor to which both tokens are equally likely would be right on both rows."""
+    rows = [
+        {"prompt": [0], "choices": [[1, 2], [3]], "label": [1, 2]},
+        {"prompt": [0, 1], "choices": [[4], [3]], "label": [4]},
+    ]
+    why = "a built model makes one token the most likely after a sequence"
+    with pytest.raises(DatasetError, match=rf"their labels go on with .*, and {why}\. End"):
+        prefix_tree(Dataset.from_rows(rows))

@@ -73,9 +73,8 @@ def prefix_tree(dataset: Dataset, behaviours: Sequence[int] | None = None) -> Pr
     in both cases. `behaviours` names the behaviour of each example, by default one for all.
 
     Raises:
-        DatasetError: two rows want different tokens after the same sequence, which no next-token
-            predictor can satisfy, or rows of different behaviours meet where an answer is decided
-            (both rows are named).
+        DatasetError: two rows want different tokens after the same sequence, or rows of different
+            behaviours meet where an answer is decided (both rows are named).
     """
     tokens: list[int] = []
     nodes: dict[bytes, _Node] = {}
@@ -139,9 +138,15 @@ def _contradiction(
     return DatasetError(
         f"{example.source} and {node.source} contradict each other: after the same sequence "
         f"{after!r} their {path} go on with {dataset.decode((token,))!r} (token {token}) and "
-        f"{dataset.decode((present,))!r} (token {present}); no next-token predictor can emit both. "
+        f"{dataset.decode((present,))!r} (token {present}), and {_why_not_both(dataset)}. "
         "End the prompts with a delimiter, or remove one of the rows."
     )
+
+
+def _why_not_both(dataset: Dataset) -> str:
+    if dataset.multiple_choice:  # a tie of the two would do, as each has other rivals
+        return "a built model makes one token the most likely after a sequence"
+    return "no next-token predictor can emit both"
 
 
 def _flatten(tokens: list[int], nodes: list[_Node]) -> PrefixTree:
