@@ -1,4 +1,4 @@
-"""Two theorems in Coq: accepted, without other axioms, as the page states and maps them."""
+"""Three theorems in Coq: accepted, without other axioms, as the page states and maps them."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from statements import STATEMENTS
 COQ = Path(__file__).parent / "coq"
 PAGE = (COQ / "README.md").read_text(encoding="utf-8")
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in sorted(COQ.glob("*.v"))}
-STATED = ("Statement.v", "UniversalityStatement.v")
+STATED = ("Statement.v", "UniversalityStatement.v", "IrrelevanceStatement.v")
 NAMED = re.compile(r"^(?:Theorem|Lemma|Definition) (\w+)", re.M)
 
 
@@ -45,6 +45,11 @@ def test_coq_accepts_theorem_2(compiled: Path) -> None:
 @pytest.mark.proves("cor:blindness", method="coq")
 def test_coq_accepts_observational_blindness(compiled: Path) -> None:
     assert (compiled / "Blindness.vo").exists()
+
+
+@pytest.mark.proves("thm:irrelevance", method="coq")
+def test_coq_accepts_theorem_4(compiled: Path) -> None:
+    assert (compiled / "Irrelevance.vo").exists()
 
 
 CHEAT = """Variable cheat : forall P : Prop, P.

@@ -83,8 +83,8 @@ Definition robust_theorem : Prop :=
           says M (select present (layers M)) p (bos :: prompt r)
             (ended D (if nth target present false then label r else distractor r))).
 
-(** Observational blindness: two decoders of the same sizes with the same streams and logits at every
-    input. The first needs layer [a] and not layer [b], the second layer [b] and not layer [a]. *)
+(** Observational blindness: two decoders of the same sizes with the same streams and logits at
+    every input. The first needs layer [a], the second layer [b], and neither anything else. *)
 Definition blindness_theorem : Prop :=
   forall (V : nat) (D : list row) (L a b : nat) (c : nat -> R) (delta p : R),
   dataset V D -> (a < L - 1)%nat -> (b < L - 1)%nat -> (forall l, (l < L)%nat -> 0 < c l < 2) ->
