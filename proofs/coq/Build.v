@@ -14,8 +14,10 @@ Proof.
   apply (Rmult_le_reg_r (1 + A)); [lra|]. unfold Rdiv. rewrite !Rmult_assoc, Rinv_l by lra. nra.
 Qed.
 
-Lemma copy_sharp (P : parameters) gap : (2 <= theta P < 2 ^ head_half P)%nat -> (0 < longest P)%nat -> 0 < gap ->
-  (forall x : Z, x <> 0%Z -> (Z.abs x <= Z.of_nat (longest P))%Z -> cos (IZR x) + cos (IZR x * slow (theta P) (head_half P)) <= 2 - gap) ->
+Lemma copy_sharp (P : parameters) gap : (2 <= theta P < 2 ^ head_half P)%nat -> (0 < longest P)%nat
+  -> 0 < gap ->
+  (forall x : Z, x <> 0%Z -> (Z.abs x <= Z.of_nat (longest P))%Z
+    -> cos (IZR x) + cos (IZR x * slow (theta P) (head_half P)) <= 2 - gap) ->
   coldness P = 4 * INR (longest P) * INR (longest P) / gap ->
   forall D i, (D <= i)%nat -> (S i <= longest P)%nat ->
     1 - / (4 * INR (longest P)) <= weight P D i (i - D) / sum (S i) (weight P D i).
@@ -27,10 +29,12 @@ Proof.
   eapply Rle_trans; [|apply (softmax_lead (S i) z (i - D) (coldness P * gap)); [lia|]].
   - assert (INR (S i) <= INR N) by (apply le_INR; lia). pose proof (exp_pos (- (coldness P * gap))) as E.
     assert (X : exp (- (coldness P * gap)) <= / (4 * INR N * INR N)).
-    { rewrite exp_Ropp. apply Rinv_le_contravar; [nra|]. replace (coldness P * gap) with (4 * INR N * INR N) by (rewrite Hc; field; lra).
+    { rewrite exp_Ropp. apply Rinv_le_contravar; [nra|].
+      replace (coldness P * gap) with (4 * INR N * INR N) by (rewrite Hc; field; lra).
       pose proof (exp_linear (4 * INR N * INR N)). lra. }
     assert (INR N * / (4 * INR N * INR N) = / (4 * INR N)) by (field; lra).
-    assert (INR (S i) * exp (- (coldness P * gap)) <= INR N * / (4 * INR N * INR N)) by (apply Rmult_le_compat; try lra; apply pos_INR). lra.
+    assert (INR (S i) * exp (- (coldness P * gap)) <= INR N * / (4 * INR N * INR N)) by (apply Rmult_le_compat;
+      try lra; apply pos_INR). lra.
   - intros j Hj Hne. unfold z. rewrite minus_INR by auto.
     replace (INR i - (INR i - INR D) - INR D) with 0 by ring. rewrite Rmult_0_l, cos_0.
     specialize (Hgap (Z.of_nat i - Z.of_nat j - Z.of_nat D)%Z ltac:(lia) ltac:(lia)).
@@ -54,9 +58,11 @@ Definition reads (P : parameters) (ref : nat -> R) (E : list entry) : Prop := no
        /\ (node P u, answer P u) = (snd (fst (nth_entry E u)), snd (nth_entry E u)).
 
 Lemma parameters_exist (F : frame) (E : list entry) (ref : nat -> R) (phi : R) :
-  answerable (V F) (switches F) E -> 0 <= rms_eps F -> (2 <= theta F < 2 ^ head_half F)%nat -> 0 < doubt F -> 0 < phi ->
+  answerable (V F) (switches F) E -> 0 <= rms_eps F -> (2 <= theta F < 2 ^ head_half F)%nat -> 0 < doubt F
+    -> 0 < phi ->
   (forall l, (which F l < switches F)%nat) -> (forall l, 0 <= energy F l) ->
-  exists P, frame_of P = F /\ good P phi /\ reads P ref E /\ width (model P) = (heads (model P) * (2 * half (model P)))%nat.
+  exists P, frame_of P = F /\ good P phi /\ reads P ref E
+    /\ width (model P) = (heads (model P) * (2 * half (model P)))%nat.
 Proof.
   intros HE Heps Ht Hdoubt phi0 Hwhich Henergy. pose proof HE as [Hok _].
   set (n := length E). set (N := S (list_max (map (fun e : entry => length (snd (fst e))) E))).
@@ -64,20 +70,25 @@ Proof.
   assert (N1 : forall u, (u < n)%nat -> (length (snd (fst (nth_entry E u))) <= N)%nat).
   { intros u Hu. unfold N. apply le_S.
     pose proof (proj1 (list_max_le (map (fun e : entry => length (snd (fst e))) E) _) (le_n _)) as M.
-    rewrite Forall_forall in M. apply M. apply (in_map (fun e : entry => length (snd (fst e)))), nth_entry_in. exact Hu. }
+    rewrite Forall_forall in M. apply M. apply (in_map (fun e : entry => length (snd (fst e)))), nth_entry_in.
+    exact Hu. }
   clearbody N. destruct (kernel_gap (theta F) (head_half F) N Ht) as (gap & Hg & Hgap).
   set (m := switches F). set (idle := (3 + m + V F + V F + n)%nat). set (heads := S (n * N + idle)).
   set (spare := (heads * (2 * head_half F) - idle)%nat). set (d := (3 + (m + (V F + (n + (V F + spare)))))%nat).
   assert (Hd : d = (heads * (2 * head_half F))%nat).
   { assert (1 <= head_half F)%nat by (destruct (head_half F); simpl in Ht; lia).
-    assert (idle <= heads * (2 * head_half F))%nat by (unfold heads; nia). unfold d, spare. unfold idle in *. lia. }
+    assert (idle <= heads * (2 * head_half F))%nat by (unfold heads; nia). unfold d, spare. unfold idle in *.
+    lia. }
   set (s2 := energy F (S (last F))). assert (s0 : 0 <= s2) by apply Henergy.
-  set (rm := sqrt ((U F * U F + 2 + s2 + phi) / INR d + rms_eps F)). set (r0 := sqrt ((U F * U F + 2 + s2) / INR d + rms_eps F)).
+  set (rm := sqrt ((U F * U F + 2 + s2 + phi) / INR d + rms_eps F)).
+  set (r0 := sqrt ((U F * U F + 2 + s2) / INR d + rms_eps F)).
   set (kappa := 4 * (2 * INR n + 4) * rm). set (B := kappa * (INR N + 2 * INR m) / r0 / r0).
   pose proof (pos_INR n) as n0. pose proof (pos_INR (V F + spare)) as V0.
   assert (d0 : 0 < INR d) by (apply lt_0_INR; unfold d; lia).
-  assert (rm0 : 0 < rm). { apply sqrt_lt_R0. assert (0 < (U F * U F + 2 + s2 + phi) / INR d) by (apply Rdiv_lt_0_compat; nra). lra. }
-  destruct (small_square (INR n * (INR N * INR N)) (phi / 2)) as (zeta & z0 & Hz); [pose proof (pos_INR N); apply Rmult_le_pos; nra|lra|].
+  assert (rm0 : 0 < rm). { apply sqrt_lt_R0.
+  assert (0 < (U F * U F + 2 + s2 + phi) / INR d) by (apply Rdiv_lt_0_compat; nra). lra. }
+  destruct (small_square (INR n * (INR N * INR N)) (phi / 2)) as (zeta & z0 & Hz); [pose proof (pos_INR N);
+    apply Rmult_le_pos; nra|lra|].
   destruct (small_square (INR (V F + spare) * (INR n * B * (INR n * B))) (phi / 2)) as (eta & e0 & Heta);
     [pose proof (Rle_0_sqr (INR n * B)) as Q; unfold Rsqr in Q; nra|lra|].
   set (P := {| frame_of := F; nodes := n; longest := N; spare_width := spare; spare_heads := idle;
@@ -89,12 +100,14 @@ Proof.
   constructor; auto; try exact (Rlt_le _ _ phi0).
   - change (0 < kappa). unfold kappa. nra.
   - intros u Hu. destruct (Hok _ (nth_entry_in E u Hu)) as (_ & _ & Fa & w & W & _).
-    split; [|exact Fa]. change (0 < length (snd (fst (nth_entry E u))) <= N)%nat. split; [rewrite W; simpl; lia|auto].
+    split; [|exact Fa]. change (0 < length (snd (fst (nth_entry E u))) <= N)%nat.
+    split; [rewrite W; simpl; lia|auto].
   - apply (copy_sharp P gap); auto.
   - change ((2 * INR n + 4) * rm <= kappa / 4). unfold kappa. lra.
   - change (INR n * (zeta * INR N * (zeta * INR N)) <= phi / 2). lra.
   - change (INR (V F + spare) * (INR n * (eta * B) * (INR n * (eta * B))) <= phi / 2). lra.
-  - change (INR (V F) / doubt F * (rm * rm) <= 2 * (INR (V F) / doubt F * (rm * rm) / 2 / eta) * eta). right. field. lra.
+  - change (INR (V F) / doubt F * (rm * rm) <= 2 * (INR (V F) / doubt F * (rm * rm) / 2 / eta) * eta). right.
+    field. lra.
 Qed.
 
 (** * What is answered, where the switches of the pattern [on] are on *)
@@ -115,12 +128,14 @@ Proof. destruct a, b; unfold sign; intros; try congruence; ring. Qed.
 Lemma signs_fit k a b : (forall j, (j < k)%nat -> nth j a false = nth j b false) \/
   sum k (fun j => sign (nth j a false) * sign (nth j b false)) <= INR k - 2.
 Proof.
-  induction k; [left; lia|]. rewrite S_INR. simpl sum. destruct (Bool.bool_dec (nth k a false) (nth k b false)) as [Ek|Ek].
+  induction k; [left; lia|]. rewrite S_INR. simpl sum.
+  destruct (Bool.bool_dec (nth k a false) (nth k b false)) as [Ek|Ek].
   - destruct IHk as [H|H].
     + left. intros j Hj. destruct (Nat.eq_dec j k) as [->|]; auto. apply H; lia.
     + right. rewrite Ek, sign_square. lra.
   - right. rewrite sign_differs by auto.
-    pose proof (sum_le_const k (fun j => sign (nth j a false) * sign (nth j b false)) 1 ltac:(intros; apply sign_product)). lra.
+    pose proof (sum_le_const k (fun j => sign (nth j a false) * sign (nth j b false)) 1 ltac:(intros;
+      apply sign_product)). lra.
 Qed.
 Lemma fits u : (u < nodes P)%nat ->
   (fst (fst (nth_entry E u)) = on -> fit P s u = 0) /\ (fst (fst (nth_entry E u)) <> on -> fit P s u <= -2)
@@ -128,7 +143,8 @@ Lemma fits u : (u < nodes P)%nat ->
 Proof.
   intros Hu. destruct Rd as [Pn Pe]. rewrite Pn in Hu. destruct (proj1 HE _ (nth_entry_in E u Hu)) as [Lu _].
   destruct (Pe u) as [Side _]. set (b := fst (fst (nth_entry E u))) in *.
-  assert (X : dot (switches P) (side P u) s = sum (switches P) (fun j => sign (nth j b false) * sign (nth j on false))).
+  assert (X : dot (switches P) (side P u) s = sum (switches P) (fun j => sign (nth j b false) * sign
+    (nth j on false))).
   { apply sum_ext. intros j Hj. rewrite Side, Hs by auto. field. auto. }
   unfold fit. rewrite X. split; [|split].
   - intros ->. rewrite (sum_ext _ _ (fun _ => 1)), sum_const by (intros; apply sign_square). ring.
@@ -152,16 +168,20 @@ Proof.
   destruct Rd as [Pn Pe]. destruct (Pe p) as [_ X]. rewrite Ep in X. injection X as X1 X2. rewrite <- Pn in Hp.
   assert (X3 : fit P s p = 0) by (apply (fits p Hp); rewrite Ep; reflexivity).
   assert (Bos : forall u, (u < nodes P)%nat -> exists w, node P u = 0%nat :: w /\ ~ In 0%nat w).
-  { intros u Hu. destruct (Pe u) as [_ X]. injection X as X _. rewrite X. rewrite Pn in Hu. apply (Hok _ (nth_entry_in E u Hu)). }
+  { intros u Hu. destruct (Pe u) as [_ X]. injection X as X _. rewrite X. rewrite Pn in Hu.
+    apply (Hok _ (nth_entry_in E u Hu)). }
   assert (Sm : forall u, (u < nodes P)%nat -> fit P s u = 0 -> node P u = t -> answer P u = a).
-  { intros u Hu Fu Tu. destruct (Pe u) as [_ X]. injection X as Y1 Y2. rewrite Y2. change a with (snd (on, t, a)).
+  { intros u Hu Fu Tu. destruct (Pe u) as [_ X]. injection X as Y1 Y2. rewrite Y2.
+    change a with (snd (on, t, a)).
     destruct (fits u Hu) as (_ & F2 & _). rewrite Pn in Hu. apply (Same _ _ (nth_entry_in E u Hu) I).
     destruct (list_eq_dec Bool.bool_dec (fst (fst (nth_entry E u))) on) as [e|e]; [|specialize (F2 e); lra].
     rewrite (surjective_pairing (fst (nth_entry E u))), e, <- Y1, Tu. reflexivity. }
-  assert (Lg : forall c, logit (model P) ls t c = logits P t s A c) by (intros c; unfold logit, logits; rewrite Hrun by auto; reflexivity).
+  assert (Lg : forall c, logit (model P) ls t c = logits P t s A c) by (intros c; unfold logit, logits;
+    rewrite Hrun by auto; reflexivity).
   split; [exact aV|]. split.
   - intros b Hb Hne. rewrite !Lg. apply (logit_larger P phi G t s p a); auto using is_settled.
-  - unfold probability. rewrite Lg. rewrite (sum_ext _ _ (fun b => exp (logits P t s A b))) by (intros; rewrite Lg; auto).
+  - unfold probability. rewrite Lg.
+    rewrite (sum_ext _ _ (fun b => exp (logits P t s A b))) by (intros; rewrite Lg; auto).
     apply (probable P phi G t s p a); auto using is_settled.
 Qed.
 Lemma says_all A ls p t ans : p <= 1 - doubt P -> (forall e, In e (entries on t ans) -> In e E) ->

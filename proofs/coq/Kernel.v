@@ -12,7 +12,8 @@ Proof.
   assert (Hg : g <> 0%nat) by (unfold g; intros G; apply Nat.gcd_eq_0 in G; lia).
   destruct (Nat.gcd_divide_l a b) as [a' Ea]. destruct (Nat.gcd_divide_r a b) as [b' Eb]. fold g in Ea, Eb.
   assert (Co : Nat.gcd b' a' = 1%nat).
-  { pose proof (Nat.gcd_div_gcd a b g Hg eq_refl) as G. rewrite Ea, Eb, !Nat.div_mul, Nat.gcd_comm in G by auto. exact G. }
+  { pose proof (Nat.gcd_div_gcd a b g Hg eq_refl) as G.
+    rewrite Ea, Eb, !Nat.div_mul, Nat.gcd_comm in G by auto. exact G. }
   rewrite Ea, Eb, !Nat.pow_mul_l, Nat.mul_assoc in E.
   apply Nat.mul_cancel_r in E; [|apply Nat.pow_nonzero; auto].
   assert (Hb' : (0 < b')%nat) by (destruct b'; lia).
@@ -38,12 +39,14 @@ Proof.
   replace (- (INR 1 / INR half) * INR half) with (- (1)) by (simpl; field; auto).
   rewrite Rpower_Ropp, Rpower_1 by auto. field; lra.
 Qed.
-Lemma slow_irrational theta half (a b : nat) : (2 <= theta < 2 ^ half)%nat -> (0 < a)%nat -> INR a * slow theta half <> INR b.
+Lemma slow_irrational theta half (a b : nat) : (2 <= theta < 2 ^ half)%nat -> (0 < a)%nat
+  -> INR a * slow theta half <> INR b.
 Proof.
   intros H Ha E. pose proof (slow_pos theta half) as F. pose proof (lt_0_INR a Ha).
   assert (Hb : (0 < b)%nat) by (apply INR_lt; simpl; nra).
   apply (no_root a b half theta Hb H). apply INR_eq. rewrite mult_INR, !pow_INR, <- E, Rpow_mult_distr.
-  replace (INR theta * (INR a ^ half * slow theta half ^ half)) with (INR a ^ half * (INR theta * slow theta half ^ half)) by ring.
+  replace (INR theta * (INR a ^ half * slow theta half ^ half)) with (INR a ^ half *
+    (INR theta * slow theta half ^ half)) by ring.
   rewrite slow_power by auto. ring.
 Qed.
 
@@ -58,13 +61,15 @@ Lemma kernel_peak theta half (x : Z) : (2 <= theta < 2 ^ half)%nat -> x <> 0%Z -
   cos (IZR x) + cos (IZR x * slow theta half) < 2.
 Proof.
   intros H Hx. pose proof (COS_bound (IZR x)). pose proof (COS_bound (IZR x * slow theta half)).
-  destruct (Req_dec (cos (IZR x)) 1) as [C1|]; [|lra]. destruct (Req_dec (cos (IZR x * slow theta half)) 1) as [C2|]; [|lra].
+  destruct (Req_dec (cos (IZR x)) 1) as [C1|]; [|lra].
+  destruct (Req_dec (cos (IZR x * slow theta half)) 1) as [C2|]; [|lra].
   destruct (cos_one _ C1) as [k E1]. destruct (cos_one _ C2) as [m E2]. exfalso.
   pose proof PI_RGT_0. pose proof (slow_pos theta half).
   assert (E : IZR k * slow theta half = IZR m) by (rewrite E1 in E2; apply (Rmult_eq_reg_l (2 * PI)); lra).
   apply (slow_irrational theta half (Z.abs_nat k) (Z.abs_nat m) H).
   - assert (k <> 0%Z) by (intros ->; rewrite Rmult_0_r in E1; apply Hx, eq_IZR; auto). lia.
-  - rewrite !INR_IZR_INZ, !Zabs2Nat.id_abs, !abs_IZR, <- E, Rabs_mult, (Rabs_right (slow _ _)) by lra. reflexivity.
+  - rewrite !INR_IZR_INZ, !Zabs2Nat.id_abs, !abs_IZR, <- E, Rabs_mult, (Rabs_right (slow _ _)) by lra.
+    reflexivity.
 Qed.
 Lemma kernel_gap theta half N : (2 <= theta < 2 ^ half)%nat -> exists gap, 0 < gap /\
   forall x : Z, x <> 0%Z -> (Z.abs x <= Z.of_nat N)%Z -> cos (IZR x) + cos (IZR x * slow theta half) <= 2 - gap.
@@ -87,19 +92,22 @@ Proof. intros [H| ->]; [left; apply exp_increasing; auto|lra]. Qed.
 Lemma exp_linear x : 1 + x <= exp x.
 Proof. destruct (Req_dec x 0) as [->|]; [rewrite exp_0; lra|]. left; apply exp_ineq1; auto. Qed.
 Lemma sum_pos n f : (0 < n)%nat -> (forall j, 0 < f j) -> 0 < sum n f.
-Proof. intros H F. pose proof (sum_term n f 0 H ltac:(intros; apply Rlt_le; auto)). pose proof (F 0%nat). lra. Qed.
+Proof. intros H F. pose proof (sum_term n f 0 H ltac:(intros; apply Rlt_le; auto)). pose proof (F 0%nat). lra.
+Qed.
 (** lem:copy and lem:confidence: where one score leads all others by [g]. *)
 Lemma softmax_lead n (z : nat -> R) i g : (i < n)%nat ->
   (forall j, (j < n)%nat -> j <> i -> z j <= z i - g) ->
   1 - INR n * exp (- g) <= exp (z i) / sum n (fun j => exp (z j)).
 Proof.
-  intros Hi H. pose proof (sum_pos n (fun j => exp (z j)) ltac:(lia) ltac:(intros; apply exp_pos)) as P. pose proof (exp_pos (z i)) as E1. pose proof (exp_pos (- g)) as E2.
+  intros Hi H. pose proof (sum_pos n (fun j => exp (z j)) ltac:(lia) ltac:(intros; apply exp_pos)) as P.
+  pose proof (exp_pos (z i)) as E1. pose proof (exp_pos (- g)) as E2.
   assert (U : sum n (fun j => exp (z j)) <= exp (z i) * (1 + INR n * exp (- g))).
   { assert (S' : sum n (fun j => (if (j =? i)%nat then 0 else exp (z j))) <= INR n * (exp (z i) * exp (- g))).
     { apply sum_le_const. intros j Hj. destruct (Nat.eqb_spec j i); [nra|]. rewrite <- exp_plus.
       apply exp_le. pose proof (H j Hj n0). lra. }
     assert (S'' : sum n (fun j => if (j =? i)%nat then exp (z j) else 0) = exp (z i)).
-    { rewrite (sum_one n _ i Hi); [rewrite Nat.eqb_refl; auto|]. intros j _ Hne. destruct (Nat.eqb_spec j i); congruence. }
+    { rewrite (sum_one n _ i Hi); [rewrite Nat.eqb_refl; auto|]. intros j _ Hne.
+      destruct (Nat.eqb_spec j i); congruence. }
     replace (sum n (fun j => exp (z j))) with
       (sum n (fun j => (if (j =? i)%nat then exp (z j) else 0) + (if (j =? i)%nat then 0 else exp (z j)))).
     - rewrite sum_plus, S''. lra.

@@ -65,7 +65,8 @@ Definition steer_out (l c : nat) : vec := fun r =>
   | S (S (S j)), 2 => if (j =? which P l)%nat then gain P l - 1 else 0
   | _, _ => 0
   end.
-Definition moved (s : nat -> R) (l : nat) : nat -> R := fun j => if (j =? which P l)%nat then gain P l * s j else s j.
+Definition moved (s : nat -> R) (l : nat) : nat
+  -> R := fun j => if (j =? which P l)%nat then gain P l * s j else s j.
 Definition switch_row (u : nat) : vec := fun c =>
   match c with S (S (S j)) => if (j <? m)%nat then kappa P * side P u j else 0 | _ => 0 end.
 (** The token of node [u] at distance [D] from its end. *)
@@ -79,7 +80,8 @@ Definition lay (l : nat) : layer :=
   Wv h := fun r => match h with O => steer_value l r
     | S h => if (r =? 0)%nat then only (code (wanted (h / N) (h mod N))) (rho l) else zero end;
   Wo h := fun c => match h with O => steer_out l c
-    | S h => if (is_last && (h / N <? n) && (h mod N <? length (node P (h / N))) && (c =? seen (h / N)))%nat%bool
+    | S h => if (is_last && (h / N <? n) && (h mod N <? length (node P (h / N))) && (c =? seen
+      (h / N)))%nat%bool
              then only 0 (zeta P) else zero end;
   Wgate u := plus (plus (only (seen u) (kappa P / zeta P)) (switch_row u))
                   (only 0 (- (kappa P * (INR (length (node P u)) - 1 / 2 + INR m))));
@@ -109,13 +111,15 @@ Qed.
 Lemma at_seen A s k x y u : (u < n)%nat -> state A s k x y (seen u) = x u.
 Proof.
   intros H. unfold seen. cbn [state Nat.add]. destruct (Nat.ltb_spec (m + (V + u)) m); [lia|].
-  destruct (Nat.ltb_spec (m + (V + u)) (m + V)); [lia|]. destruct (Nat.ltb_spec (m + (V + u)) (m + V + n)); [|lia].
+  destruct (Nat.ltb_spec (m + (V + u)) (m + V)); [lia|].
+  destruct (Nat.ltb_spec (m + (V + u)) (m + V + n)); [|lia].
   f_equal. lia.
 Qed.
 Lemma at_told A s k x y a : state A s k x y (told a) = y a.
 Proof.
   unfold told. cbn [state Nat.add]. destruct (Nat.ltb_spec (m + (V + (n + a))) m); [lia|].
-  destruct (Nat.ltb_spec (m + (V + (n + a))) (m + V)); [lia|]. destruct (Nat.ltb_spec (m + (V + (n + a))) (m + V + n)); [lia|].
+  destruct (Nat.ltb_spec (m + (V + (n + a))) (m + V)); [lia|].
+  destruct (Nat.ltb_spec (m + (V + (n + a))) (m + V + n)); [lia|].
   f_equal. lia.
 Qed.
 Lemma dot_state A s k x y A' s' x' y' : (k < V)%nat ->
@@ -153,8 +157,10 @@ Qed.
 Lemma normed A s k l i c : (k < V)%nat -> dot m s s = energy P l -> (i < d)%nat ->
   dot d (only i (rho l * c)) (rmsnorm model (state A s k zero zero)) = c * state A s k zero zero i.
 Proof.
-  intros Hk Hs Hi. unfold rmsnorm. cbn [width norm_eps model]. rewrite dot_divided, dot_only, self_state, !dot_zero, Hs by auto.
-  replace (C + energy P l + (0 + 0)) with (C + energy P l) by ring. fold (rho l). pose proof (rho_pos l). field. lra.
+  intros Hk Hs Hi. unfold rmsnorm. cbn [width norm_eps model].
+  rewrite dot_divided, dot_only, self_state, !dot_zero, Hs by auto.
+  replace (C + energy P l + (0 + 0)) with (C + energy P l) by ring. fold (rho l). pose proof (rho_pos l).
+  field. lra.
 Qed.
 
 (** * Attention *)
@@ -169,7 +175,8 @@ Proof.
   - intros j Hj. rewrite H by lia. fold (w j). ring.
 Qed.
 
-Definition plain (A : R) (s : nat -> R) (token : nat -> nat) : nat -> vec := fun i => state A s (token i) zero zero.
+Definition plain (A : R) (s : nat -> R) (token : nat -> nat) : nat
+  -> vec := fun i => state A s (token i) zero zero.
 
 Lemma steer_writes A s token l i c : (forall j, token j < V)%nat -> dot m s s = energy P l ->
   attention model (lay l) (plain A s token) i 0 c =
@@ -181,13 +188,17 @@ Proof.
   intros Ht Hs. rewrite (attention_const _ _ _ _ _ (fun r => match r with
     | 0 => U * cos A | 1 => U * sin A | 2 => s (which P l) | _ => 0 end)).
   - pose proof half_2. unfold times, dot. cbn [half model Wo lay].
-    replace (2 * hd)%nat with (3 + (2 * hd - 3))%nat by lia. rewrite sum_split, (sum_zero (2 * hd - 3)) by (intros; simpl; ring).
+    replace (2 * hd)%nat with (3 + (2 * hd - 3))%nat by lia.
+    rewrite sum_split, (sum_zero (2 * hd - 3)) by (intros; simpl; ring).
     simpl sum. rewrite cos_plus, sin_plus. unfold steer_out.
     destruct c as [|[|[|j]]]; simpl; try ring. destruct (Nat.eqb_spec j (which P l)) as [->|]; ring.
   - intros j r _ _. unfold times, plain. cbn [Wv lay width model]. pose proof (Hwhich l).
-    assert (X : forall c, (c < d)%nat -> dot d (only c (rho l)) (rmsnorm model (state A s (token j) zero zero)) = state A s (token j) zero zero c).
+    assert (X : forall c, (c < d)%nat
+      -> dot d (only c (rho l)) (rmsnorm model (state A s (token j) zero zero)) = state A s
+      (token j) zero zero c).
     { intros e He. rewrite <- (Rmult_1_r (rho l)), normed by auto. ring. }
-    unfold steer_value. destruct r as [|[|[|]]]; [rewrite X by (unfold d; lia)..|apply dot_zero]; auto. apply at_switch; auto.
+    unfold steer_value. destruct r as [|[|[|]]]; [rewrite X by (unfold d; lia)..|apply dot_zero]; auto.
+    apply at_switch; auto.
 Qed.
 
 Lemma rope_dot M i j x y : dot (2 * half M) (rope M i x) (rope M j y) = sum (half M) (fun m =>
@@ -214,7 +225,8 @@ Definition found (token : nat -> nat) (i u : nat) : R :=
 
 Section Copy.
 Variables (A : R) (s : nat -> R) (token : nat -> nat) (l i u D : nat).
-Hypotheses (Ht : forall j, (token j < V)%nat) (Hs : dot m s s = energy P l) (Hu : (u < n)%nat) (HD : (D < N)%nat).
+Hypotheses (Ht : forall j, (token j < V)%nat) (Hs : dot m s s = energy P l) (Hu : (u < n)%nat) (HD : (D
+  < N)%nat).
 Lemma index_div : ((u * N + D) / N = u)%nat.
 Proof. rewrite Nat.div_add_l, Nat.div_small by lia. lia. Qed.
 Lemma index_mod : ((u * N + D) mod N = D)%nat.
@@ -228,7 +240,8 @@ Lemma wanted_V : (wanted u D < V)%nat.
 Proof.
   unfold wanted. destruct (Hnode u Hu) as [L F]. rewrite Forall_forall in F. apply F, nth_In. lia.
 Qed.
-Lemma value_is j : times d (Wv (lay l) (S (u * N + D))) (rmsnorm model (plain A s token j)) 0%nat = hits token u D i j.
+Lemma value_is j : times d (Wv (lay l) (S (u * N + D))) (rmsnorm model (plain A s token j)) 0%nat
+  = hits token u D i j.
 Proof.
   unfold times, plain. cbn [Wv lay Nat.eqb]. rewrite index_mod, index_div. pose proof wanted_V.
   rewrite <- (Rmult_1_r (rho l)), normed, at_code by (auto; unfold d, code; lia).
@@ -244,7 +257,8 @@ Lemma weight_is j : exp (dot (2 * hd)
     / sqrt (INR (2 * hd))) = weight D i j.
 Proof.
   pose proof half_2 as H2. assert (Hq : 0 < sqrt (INR (2 * hd))) by (apply sqrt_lt_R0, lt_0_INR; lia).
-  unfold weight. f_equal. change (2 * hd)%nat with (2 * half model)%nat at 1. rewrite rope_dot. cbn [half model].
+  unfold weight. f_equal. change (2 * hd)%nat with (2 * half model)%nat at 1. rewrite rope_dot.
+  cbn [half model].
   rewrite (sum_ext _ _ (fun m => coldness P * sqrt (INR (2 * hd)) *
      (if (m <? 2)%nat then cos ((INR i - INR j - INR D) * freq m) else 0))).
   - rewrite sum_scale. replace hd with (2 + (hd - 2))%nat at 2 by lia.
@@ -261,7 +275,8 @@ Lemma copy_writes c : l = last P -> attention model (lay l) (plain A s token) i 
   if ((D <? length (node P u)) && (c =? seen u))%nat%bool then zeta P * copied token u i D else 0.
 Proof.
   intros Hl. unfold attention. cbn [half width model]. unfold times at 1. cbn [Wo lay].
-  rewrite index_mod, index_div, Hl, Nat.eqb_refl, <- Hl. replace (u <? n)%nat with true by (symmetry; apply Nat.ltb_lt; auto). cbn [andb].
+  rewrite index_mod, index_div, Hl, Nat.eqb_refl, <- Hl.
+  replace (u <? n)%nat with true by (symmetry; apply Nat.ltb_lt; auto). cbn [andb].
   destruct ((D <? length (node P u))%nat && (c =? seen u)%nat)%bool; [|apply dot_zero].
   rewrite dot_only by (pose proof half_2; lia). f_equal. unfold copied. f_equal.
   - apply sum_ext. intros j Hj. f_equal; [apply weight_is|apply value_is].
@@ -275,7 +290,8 @@ Proof. change (S m) with (1 + m)%nat. rewrite sum_split. simpl. ring. Qed.
 
 Lemma silent_head l h stream i c : l <> last P -> attention model (lay l) stream i (S h) c = 0.
 Proof.
-  intros Hl. unfold attention, times at 1. cbn [Wo lay]. destruct (Nat.eqb_spec l (last P)); [congruence|]. apply dot_zero.
+  intros Hl. unfold attention, times at 1. cbn [Wo lay]. destruct (Nat.eqb_spec l (last P)); [congruence|].
+  apply dot_zero.
 Qed.
 Lemma spare_head l h stream i c : attention model (lay l) stream i (S (n * N + h)) c = 0.
 Proof.
@@ -329,11 +345,15 @@ Lemma reader_attends A s token i : (forall j, token j < V)%nat -> dot m s s = en
   = state (A + ang (last P)) (moved s (last P)) (token i) (context token i) zero.
 Proof.
   intros Ht Hs. apply functional_extensionality. intros c. unfold Statement.plus.
-  rewrite sum_first, sum_split, (sum_zero (spare_heads P)), sum_product, steer_writes by (auto using spare_head).
+  rewrite sum_first, sum_split, (sum_zero (spare_heads P)), sum_product,
+    steer_writes by (auto using spare_head).
   rewrite (sum_ext n _ (fun u => if (c =? seen u)%nat then context token i u else 0)).
-  - rewrite spread. pose proof (Hwhich (last P)). unfold plain, state, moved. destruct c as [|[|[|c]]]; try (simpl; ring).
-    destruct (Nat.leb_spec (3 + (m + V)) (S (S (S c)))), (Nat.ltb_spec (S (S (S c))) (3 + (m + V + n))); cbn [andb];
-      destruct (Nat.ltb_spec c m), (Nat.eqb_spec c (which P (last P))) as [E|E], (Nat.ltb_spec c (m + V)), (Nat.ltb_spec c (m + V + n));
+  - rewrite spread. pose proof (Hwhich (last P)). unfold plain, state, moved.
+    destruct c as [|[|[|c]]]; try (simpl; ring).
+    destruct (Nat.leb_spec (3 + (m + V)) (S (S (S c)))), (Nat.ltb_spec (S (S (S c))) (3 + (m + V + n)));
+      cbn [andb];
+      destruct (Nat.ltb_spec c m), (Nat.eqb_spec c (which P (last P))) as [E|E], (Nat.ltb_spec c (m + V)),
+        (Nat.ltb_spec c (m + V + n));
       try lia; unfold zero; try ring.
     replace (S (S (S c)) - (3 + (m + V)))%nat with (c - (m + V))%nat by lia. ring.
   - intros u Hu. unfold context, found. destruct (Nat.eqb_spec c (seen u)) as [E|E].
@@ -355,26 +375,33 @@ Qed.
 Lemma reader_block A s token : (forall j, token j < V)%nat -> dot m s s = energy P (last P) ->
   block model (lay (last P)) (plain A s token) = final (A + ang (last P)) (moved s (last P)) token.
 Proof.
-  intros Ht Hs. apply functional_extensionality. intros i. unfold block. cbn [heads model]. rewrite reader_attends by auto.
+  intros Ht Hs. apply functional_extensionality. intros i. unfold block. cbn [heads model].
+  rewrite reader_attends by auto.
   set (A' := A + _). set (s' := moved _ _). apply functional_extensionality. intros c. unfold Statement.plus.
   assert (N1 : forall w, dot d w (rmsnorm model (state A' s' (token i) (context token i) zero))
     = dot d w (state A' s' (token i) (context token i) zero) / reading s' token i).
-  { intros w. unfold rmsnorm. cbn [width norm_eps model]. rewrite dot_divided, self_state, dot_zero, Rplus_0_r by auto. reflexivity. }
+  { intros w. unfold rmsnorm. cbn [width norm_eps model].
+    rewrite dot_divided, self_state, dot_zero, Rplus_0_r by auto. reflexivity. }
   unfold mlp, times. cbn [width hidden model Wgate Wup Wdown lay]. rewrite Nat.eqb_refl. cbn [andb].
   unfold dot at 1.
   rewrite (sum_ext n _ (fun u => (if (c =? told (answer P u))%nat then eta P else 0)
      * (silu (gate (reading s' token i) s' token i u) * / reading s' token i))).
   - assert (Z : (c < told 0)%nat -> sum n (fun u => (if (c =? told (answer P u))%nat then eta P else 0)
        * (silu (gate (reading s' token i) s' token i u) * / reading s' token i)) = 0).
-    { intros Hc. apply sum_zero. intros u Hu. unfold told in *. destruct (Nat.eqb_spec c (3 + (m + (V + (n + answer P u))))); [lia|ring]. }
+    { intros Hc. apply sum_zero. intros u Hu. unfold told in *.
+      destruct (Nat.eqb_spec c (3 + (m + (V + (n + answer P u))))); [lia|ring]. }
     destruct (Nat.lt_ge_cases c (told 0)) as [Hc|Hc].
     + rewrite Z, Rplus_0_r by auto. unfold final, state. destruct c as [|[|[|c]]]; auto. unfold told in Hc.
-      destruct (Nat.ltb_spec c m); auto. destruct (Nat.ltb_spec c (m + V)); auto. destruct (Nat.ltb_spec c (m + V + n)); [auto|lia].
-    + replace c with (told (c - told 0)) by (unfold told in *; lia). unfold final. rewrite !at_told. unfold zero, result.
+      destruct (Nat.ltb_spec c m); auto. destruct (Nat.ltb_spec c (m + V)); auto.
+      destruct (Nat.ltb_spec c (m + V + n)); [auto|lia].
+    + replace c with (told (c - told 0)) by (unfold told in *; lia). unfold final. rewrite !at_told.
+      unfold zero, result.
       rewrite Rplus_0_l. apply sum_ext. intros u Hu. f_equal. unfold told in *.
-      destruct (Nat.eqb_spec (3 + (m + (V + (n + (c - (3 + (m + (V + (n + 0)))))))))  (3 + (m + (V + (n + answer P u))))) as [E1|E1],
+      destruct (Nat.eqb_spec (3 + (m + (V + (n + (c - (3 + (m + (V + (n + 0)))))))))  (3 + (m + (V + (n
+        + answer P u))))) as [E1|E1],
         (Nat.eqb_spec (c - (3 + (m + (V + (n + 0))))) (answer P u)) as [E2|E2]; auto; lia.
-  - intros u Hu. rewrite !N1, !dot_plus, dot_switch_row, !dot_only by (unfold d, seen; lia). rewrite at_seen by auto. f_equal. f_equal.
+  - intros u Hu. rewrite !N1, !dot_plus, dot_switch_row, !dot_only by (unfold d, seen; lia).
+    rewrite at_seen by auto. f_equal. f_equal.
     + f_equal. unfold gate, context, fit. cbn [state]. unfold Rdiv. f_equal. field. lra.
     + cbn [state]. unfold Rdiv. ring.
 Qed.

@@ -18,7 +18,8 @@ Qed.
 
 (** Where a decoder says an answer after [t], it says each of its tokens after those before it. *)
 Lemma says_next M ls p t before a after : says M ls p t (before ++ a :: after) ->
-  (a < vocabulary M)%nat /\ forall b, (b < vocabulary M)%nat -> b <> a -> logit M ls (t ++ before) b < logit M ls (t ++ before) a.
+  (a < vocabulary M)%nat /\ forall b, (b < vocabulary M)%nat -> b <> a
+    -> logit M ls (t ++ before) b < logit M ls (t ++ before) a.
 Proof.
   revert t. induction before as [|c before IH]; intros t H.
   - rewrite app_nil_r. destruct H as (H1 & H2 & _). auto.
@@ -41,10 +42,12 @@ Proof.
   pose proof (dot_self d x) as X. pose proof (dot_self d y) as Y. unfold norm. rewrite <- sqrt_mult by auto.
   set (a := dot d x x) in *. set (b := dot d y y) in *. set (c := dot d x y) in *.
   assert (Q : forall u v, 0 <= u * u * a - 2 * (u * v) * c + v * v * b).
-  { intros u v. pose proof (dot_self d (minus (fun i => u * x i) (fun i => v * y i))) as D. rewrite dot_minus in D.
+  { intros u v. pose proof (dot_self d (minus (fun i => u * x i) (fun i => v * y i))) as D.
+    rewrite dot_minus in D.
     unfold dot in D. rewrite (sum_ext d (fun i => u * x i * (u * x i)) (fun i => u * u * (x i * x i))),
       (sum_ext d (fun i => u * x i * (v * y i)) (fun i => u * v * (x i * y i))),
-      (sum_ext d (fun i => v * y i * (v * y i)) (fun i => v * v * (y i * y i))), !sum_scale in D by (intros; ring).
+      (sum_ext d (fun i => v * y i * (v * y i)) (fun i => v * v * (y i * y i))), !sum_scale in D by (intros;
+        ring).
     unfold a, b, c, dot. lra. }
   assert (C : c * c <= a * b).
   { destruct (Req_dec a 0) as [Ea|Ea].
@@ -55,11 +58,14 @@ Proof.
   - apply sqrt_le_1_alt. lra.
 Qed.
 (** Hence epsilon < 2: of several scores none is larger than 2. *)
-Theorem score_at_most_2 M l t i : 0 < norm (width M) (entering M l t i) -> 0 < norm (width M) (entering M (S l) t i) ->
+Theorem score_at_most_2 M l t i : 0 < norm (width M) (entering M l t i)
+  -> 0 < norm (width M) (entering M (S l) t i) ->
   score M l t i <= 2.
 Proof.
   intros X Y. unfold score, cosine. set (x := entering M l t i) in *. set (y := entering M (S l) t i) in *.
-  pose proof (cauchy_schwarz (width M) x y). assert (0 < norm (width M) x * norm (width M) y) by (apply Rmult_lt_0_compat; auto).
+  pose proof (cauchy_schwarz (width M) x y).
+  assert (0 < norm (width M) x * norm (width M) y) by (apply Rmult_lt_0_compat; auto).
   assert (- 1 <= dot (width M) x y / (norm (width M) x * norm (width M) y)); [|lra].
-  apply (Rmult_le_reg_r (norm (width M) x * norm (width M) y)); auto. unfold Rdiv. rewrite Rmult_assoc, Rinv_l by lra. lra.
+  apply (Rmult_le_reg_r (norm (width M) x * norm (width M) y)); auto. unfold Rdiv.
+  rewrite Rmult_assoc, Rinv_l by lra. lra.
 Qed.

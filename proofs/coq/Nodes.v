@@ -27,7 +27,8 @@ Proof.
   - right. replace (t ++ x :: before) with ((t ++ [x]) ++ before) by (rewrite <- app_assoc; auto). apply IH.
 Qed.
 Lemma all_entries_spec D e : In e (all_entries D) -> exists r part before after,
-  In r D /\ (fst (fst e) = [true] /\ part = label \/ fst (fst e) = [false] /\ part = distractor) /\ snd (fst e) = bos :: prompt r ++ before
+  In r D /\ (fst (fst e) = [true] /\ part = label \/ fst (fst e) = [false] /\ part = distractor)
+    /\ snd (fst e) = bos :: prompt r ++ before
   /\ ended D (part r) = before ++ snd e :: after.
 Proof.
   intros H. apply in_flat_map in H. destruct H as [r [Hr H]]. apply in_app_or in H.
@@ -45,7 +46,8 @@ Proof.
   - apply (C2 (prompt r ++ b)); [exists r, b, c; auto|exists r', b', c'; auto].
 Qed.
 Lemma words V D r : dataset V D -> In r D ->
-  Forall (fun a => 0 < a < V)%nat (prompt r ++ ended D (label r)) /\ Forall (fun a => 0 < a < V)%nat (prompt r ++ ended D (distractor r)).
+  Forall (fun a => 0 < a < V)%nat (prompt r ++ ended D (label r))
+    /\ Forall (fun a => 0 < a < V)%nat (prompt r ++ ended D (distractor r)).
 Proof.
   intros (_ & W & _ & _) Hr. destruct (W r Hr) as (N1 & _ & _ & F).
   rewrite !Forall_app in F. destruct F as (F1 & F2 & F3).
@@ -61,8 +63,10 @@ Lemma entry_ok V D e : dataset V D -> In e (all_entries D) ->
 Proof.
   intros HD H. apply all_entries_spec in H. destruct H as (r & p & b & c & Hr & S & T & F).
   destruct (words V D r HD Hr) as [W1 W2].
-  assert (W : Forall (fun a => 0 < a < V)%nat (prompt r ++ b ++ snd e :: c)) by (rewrite <- F; destruct S as [[_ ->]|[_ ->]]; auto).
-  rewrite app_assoc, Forall_app in W. destruct W as [W E]. split; [destruct S as [[-> _]|[-> _]]; auto|]. inversion E; subst.
+  assert (W : Forall (fun a => 0 < a < V)%nat (prompt r ++ b ++ snd e :: c)) by (rewrite <- F;
+    destruct S as [[_ ->]|[_ ->]]; auto).
+  rewrite app_assoc, Forall_app in W. destruct W as [W E]. split; [destruct S as [[-> _]|[-> _]]; auto|].
+  inversion E; subst.
   split; [lia|]. rewrite T. split; [|exists (prompt r ++ b); split; auto].
   - constructor; [unfold bos; lia|]. eapply Forall_impl; [|exact W]. simpl; intros; lia.
   - intros I. rewrite Forall_forall in W. specialize (W _ I). lia.
@@ -75,17 +79,20 @@ Lemma says_entries M ls p on t answer : (forall s a, In (on, s, a) (entries on t
   says M ls p t answer.
 Proof.
   revert t. induction answer as [|a rest IH]; intros t H; simpl; auto.
-  destruct (H t a) as (H1 & H2 & H3); [left; auto|]. repeat split; auto. apply IH. intros s b I. apply H. right; auto.
+  destruct (H t a) as (H1 & H2 & H3); [left; auto|]. repeat split; auto. apply IH. intros s b I. apply H.
+  right; auto.
 Qed.
 
 (** Nothing else is said: two answers that are said after the same tokens continue each other. *)
 Lemma says_first M ls p p' t x y : says M ls p t x -> says M ls p' t y ->
   (exists z, x = y ++ z) \/ (exists z, y = x ++ z).
 Proof.
-  revert t y. induction x as [|a x IH]; intros t [|b y] Hx Hy; [left; exists []; auto|right; exists (b :: y); auto|left; exists (a :: x); auto|].
+  revert t y. induction x as [|a x IH]; intros t [|b y] Hx Hy; [left; exists []; auto|right; exists (b :: y);
+    auto|left; exists (a :: x); auto|].
   cbn in Hx, Hy. destruct Hx as (Va & La & _ & Rx), Hy as (Vb & Lb & _ & Ry).
   assert (a = b) as <-.
-  { destruct (Nat.eq_dec a b) as [|Hne]; auto. pose proof (La b Vb ltac:(auto)). pose proof (Lb a Va Hne). lra. }
+  { destruct (Nat.eq_dec a b) as [|Hne]; auto. pose proof (La b Vb ltac:(auto)). pose proof (Lb a Va Hne).
+    lra. }
   destruct (IH _ _ Rx Ry) as [[z ->]|[z ->]]; [left|right]; exists z; auto.
 Qed.
 Lemma eos_ends x y z : ~ In eos x -> x ++ [eos] = y ++ [eos] ++ z -> x = y.
@@ -99,7 +106,8 @@ Qed.
 Lemma distractor_is_wrong V D M ls p p' t r : dataset V D -> In r D ->
   says M ls p t (ended D (distractor r)) -> ~ says M ls p' t (ended D (label r)).
 Proof.
-  intros (_ & W & _) Hr S1 S2. destruct (W r Hr) as (N1 & N2 & Ne & F). rewrite !Forall_app in F. destruct F as (_ & F1 & F2).
+  intros (_ & W & _) Hr S1 S2. destruct (W r Hr) as (N1 & N2 & Ne & F). rewrite !Forall_app in F.
+  destruct F as (_ & F1 & F2).
   assert (no : forall l, Forall (fun a => 2 <= a < V)%nat l -> ~ In eos l).
   { intros l Fl I. rewrite Forall_forall in Fl. specialize (Fl _ I). unfold eos in Fl. lia. }
   pose proof (says_first _ _ _ _ _ _ _ S1 S2) as X. unfold ended in X. destruct (existsb _ D) eqn:B.
@@ -108,7 +116,8 @@ Proof.
     { assert (H : ((1 <? length (label r)) || (1 <? length (distractor r)))%nat%bool = false).
       { apply Bool.not_true_is_false. intros H. apply (Bool.diff_true_false). rewrite <- B. symmetry.
         apply existsb_exists. exists r. auto. }
-      apply Bool.orb_false_iff in H. rewrite !Nat.ltb_ge in H. destruct (label r), (distractor r); try congruence; cbn in *; lia. }
+      apply Bool.orb_false_iff in H. rewrite !Nat.ltb_ge in H.
+      destruct (label r), (distractor r); try congruence; cbn in *; lia. }
     destruct (label r) as [|a [|]], (distractor r) as [|b [|]]; cbn in short; try lia.
     destruct X as [[z E]|[z E]]; injection E as E _; subst; congruence.
 Qed.

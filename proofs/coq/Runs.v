@@ -8,7 +8,8 @@ Lemma run_snoc M ls l t : run M (ls ++ [l]) t = block M l (run M ls t).
 Proof. unfold run. rewrite fold_left_app. reflexivity. Qed.
 Lemma first_layers {A} (f : nat -> A) l m : (l <= m)%nat -> firstn l (map f (seq 0 m)) = map f (seq 0 l).
 Proof.
-  intros H. replace m with (l + (m - l))%nat by lia. rewrite seq_app, map_app, firstn_app, map_length, seq_length, Nat.sub_diag.
+  intros H. replace m with (l + (m - l))%nat by lia.
+  rewrite seq_app, map_app, firstn_app, map_length, seq_length, Nat.sub_diag.
   rewrite firstn_O, app_nil_r. apply firstn_all2. rewrite map_length, seq_length; lia.
 Qed.
 Lemma without_later l ls x : (l < length ls)%nat -> without l (ls ++ [x]) = without l ls ++ [x].
@@ -19,7 +20,8 @@ Proof.
 Qed.
 Lemma without_last ls x : without (length ls) (ls ++ [x]) = ls.
 Proof.
-  unfold without. rewrite firstn_app, Nat.sub_diag, firstn_all, firstn_O, app_nil_r, skipn_all2 by (rewrite app_length; simpl; lia).
+  unfold without. rewrite firstn_app, Nat.sub_diag, firstn_all, firstn_O, app_nil_r,
+    skipn_all2 by (rewrite app_length; simpl; lia).
   apply app_nil_r.
 Qed.
 Lemma without_none l ls : (length ls <= l)%nat -> without l ls = ls.
@@ -51,7 +53,8 @@ Proof. rewrite seq_S, map_app. reflexivity. Qed.
 Lemma run_none : run (model P) [] t = plain P 0 (start P) token.
 Proof. reflexivity. Qed.
 Lemma run_step ls l A s : l <> last P -> dot m s s = energy P l ->
-  run (model P) ls t = plain P A s token -> run (model P) (ls ++ [lay P l]) t = plain P (A + ang l) (moved P s l) token.
+  run (model P) ls t = plain P A s token
+    -> run (model P) (ls ++ [lay P l]) t = plain P (A + ang l) (moved P s l) token.
 Proof. intros Hl Hs E. rewrite run_snoc, E. apply steer_block; auto using token_V. Qed.
 Lemma run_last ls A s : dot m s s = energy P (last P) ->
   run (model P) ls t = plain P A s token ->
@@ -62,23 +65,28 @@ Proof. intros Hs E. rewrite run_snoc, E. apply reader_block; auto using token_V.
 Definition one (x : R) : nat -> R := fun j => if (j =? 0)%nat then x else 0.
 Variable sw : nat -> R.
 Hypotheses (Hm : m = 1%nat) (H0 : forall l, which P l = 0%nat) (Hstart : start P = one (sw 0))
-  (Hgain : forall l, gain P l = sw (S l) / sw l) (Hsize : forall l, energy P l = sw l * sw l) (Hsw : forall l, sw l <> 0).
+  (Hgain : forall l, gain P l = sw (S l) / sw l) (Hsize : forall l, energy P l = sw l * sw l) (Hsw : forall l,
+    sw l <> 0).
 Lemma dot_one x y : dot m (one x) (one y) = x * y.
 Proof. rewrite Hm. unfold dot, one. simpl. ring. Qed.
 Lemma moved_one x l : moved P (one x) l = one (gain P l * x).
-Proof. apply functional_extensionality. intros j. unfold moved, one. rewrite H0. destruct (j =? 0)%nat; auto. Qed.
+Proof. apply functional_extensionality. intros j. unfold moved, one. rewrite H0. destruct (j =? 0)%nat; auto.
+Qed.
 Lemma gained l : gain P l * sw l = sw (S l).
 Proof. rewrite Hgain. field. auto. Qed.
 
-Lemma run_before l : (l <= last P)%nat -> run (model P) (map (lay P) (seq 0 l)) t = plain P (sum l ang) (one (sw l)) token.
+Lemma run_before l : (l <= last P)%nat
+  -> run (model P) (map (lay P) (seq 0 l)) t = plain P (sum l ang) (one (sw l)) token.
 Proof.
   induction l; intros Hl; [rewrite <- Hstart; reflexivity|]. rewrite snoc.
   rewrite (run_step _ l (sum l ang) (one (sw l))); [|lia|rewrite dot_one, Hsize; ring|apply IHl; lia].
   rewrite moved_one, gained. reflexivity.
 Qed.
-Lemma run_all : run (model P) (map (lay P) (seq 0 (S (last P)))) t = final P (sum (S (last P)) ang) (one (sw (S (last P)))) token.
+Lemma run_all : run (model P) (map (lay P) (seq 0 (S (last P)))) t = final P (sum (S (last P)) ang) (one (sw
+  (S (last P)))) token.
 Proof.
-  rewrite snoc, (run_last _ (sum (last P) ang) (one (sw (last P)))); [|rewrite dot_one, Hsize; ring|apply run_before; auto].
+  rewrite snoc, (run_last _ (sum (last P) ang) (one (sw (last P)))); [|rewrite dot_one, Hsize;
+    ring|apply run_before; auto].
   rewrite moved_one, gained. reflexivity.
 Qed.
 
@@ -86,20 +94,23 @@ Variable target : nat.
 Hypotheses (Htarget : (target < last P)%nat) (Hflip : sw (S target) = - sw target).
 (** lem:mirror *)
 Lemma run_without_before k : (target < k <= last P)%nat ->
-  run (model P) (without target (map (lay P) (seq 0 k))) t = plain P (sum k ang - ang target) (one (- sw k)) token.
+  run (model P) (without target (map (lay P) (seq 0 k))) t = plain P (sum k ang - ang target) (one
+    (- sw k)) token.
 Proof.
   induction k; intros Hk; [lia|]. rewrite snoc. destruct (Nat.eq_dec k target) as [->|Hne].
   - replace target with (length (map (lay P) (seq 0 target))) at 1 by (rewrite map_length, seq_length; auto).
     rewrite without_last, run_before by lia. rewrite Hflip. simpl sum. f_equal; [ring|f_equal; ring].
   - rewrite without_later by (rewrite map_length, seq_length; lia).
-    rewrite (run_step _ k (sum k ang - ang target) (one (- sw k))); [|lia|rewrite dot_one, Hsize; ring|apply IHk; lia].
+    rewrite (run_step _ k (sum k ang - ang target) (one (- sw k))); [|lia|rewrite dot_one, Hsize;
+      ring|apply IHk; lia].
     rewrite moved_one, <- gained. simpl sum. f_equal; [ring|f_equal; ring].
 Qed.
 Lemma run_without : run (model P) (without target (map (lay P) (seq 0 (S (last P))))) t
   = final P (sum (S (last P)) ang - ang target) (one (- sw (S (last P)))) token.
 Proof.
   rewrite snoc, without_later by (rewrite map_length, seq_length; lia).
-  rewrite (run_last _ (sum (last P) ang - ang target) (one (- sw (last P)))); [|rewrite dot_one, Hsize; ring|apply run_without_before; lia].
+  rewrite (run_last _ (sum (last P) ang - ang target) (one (- sw (last P)))); [|rewrite dot_one, Hsize;
+    ring|apply run_without_before; lia].
   rewrite moved_one, <- (gained (last P)). simpl sum. f_equal; [ring|f_equal; ring].
 Qed.
 End Runs.

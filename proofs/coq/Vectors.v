@@ -15,7 +15,8 @@ Proof. induction n; simpl; [lra|]. rewrite IHn; lra. Qed.
 Lemma sum_zero n f : (forall i, (i < n)%nat -> f i = 0) -> sum n f = 0.
 Proof. induction n; intros H; simpl; [reflexivity|]. rewrite IHn, H; auto with arith; lra. Qed.
 Lemma sum_le n f g : (forall i, (i < n)%nat -> f i <= g i) -> sum n f <= sum n g.
-Proof. induction n; intros H; simpl; [lra|]. pose proof (H n ltac:(lia)). pose proof (IHn ltac:(auto with arith)). lra. Qed.
+Proof. induction n; intros H; simpl; [lra|]. pose proof (H n ltac:(lia)).
+  pose proof (IHn ltac:(auto with arith)). lra. Qed.
 Lemma sum_const n c : sum n (fun _ => c) = INR n * c.
 Proof. induction n; [simpl; lra|]. rewrite S_INR; simpl sum; rewrite IHn; lra. Qed.
 Lemma sum_nonneg n f : (forall i, (i < n)%nat -> 0 <= f i) -> 0 <= sum n f.
@@ -43,7 +44,8 @@ Proof.
   - pose proof (IHn ltac:(lia) Hq Hp ltac:(intros; apply H; lia)). pose proof (H n ltac:(lia)). lra.
 Qed.
 Lemma sum_term n f i : (i < n)%nat -> (forall j, (j < n)%nat -> 0 <= f j) -> f i <= sum n f.
-Proof. intros Hi H. pose proof (sum_pick n f i (f i) 0 Hi ltac:(lra) ltac:(lra)). rewrite Rmult_0_r, Ropp_0 in H0. specialize (H0 H). lra. Qed.
+Proof. intros Hi H. pose proof (sum_pick n f i (f i) 0 Hi ltac:(lra) ltac:(lra)).
+  rewrite Rmult_0_r, Ropp_0 in H0. specialize (H0 H). lra. Qed.
 
 Lemma dot_comm d x y : dot d x y = dot d y x.
 Proof. apply sum_ext; intros; lra. Qed.
@@ -51,7 +53,8 @@ Lemma dot_self d x : 0 <= dot d x x.
 Proof. apply sum_nonneg; intros; nra. Qed.
 Lemma dot_minus d x y : dot d (minus x y) (minus x y) = dot d x x - 2 * dot d x y + dot d y y.
 Proof.
-  unfold dot, minus, Rminus. rewrite Ropp_mult_distr_l, <- !sum_scale, <- !sum_plus. apply sum_ext; intros; ring.
+  unfold dot, minus, Rminus. rewrite Ropp_mult_distr_l, <- !sum_scale, <- !sum_plus.
+  apply sum_ext; intros; ring.
 Qed.
 Lemma dot_divided d w x c : dot d w (fun i => x i / c) = dot d w x / c.
 Proof. unfold dot, Rdiv. rewrite Rmult_comm, <- sum_scale. apply sum_ext; intros; ring. Qed.
