@@ -11,6 +11,9 @@ from snowball.suite.grading import QUANTITIES, Finding, grade_quantity
 
 Record = Mapping[str, Any]
 
+# The peers score and remove layers; none of them is asked for an order of removal.
+_ASKED = tuple(name for name in QUANTITIES if name != "order")
+
 
 def findings(record: Record, suite: Sequence[KnownAnswer]) -> list[dict[str, Any]]:
     """The verdicts on everything that was measured, also of models that failed in the end."""
@@ -21,7 +24,7 @@ def findings(record: Record, suite: Sequence[KnownAnswer]) -> list[dict[str, Any
     for known in suite:
         reported = models[known.name]
         found += [
-            grade_quantity(known, name, reported[name]) for name in QUANTITIES if name in reported
+            grade_quantity(known, name, reported[name]) for name in _ASKED if name in reported
         ]
         if "error" in reported:
             found.append(Finding(known.name, "run", "failed", detail=reported["error"]))
@@ -30,7 +33,7 @@ def findings(record: Record, suite: Sequence[KnownAnswer]) -> list[dict[str, Any
 
 def page(records: Sequence[Record]) -> str:
     """Markdown: a row for each peer; then, for each, its calls and all that it got wrong."""
-    titles = ["tool", "version", *QUANTITIES, "failed", "s"]
+    titles = ["tool", "version", *_ASKED, "failed", "s"]
     lines = [
         f"| {' | '.join(titles)} |",
         f"|---|---|{'--:|' * (len(titles) - 2)}",
@@ -46,14 +49,14 @@ def _row(record: Record) -> str:
         cells = [
             record["name"],
             record["failure"].replace("|", "\\|"),
-            *[""] * (len(QUANTITIES) + 2),
+            *[""] * (len(_ASKED) + 2),
         ]
     else:
         failed = sum(one["verdict"] == "failed" for one in record["findings"])
         cells = [
             record["name"],
             record["output"]["version"],
-            *(_right(record, quantity) for quantity in QUANTITIES),
+            *(_right(record, quantity) for quantity in _ASKED),
             str(failed),
             f"{record['seconds']:.0f}",
         ]

@@ -1,9 +1,11 @@
 """Judges what a tool reports of the models of the known-answer suite.
 
 A tool's report holds, for each model, any of: scores by layer (`cosine`, `cosine_last`, `angular`,
-`norm_ratio`), `accuracy` by set of removed layers, `relevance` by layer, and `ranking`, the layers
-from the least important on. Null in a list says that there is no number for a layer; what has no
-number at all is not measured, and what lacks some is incomplete, if all others are right.
+`norm_ratio`), `accuracy` by set of removed layers, `relevance` by layer, `ranking`, the layers from
+the least important on, and `order`, the layers in the order in which the tool would remove them, or
+the sets that are gone after each step. Null in a list says that there is no number for a layer;
+what has no number at all is not measured, and what lacks some is incomplete, if all others are
+right.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from snowball.errors import SnowballError
 from snowball.files import FileError, bytes_of, strict_json
 from snowball.limits import OutOfResources
 from snowball.suite.files import KnownAnswer
+from snowball.suite.order import SAME_ACCURACY, KnownSets, prefixes, profile_of, rules_of
 
 Verdict = Literal["right", "wrong", "failed", "incomplete", "not measured"]
 # What a test, or `snowball grade`, fails for.
@@ -28,7 +31,7 @@ SCORES = tuple(
     one.name
     for one in (criteria.COSINE, criteria.COSINE_LAST, criteria.ANGULAR, criteria.NORM_RATIO)
 )
-QUANTITIES = (*SCORES, "accuracy", criteria.RELEVANCE.name, "ranking")
+QUANTITIES = (*SCORES, "accuracy", criteria.RELEVANCE.name, "ranking", "order")
 
 
 class ReportError(SnowballError):
@@ -40,7 +43,8 @@ class Finding:
     """The verdict on one quantity of one model.
 
     `deviation` is the largest difference from what is right: of scores and accuracies themselves
-    (infinite for what is no number), of a ranking the share of pairs of layers in the wrong order.
+    (infinite for what is no number), of a ranking the share of pairs of layers in the wrong order,
+    of an order what it leaves less than the best one, at the step that decides.
     `mistake` names the known mistake that reports the same.
     """
 
@@ -156,6 +160,7 @@ def grade_quantity(known: KnownAnswer, quantity: str, value: Any) -> Finding:
         "accuracy": _grade_accuracy,
         criteria.RELEVANCE.name: _grade_relevance,
         "ranking": _grade_ranking,
+        "order": _grade_order,
     }
     return graders[quantity](known, value)
 
@@ -312,6 +317,53 @@ def _grade_ranking(known: KnownAnswer, value: Any) -> Finding:
     detail = f"{wrong} of {len(pairs)} pairs of layers; reported {value}, right {groups}"
     mistake = "the most important layer first" if wrong == len(pairs) else None
     return Finding(known.name, "ranking", "wrong", share, detail, mistake)
+
+
+def _grade_order(known: KnownAnswer, value: Any) -> Finding:
+    """Of layers one by one, the order as a whole; of sets, each against those of its size."""
+    sets, one_by_one = _removed_sets(known, value)
+    table = KnownSets.of(known)
+    judged = [one for one in sets if one in table.accuracy]
+    others = len(sets) - len(judged)
+    open_ones = f", {others} more without answer" if others else ""
+    if not judged:
+        return Finding(known.name, "order", "not measured", detail=f"0 steps{open_ones}")
+    steps = table.steps(judged)
+    detail = f"{profile_of(steps)}{open_ones}"
+    worst = max(steps, key=lambda step: step.short)
+    if not one_by_one:
+        if worst.short <= SAME_ACCURACY:
+            return Finding(known.name, "order", "right", 0.0, detail)
+        detail += f"; without {list(worst.removed)} falls short of {list(worst.best_sets[0])}"
+        return Finding(known.name, "order", "wrong", worst.short, detail)
+    if (trap := table.trap(value[: len(judged)])) is None:
+        return Finding(known.name, "order", "right", 0.0, detail)
+    rules = rules_of(known, value[: len(judged)])
+    more = [f"{len(rules) - 3} more rules"] if len(rules) > 3 else []
+    mistake = " or ".join([*rules[:3], *more]) or None
+    return Finding(known.name, "order", "wrong", trap.lost, f"{detail}; {trap}", mistake)
+
+
+def _removed_sets(known: KnownAnswer, value: Any) -> tuple[list[frozenset[int]], bool]:
+    """The sets that are removed after each step, and whether layers were given one by one."""
+    layers = range(known.answer["layers"])
+
+    def are_layers(values: Any) -> bool:
+        return (
+            isinstance(values, list)
+            and 0 < len(values) == len(set(map(repr, values)))
+            and all(type(one) is int and one in layers for one in values)
+        )
+
+    if are_layers(value):
+        return prefixes(value), True
+    if isinstance(value, list) and value and all(map(are_layers, value)):
+        return [frozenset(one) for one in value], False
+    raise ReportError(
+        f"{known.name}: order must be a list of some of the layers 0..{layers[-1]}, each at most "
+        f"once, in the order in which they are removed, or of such lists, the layers that are gone "
+        f"after each step, not {value!r:.60}"
+    )
 
 
 def _numbers(known: KnownAnswer, quantity: str, value: Any) -> list[float | None]:

@@ -93,7 +93,15 @@ EXPECTED = {
 }
 # Means and differences, which `tests/measurement/test_proxies.py` compares with `transformers`,
 # and `taylor_loss_change`, which `tests/engine/test_gradients.py` compares with finite differences.
-ELSEWHERE = {"cosine_last", "perplexity", "taylor_function", "taylor_loss_change", "magnitude"}
+# Those of pruning alone are compared in `tests/pruning/test_criteria.py`.
+PRUNING = {"angular_block", "likelihood", "last_n", "random"}
+ELSEWHERE = PRUNING | {
+    "cosine_last",
+    "perplexity",
+    "taylor_function",
+    "taylor_loss_change",
+    "magnitude",
+}
 
 
 def test_the_metrics_are_what_the_formulas_say() -> None:
@@ -124,7 +132,7 @@ def test_every_proxy_is_a_criterion() -> None:
 
 def test_what_the_suite_grades_are_criteria() -> None:
     assert set(SCORES) <= CRITERIA.keys()
-    assert set(QUANTITIES) - CRITERIA.keys() == {"accuracy", "ranking"}
+    assert set(QUANTITIES) - CRITERIA.keys() == {"accuracy", "ranking", "order"}
 
 
 def test_results_of_proxies_and_peers_name_criteria_only() -> None:

@@ -51,7 +51,7 @@ def verdict(quantity: str, value: Any) -> Finding:
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_the_answer_itself_is_right(quantity: str) -> None:
-    answers = {**ANSWER["scores"], **ANSWER, "ranking": [1, 3, 0, 2]}
+    answers = {**ANSWER["scores"], **ANSWER, "ranking": [1, 3, 0, 2], "order": [1]}
     found = verdict(quantity, answers[quantity])
     assert (found.verdict, found.deviation) == ("right", 0)
 
@@ -226,6 +226,24 @@ def test_grade_tells_right_from_wrong(suite: Path, tmp_path: Path) -> None:
     refused(snowball("grade", path, "--suite", suite, "--out", tmp_path / "graded.json"), "exists")
 
 
+def test_grade_judges_orders_of_removal(suite: Path, tmp_path: Path) -> None:
+    good = {"greedy-trap": {"order": [1, 0]}, "redundant-pair": {"order": [[1], [0, 3]]}}
+    done = snowball("grade", report(tmp_path, **good), "--suite", suite)
+    assert (done.status, done.errors) == (0, "")
+    assert "2 right, 0 wrong, 0 failed" in done.out
+    bad = {"greedy-trap": {"order": [2, 0]}, "theorem": {"order": [[0, 1]]}}
+    path = report(tmp_path, **bad)
+    done = snowball("grade", path, "--suite", suite, "--out", tmp_path / "orders.json")
+    assert done.status == 1
+    assert "0 right, 1 wrong, 0 failed" in done.out
+    findings = json.loads((tmp_path / "orders.json").read_text())["findings"]
+    (wrong,) = (one for one in findings if one["verdict"] == "wrong")
+    assert (wrong["quantity"], wrong["deviation"]) == ("order", 1.0)
+    assert "step 1 (layer 2) is the trap" in wrong["detail"]
+    unjudged = [one for one in findings if one["detail"] == "0 steps, 1 more without answer"]
+    assert [(one["model"], one["verdict"]) for one in unjudged] == [("theorem", "not measured")]
+
+
 def test_numbers_that_are_none_are_shown(suite: Path, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     scores = '{"cosine": [NaN, -Infinity, 1e999, 0.1, 0.1]}'
@@ -254,6 +272,18 @@ def test_numbers_that_are_none_are_shown(suite: Path, tmp_path: Path) -> None:
         ({"bos": {"accuracy": {}}}, "bos: accuracy must be an object"),
         ({"bos": {"ranking": [0, 1, 2, 3, 3]}}, r"ranking must hold each of 0\.\.4 once"),
         ({"bos": {"ranking": [0, 1, 2, 3, True]}}, r"ranking must hold each of 0\.\.4 once"),
+        (
+            {"bos": {"order": []}},
+            r"bos: order must be a list of some of the layers 0\.\.4",
+        ),
+        ({"bos": {"order": "0,1"}}, "bos: order must be a list of some of the layers"),
+        ({"bos": {"order": [0, 5]}}, r"bos: order must be .*, not \[0, 5\]"),
+        ({"bos": {"order": [0, 0]}}, "bos: order must be a list of some of the layers"),
+        ({"bos": {"order": [0, True]}}, "bos: order must be a list of some of the layers"),
+        ({"bos": {"order": ["3.mlp"]}}, "bos: order must be a list of some of the layers"),
+        ({"bos": {"order": [[0], 1]}}, "bos: order must be .* or of such lists, the layers that"),
+        ({"bos": {"order": [[0], []]}}, "bos: order must be a list of some of the layers"),
+        ({"bos": {"order": [[0], [1, 1]]}}, "bos: order must be a list of some of the layers"),
         ({"bos": 3}, "'models' must be an object of objects"),
     ],
 )
@@ -305,6 +335,32 @@ def test_the_fixture_runs_a_test_for_every_model(pytester: pytest.Pytester, suit
     done = pytester.runpytest_subprocess(*options)
     done.assert_outcomes(passed=len(NAMES) - 1, failed=1)
     done.stdout.fnmatch_lines(["*similarity instead of one minus similarity*"])
+
+
+PRUNER = """
+pytest_plugins = ["snowball.pytest_plugin"]
+from snowball.suite.grading import check
+
+def test_my_pruner(known_answer):
+    check(known_answer, order=my_order(known_answer))
+
+def my_order(known):
+    relevance = known.answer["relevance"]
+    return sorted(range(len(relevance)), key=relevance.__getitem__)[:2]
+"""
+
+
+def test_an_order_of_removal_goes_through_the_fixture(
+    pytester: pytest.Pytester, suite: Path
+) -> None:
+    """By relevance of the intact model: where layers stand in for each other it is fooled."""
+    pytester.makepyfile(PRUNER)
+    options = ("-p", "snowball.pytest_plugin", "--known-answer-suite", suite)
+    done = pytester.runpytest_subprocess(*options)
+    failed = {line.split("[")[1].split("]")[0] for line in done.outlines if "FAILED" in line}
+    assert {"greedy-trap"} <= failed <= {"greedy-trap", "redundant-pair", "coverage", "harmful"}
+    done.stdout.fnmatch_lines(["*greedy-trap: order is wrong: leaves 1, 0; best sets 1, 1;*"])
+    done.stdout.fnmatch_lines(["*as if: greedy removal by true accuracy or least relevance*"])
 
 
 def test_a_folder_that_is_no_suite_ends_the_run_with_one_line(pytester: pytest.Pytester) -> None:
