@@ -129,8 +129,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file as `atomic_file` does."""
-    write_bytes(path, text.encode("utf-8"))
+    """Writes a UTF-8 file as `atomic_file` does.
+
+    Bytes of a file's name that are no UTF-8 are escaped, as in "\\udcff", which JSON reads back.
+    """
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object) -> None:

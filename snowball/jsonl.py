@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from snowball.errors import SnowballError
-from snowball.files import FileError, strict_json
+from snowball.files import FileError, open_file, strict_json
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -34,15 +34,14 @@ def read_jsonl(path: str | Path, name: str | None = None) -> Iterator[Row]:
     """
     name = str(path) if name is None else name
     try:
-        with open(path, "rb") as file:
+        with open_file(Path(path), limit=None) as file:
             for number, line in enumerate(file, start=1):
                 text = _decode(line, f"{name}:{number}", first=number == 1).rstrip("\r\n")
                 if text.strip():
                     yield _parse(text, f"{name}:{number}")
-    except OSError as error:
-        raise DatasetError(
-            f"{name}: cannot read the file: {error.strerror}. Check the path."
-        ) from error
+    except (OSError, FileError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise DatasetError(f"{name}: cannot read the file: {why}. Check the path.") from error
 
 
 def number_rows(rows: Iterable[Any], name: str) -> Iterator[Row]:

@@ -1,4 +1,9 @@
-"""By which files a folder is known to hold a tokenizer."""
+"""By which files a folder is known to hold a tokenizer, and what reading them may do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -8,3 +13,18 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+
+
+class TokenizersPanic(RuntimeError):
+    """The tokenizers library gave up on what it was given."""
+
+
+@contextmanager
+def catch_panics() -> Iterator[None]:
+    """Turns a panic of the tokenizers library, which is no `Exception`, into a TokenizersPanic."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # its class is not exported
+            raise
+        raise TokenizersPanic(f"the tokenizers library panicked: {error}") from error

@@ -149,11 +149,21 @@ def _as(kind: type, value: Any, place: str) -> Any:
 def _read_scalar(kind: Any, value: Any, place: str) -> Any:
     accepted, name = _SCALARS[kind]
     # By type: True is an instance of int.
-    if type(value) not in accepted or (kind is float and not math.isfinite(value)):
+    if type(value) not in accepted or (kind is float and not _is_finite(value)):
         raise _MisfitError(place, f"must be {name}, not {_shown(value)}")
     return value
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        return "an integer of thousands of digits"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

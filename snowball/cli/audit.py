@@ -9,7 +9,7 @@ import typer
 
 from snowball.cli.interrupts import resumable
 from snowball.cli.terminal import out as console
-from snowball.cli.terminal import progress_bar, refusals, say
+from snowball.cli.terminal import progress_bar, refusals, say, spinner
 from snowball.dtypes import DType
 from snowball.files import refuse_file
 
@@ -80,7 +80,7 @@ def audit(
         from snowball.model_tasks import read_tasks
         from snowball.pretrained.loading import load_pretrained
 
-        with console.status(f"loading {model}"):
+        with spinner(f"loading {model}"):
             loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
             tasks = read_tasks(
                 loaded, task or [], limit=limit, metric=metric, include=lm_eval_tasks

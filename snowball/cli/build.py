@@ -13,8 +13,7 @@ from snowball.cli import certificate as cli_certificate
 from snowball.cli.check import print_check
 from snowball.cli.exit_status import FAILED
 from snowball.cli.options import Limit, Split
-from snowball.cli.terminal import out as console
-from snowball.cli.terminal import progress_bar, refusals, say
+from snowball.cli.terminal import progress_bar, refusals, say, spinner
 from snowball.construction.counterexample.arguments import check_claim
 from snowball.decoders.architectures.family import Family
 from snowball.dtypes import DType
@@ -108,7 +107,7 @@ def build(
         check_claim(epsilon, layers, target, arch.reading_layers)
         dataset = _read_data(data, tokenizer, split, limit, vocabulary_size, column or [])
         built = _construct(dataset, epsilon, layers, target, dtype, seed, arch)
-        with console.status("writing the checkpoint"):
+        with spinner("writing the checkpoint"):
             built.save_pretrained(out)
         config = built.config
         merged = f", {dataset.duplicates} duplicate rows merged" if dataset.duplicates else ""
@@ -174,7 +173,7 @@ def _construct(
 ) -> Counterexample:
     from snowball.construction.counterexample.builder import counterexample
 
-    with console.status(f"building for {len(dataset.examples)} examples"):
+    with spinner(f"building for {len(dataset.examples)} examples"):
         return counterexample(
             dataset,
             epsilon=epsilon,

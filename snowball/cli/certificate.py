@@ -13,7 +13,7 @@ import typer
 
 from snowball.cli.exit_status import FAILED, OK, REFUSED, UNDECIDED
 from snowball.cli.options import Folder
-from snowball.cli.terminal import errors, progress_bar, refusals, say
+from snowball.cli.terminal import errors, progress_bar, refusals, say, spinner
 from snowball.cli.terminal import out as console
 from snowball.construction.card_file import CARD
 from snowball.errors import SnowballError
@@ -154,7 +154,7 @@ def _check_with_standard_library(certificate: Path, folder: Path, data: Path) ->
     """Runs the checker as a program of its own, isolated from everything that is installed."""
     from snowball.certificates.checker_process import run_checker
 
-    with console.status("checking with the standard library"):
+    with spinner("checking with the standard library"):
         done = run_checker(certificate, folder, data)
     words = {status: word for word, status in _STATUS.items()}
     last = [*(done.stdout + done.stderr).strip().splitlines(), ""][0]

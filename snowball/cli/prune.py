@@ -9,7 +9,7 @@ import typer
 
 from snowball.cli.interrupts import resumable
 from snowball.cli.terminal import out as console
-from snowball.cli.terminal import progress_bar, refusals, say
+from snowball.cli.terminal import progress_bar, refusals, say, spinner
 from snowball.dtypes import DType
 from snowball.files import refuse_file
 
@@ -148,7 +148,7 @@ def prune(
         from snowball.pruning.folder import run_pruning
         from snowball.pruning.tables import sheets
 
-        with console.status(f"loading {model}"):
+        with spinner(f"loading {model}"):
             loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
             calibrated, evaluated = (
                 read_tasks(loaded, names, limit=limit, metric=metric, include=lm_eval_tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.markup import escape
 
 from snowball.cli.exit_status import REFUSED
 from snowball.errors import SnowballError
+from snowball.memory import shortage
 from snowball.presentation.sheet import printable
 from snowball.progress import Advance
 
@@ -29,9 +31,28 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except SnowballError as error:
-        why = escape(printable(str(error)))
-        errors.print(f"[red]refused:[/] {why}", highlight=False, soft_wrap=True)
-        raise typer.Exit(REFUSED) from None
+        _refuse(str(error))
+    except Exception as error:
+        if (why := shortage(error)) is None:
+            raise
+        _refuse(why)
+
+
+def _refuse(why: str) -> NoReturn:
+    errors.print(f"[red]refused:[/] {_plain(why)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(REFUSED) from None
+
+
+def _plain(text: str) -> str:
+    """A text that a terminal prints as it is: a name in it may look like markup."""
+    return escape(printable(text))
+
+
+@contextmanager
+def spinner(title: str) -> Iterator[None]:
+    """Says what is being done, and leaves nothing behind."""
+    with out.status(_plain(title)):
+        yield
 
 
 @contextmanager
@@ -41,7 +62,7 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Advance]:
     A spinner, which leaves nothing behind, is for work of one single step.
     """
     if total == 1:
-        with out.status(title):
+        with spinner(title):
             yield lambda amount: None
         return
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
@@ -50,7 +71,7 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Advance]:
     amounts = [] if unit == "‰" else [TextColumn(f"{{task.completed:,}} of {total:,} {unit}")]
     columns = (*Progress.get_default_columns()[:-1], *amounts, TimeRemainingColumn())
     bar = Progress(*columns, console=errors)
-    task = bar.add_task(title, total=total)
+    task = bar.add_task(_plain(title), total=total)
     bar.start()
     try:
         yield lambda amount: bar.advance(task, amount)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -14,12 +13,13 @@ from snowball.construction.reader.fingerprint import LEAST_CODE_WIDTH
 from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.architecture import Architecture
 from snowball.decoders.decoder import DecoderConfig, parameter_shapes
+from snowball.memory import memory_bytes
 
 
 def check_vocabulary(dataset: Dataset, dtype: torch.dtype) -> None:
     """Refuses a vocabulary whose embedding alone exceeds the memory of the machine."""
     least = dataset.vocabulary_size * LEAST_CODE_WIDTH * dtype.itemsize
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = memory_bytes()
     if least > memory:
         raise ConstructionError(
             f"a vocabulary of {dataset.vocabulary_size} tokens takes at least "

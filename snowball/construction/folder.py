@@ -27,6 +27,7 @@ from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
 from snowball.dtypes import DType
 from snowball.files import write_json
 from snowball.provenance import provenance
+from snowball.tokenizer_files import catch_panics
 
 
 class Built(Protocol):
@@ -140,7 +141,8 @@ def _check_tokenizer(folder: Path, bos: int) -> None:
     from tokenizers import Tokenizer
 
     try:
-        ids = Tokenizer.from_file(str(path)).encode("").ids
+        with catch_panics():
+            ids = Tokenizer.from_file(str(path)).encode("").ids
     except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
     if ids != [bos]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from snowball.decoders.checkpoint_files import IRRELEVANT_KEYS, LLAMA_KEYS
 from snowball.decoders.decoder import DecoderConfig, check_weights, parameter_shapes
 from snowball.dtypes import DType
-from snowball.files import FileError, new_folder, read_json, write_json
+from snowball.files import FileError, new_folder, open_file, read_json, write_json
 
 _WEIGHTS = "model.safetensors"
 # As aligned as torch's own memory: BLAS chooses its order of summation by the alignment, so a model
@@ -241,7 +241,10 @@ def number(path: Path, values: Mapping[str, object], key: str) -> float:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise CheckpointError(f"{path}: {key} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise CheckpointError(f"{path}: {key} is beyond all floats") from None
 
 
 def _rope_theta(path: Path, entries: Mapping[str, object]) -> object:
@@ -274,6 +277,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / _WEIGHTS
     if not path.exists():
         raise CheckpointError(_no_weights(folder))
+    open_file(path, limit=None).close()  # refuses pipes, which would be waited for
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

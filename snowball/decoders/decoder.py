@@ -116,11 +116,18 @@ def check_weights(config: DecoderConfig, weights: Mapping[str, Tensor]) -> torch
     Raises `ValueError` naming the parameter that is missing, unknown, of another shape, or of
     another dtype.
     """
+    check_depth(config.num_hidden_layers, weights)
     return check_tensors(
         parameter_shapes(config),
         weights,
         f"a Llama decoder with num_hidden_layers={config.num_hidden_layers}",
     )
+
+
+def check_depth(layers: int, weights: Mapping[str, Tensor]) -> None:
+    """Raises `ValueError` for more layers than weights, before anything goes through the layers."""
+    if layers > len(weights):
+        raise ValueError(f"num_hidden_layers={layers}, but there are only {len(weights)} tensors")
 
 
 def check_tensors(

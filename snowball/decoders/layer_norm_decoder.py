@@ -17,7 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from snowball.decoders.attention import causal_attention, rotate, split_heads
-from snowball.decoders.decoder import SIZES, TOKENS, SparseLinear, check_finite, check_tensors
+from snowball.decoders.decoder import (
+    SIZES,
+    TOKENS,
+    SparseLinear,
+    check_depth,
+    check_finite,
+    check_tensors,
+)
 from snowball.decoders.residual_decoder import ResidualDecoder, select_positions
 
 Activation = Literal["silu", "gelu", "gelu_new"]
@@ -188,6 +195,7 @@ class LayerNormDecoder(ResidualDecoder):
         dtype, or not finite."""
         self._config = config
         owner = f"this decoder with num_hidden_layers={config.num_hidden_layers}"
+        check_depth(config.num_hidden_layers, weights)
         self.dtype = check_tensors(layer_norm_shapes(config), weights, owner)
         check_finite(weights)
         self._activation = ACTIVATIONS[config.activation]

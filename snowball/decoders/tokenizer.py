@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.errors import SnowballError
-from snowball.tokenizer_files import TOKENIZER_FILES
+from snowball.tokenizer_files import TOKENIZER_FILES, catch_panics
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -122,7 +122,8 @@ def _read_file(path: Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     try:
-        backend = Tokenizer.from_file(str(path))
+        with catch_panics():
+            backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise TokenizerError(
             f"{path}: not a tokenizer.json of the `tokenizers` library: {error}"
@@ -134,9 +135,10 @@ def _read_folder(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            str(path), local_files_only=True, trust_remote_code=False
-        )
+        with catch_panics():
+            return AutoTokenizer.from_pretrained(
+                str(path), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # what it raises depends on the tokenizer's own class
         raise TokenizerError(
             f"{path}: transformers cannot read this tokenizer: {error}. "

@@ -50,6 +50,9 @@ def read_config(location: Location) -> PreTrainedConfig:
 
 def check_folder(folder: Path) -> None:
     """Refuses, before transformers sees it, what a folder asks for and must not get."""
+    for path in folder.iterdir():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise PretrainedError(f"{path}: neither a file nor a folder: pipes may never end")
     for pattern, refusal in _DETOURS.items():
         for path in folder.glob(pattern):
             raise PretrainedError(f"{path}: {refusal}")

@@ -16,6 +16,7 @@ import torch
 
 from snowball.dtypes import DType
 from snowball.pretrained.config import check_folder, read_config
+from snowball.pretrained.counts import check_counts
 from snowball.pretrained.gguf import check_gguf
 from snowball.pretrained.location import locate
 from snowball.pretrained.refusal import PretrainedError, reason
@@ -81,6 +82,7 @@ def load_pretrained(
         if location.gguf is None:
             check_folder(location.folder)
         tensors, size = count_weights(location)
+        check_counts(location, tensors)
         config = read_config(location)
         attention = check_skeleton(location, config, tensors, size)
         tokenizer = read_tokenizer(location)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from snowball.pretrained.location import Location
 from snowball.pretrained.refusal import PretrainedError, reason
-from snowball.tokenizer_files import TOKENIZER_FILES
+from snowball.tokenizer_files import TOKENIZER_FILES, catch_panics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,9 @@ def read_tokenizer(location: Location) -> PreTrainedTokenizerBase | None:
             f"{location.folder}: no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location.folder, **location.arguments)
+        with catch_panics():
+            tokenizer = AutoTokenizer.from_pretrained(location.folder, **location.arguments)
+            tokenizer.encode("x")
     except Exception as error:  # what it raises depends on the tokenizer's own class
         raise PretrainedError(
             f"{location.tensors}: transformers cannot read the tokenizer: {reason(error)}"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -259,6 +259,47 @@ def test_paths_with_brackets_are_printed_whole(tmp_path: Path) -> None:
     assert f"Next: snowball check {tmp_path}/[bold]model" in done.out.splitlines()
     refused = snowball("build", tmp_path / "[/red].jsonl", "--out", tmp_path / "x")
     assert f"refused: {tmp_path}/[/red].jsonl: cannot read the file" in refused.errors
+
+
+def test_names_that_look_like_markup_are_no_markup(tmp_path: Path) -> None:
+    """The name of a model is printed while it is loaded."""
+    rows = write_rows(
+        tmp_path / "rows.jsonl", [{"context": "a", "choices": ["b", "c"], "label": 0}]
+    )
+    (model := tmp_path / "[/red]").mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"")
+    done = snowball("audit", model, "--task", rows, "--out", tmp_path / "out")
+    refused(done, r"/\[/red\]/model.safetensors: truncated or corrupt")
+
+
+def test_names_that_are_no_text_are_refused_or_taken(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8."""
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    refused(snowball("build", f"{name}.jsonl", "--out", tmp_path / "x"), "cannot read the file")
+    refused(snowball("check", name), "snowball.json does not exist")
+    rows = write_rows(Path(f"{name}.jsonl"), TOKENS)
+    assert snowball("build", rows, "--out", name, *SMALL).status == 0
+    refused(snowball("check", name), "is not valid UTF-8")  # to the library of safetensors
+    os.rename(name, tmp_path / "model")
+    assert snowball("check", tmp_path / "model", "--report", f"{name}.run").status == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("tried to allocate 8 bytes")])
+def test_a_lack_of_memory_is_one_sentence(
+    model: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("snowball.checks.folder.check_folder", fail)
+    refused(snowball("check", model), r"out of memory: .* bytes .*this machine has")
+
+
+def test_pipes_are_not_waited_for(model: Path, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.jsonl")
+    refused(snowball("build", pipe, "--out", tmp_path / "x"), "pipe.jsonl: not a file")
+    refused(snowball("check", model, pipe), "pipe.jsonl: not a file")
 
 
 def test_a_huggingface_data_set_is_read(tmp_path: Path) -> None:

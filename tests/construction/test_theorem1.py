@@ -524,6 +524,6 @@ def test_float64_weights_have_no_rounding_of_float32() -> None:
 
 def test_a_vocabulary_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset.from_rows([{"prompt": [1], "label": 2}])
-    monkeypatch.setattr("snowball.construction.allocation.os.sysconf", lambda _: 16)  # 256 bytes
+    monkeypatch.setattr("snowball.memory.os.sysconf", lambda _: 16)  # 256 bytes
     with pytest.raises(ConstructionError, match=r"a vocabulary of 5 tokens takes at least .* GiB"):
         counterexample(dataset, epsilon=1e-6, layers=4, target=1)

@@ -231,6 +231,13 @@ def test_what_might_change_the_computation_is_refused(arch: str, tmp_path: Path)
 
 
 @families
+def test_layers_are_bounded_by_the_tensors(arch: str, tmp_path: Path) -> None:
+    folder = a_model(arch, tmp_path / "model")
+    edit_config(folder, **{"n_layer" if arch == "gpt2" else "num_hidden_layers": 2**32})
+    refused(snowball("check", folder), "num_hidden_layers=4294967296, but there are only")
+
+
+@families
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape", "sign"])
 def test_other_weights_are_refused_or_found_out(arch: str, change: str, tmp_path: Path) -> None:
     folder = a_model(arch, tmp_path / "model")

@@ -433,6 +433,26 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder: Path) -> None:
         read_checkpoint(folder)
 
 
+def test_the_layers_are_bounded_by_the_tensors(folder: Path) -> None:
+    edit_json(folder / "config.json", num_hidden_layers=2**32)
+    message = r"num_hidden_layers=4294967296, but there are only \d+ tensors"
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(folder)
+
+
+def test_weights_in_a_pipe_are_not_waited_for(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(FileError, match=r"model.safetensors: not a file"):
+        read_checkpoint(folder)
+
+
+def test_a_number_beyond_all_floats_is_refused(folder: Path) -> None:
+    edit_json(folder / "config.json", rms_norm_eps=10**400)
+    with pytest.raises(CheckpointError, match=r"rms_norm_eps is beyond all floats"):
+        read_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -48,6 +48,13 @@ def test_text_bytes_and_json_are_written(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["bytes", "new", "value.json"]
 
 
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.jsonl")
+    write_json(tmp_path / "names.json", {"name": name})
+    assert (tmp_path / "names.json").read_bytes() == b'{\n  "name": "\\udcff.jsonl"\n}\n'
+    assert read_json(tmp_path / "names.json") == {"name": name}
+
+
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"prompt": "für\n", "score": 1e-300})
     before = (tmp_path / "a.json").read_bytes()

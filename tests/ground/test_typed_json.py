@@ -100,6 +100,14 @@ def test_entries_of_a_flat_field_stand_among_those_of_its_owner() -> None:
         ({"leaves": [{"value": 1}]}, "f: leaves[0].note: is missing"),
         ({"leaves": [{"value": "1", "note": None}]}, "f: leaves[0].value: must be a finite number"),
         ({"leaves": [{"value": 1, "note": None, "c": 2}]}, "f: leaves[0].c: an unknown entry"),
+        (
+            {"leaves": [{"value": 10**400, "note": None}]},
+            "f: leaves[0].value: must be a finite num",
+        ),
+        (
+            {"leaves": [{"value": 10**5000, "note": None}]},
+            "f: leaves[0].value: must be a finite number, not an integer of thousands of digits",
+        ),
         ({"by_name": {"x y": [0, float("nan")]}}, "f: by_name['x y'][1]: must be a finite number"),
         ({"by_name": {"x": None}}, "f: by_name['x']: must be a list, not None"),
         ({"absent": 1}, "f: absent: must be an object, not 1"),

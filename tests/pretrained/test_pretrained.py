@@ -3,12 +3,13 @@
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -404,6 +405,63 @@ def test_far_too_many_layers(folder: Path) -> None:
     edit_json(folder / "config.json", num_hidden_layers=10**12)
     assert refusal(folder) == (
         f"{folder / 'config.json'}: num_hidden_layers={10**12}, but there are only 21 tensors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"vision_config": {"num_hidden_layers": 10**7}},
+            "num_hidden_layers=10000000, but there are only 21 tensors",
+        ),
+        (
+            {"model_type": "gpt_neo", "attention_types": [[["global", "local"], 10**9]]},
+            "attention_types=1000000000, but there are only 21 tensors",
+        ),
+        (
+            {"text_config": {"audio": [{"depth": 10**400}]}},
+            "depth=more than 2^64, but there are only 21 tensors",
+        ),
+        ({"num_local_experts": 10**9}, "num_local_experts=1000000000, more than 65536"),
+    ],
+)
+def test_counts_are_bounded_wherever_they_stand(
+    folder: Path, changes: Mapping[str, object], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before transformers sees the config, which would make lists of so many entries."""
+    monkeypatch.setattr("snowball.pretrained.loading.read_config", lambda _: pytest.fail("read"))
+    edit_json(folder / "config.json", **changes)
+    assert refusal(folder) == f"{folder / 'config.json'}: {reason}"
+
+
+def test_layers_of_a_gguf_are_bounded(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snowball.pretrained.counts._LAYERS_AT_LEAST", 1)
+    monkeypatch.setattr("snowball.pretrained.loading.count_weights", lambda _: (1, 10**6))
+    assert "block_count=" in refusal(gguf_file)
+    assert refusal(gguf_file).endswith("but there are only 1 tensors")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "special_tokens_map.json", "more"])
+def test_pipes_are_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    expected = f"{folder / name}: neither a file nor a folder: pipes may never end"
+    assert refusal(folder) == expected
+
+
+class PanicException(BaseException):
+    """Called as that of the tokenizers library, which it does not export."""
+
+
+def test_a_panic_of_the_tokenizers_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*args: object, **options: object) -> NoReturn:
+        raise PanicException("no entry found for key")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", panic)
+    assert refusal(folder) == (
+        f"{folder}: transformers cannot read the tokenizer: the tokenizers library panicked: no "
+        "entry found for key"
     )
 
 
