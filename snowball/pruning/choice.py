@@ -55,12 +55,10 @@ class Chooser:
         measured: Measurements,
         method: Method,
         budget: Budget,
-        advance: Advance = lambda amount: None,
     ) -> None:
         self.measured = measured
         self.method = method
         self.budget = budget
-        self._advance = advance
         stack = measured.engine.stack
         self.units = candidates(stack.depth, method.unit, method.protect)
         self.sizes = {
@@ -68,11 +66,28 @@ class Chooser:
         }
         self._total = stack.layer_parameters()
         kind = OBJECTIVES.get(method.criterion.name)
-        self._objective = None if kind is None else kind(measured, advance)
+        self._objective = None if kind is None else kind(measured)
         self._check_budget()
 
-    def choose(self, rule: TieRule) -> Choice:
-        """What the method removes, where `rule` breaks its ties."""
+    @property
+    def most_steps(self) -> int:
+        """Steps of removals, one after the other; 0 where the search has none."""
+        if not self.method.by_removal or self.method.search not in (Search.GREEDY, Search.ONE_SHOT):
+            return 0
+        if self.method.search is Search.ONE_SHOT:
+            return 1
+        return self.budget.count or len(self.units) - 1
+
+    @property
+    def most_answers(self) -> int:
+        """Of one set to one item each, if no candidate is dropped; 1 where that is not known."""
+        sets = sum(len(self.units) - step for step in range(self.most_steps))
+        return max(1, sets * len(self.measured))
+
+    def choose(self, rule: TieRule, advance: Advance = lambda amount: None) -> Choice:
+        """What the method removes, where `rule` breaks its ties; `advance` counts answers."""
+        if self._objective is not None:
+            self._objective.advance = advance
         if self.method.criterion == criteria.ANGULAR_BLOCK:
             return self._block(rule)
         if self.method.search is Search.ONE_SHOT:

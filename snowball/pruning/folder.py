@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.dtypes import DType
-from snowball.engine.cost import matmul_rate
 from snowball.engine.removal import INTACT, Removal, removal_name
 from snowball.engine.self_check import check_engine
 from snowball.engine.self_check_result import StandingCheckResult
 from snowball.engine.state_cache import StateCache
+from snowball.engine.trial import middling, trial_rate
 from snowball.errors import SnowballError
 from snowball.files import make_folder, refuse_file, write_text
 from snowball.pretrained.loading import device_name
-from snowball.progress import Progress, silent
+from snowball.progress import Progress, Tell, duration_text, say_nothing, silent
 from snowball.provenance import provenance
 from snowball.pruning.choice import Choice, Chooser
 from snowball.pruning.criteria.random_order import RandomOrder
@@ -53,14 +53,10 @@ from snowball.tasks.reading import check_names
 from snowball.tasks.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from snowball.pretrained.loading import Pretrained
 
 STEPS, TASKS = "steps.csv", "tasks.csv"
 GIBIBYTE = 2**30
-# Share of the matrix-product rate that the engine reaches on a CPU, for the estimate of time.
-_USUAL_SHARE = 0.6
 
 
 class PruningError(SnowballError):
@@ -81,7 +77,7 @@ def run_pruning(
     export: bool = True,
     revision: str | None = None,
     token_budget: int | None = None,
-    tell: Callable[[str], None] = lambda sentence: None,
+    tell: Tell = say_nothing,
     progress: Progress = silent,
 ) -> PruningDocument:
     """Chooses what to remove on calibration items, and judges it on others; writes all to a folder.
@@ -136,14 +132,17 @@ def run_pruning(
             states=states,
         )
         judged = Measurements(model, evaluation, store, run, checked, token_budget)
-        with progress("choosing", 1, "sets") as advance:
-            chooser = Chooser(measured, method, budget)
+        chooser = Chooser(measured, method, budget)
+        if tell is not say_nothing:
             tell(_estimate(chooser))
-            begun = time.monotonic()
-            choice = chooser.choose(method.tie_rule)
-            cost = _cost(chooser, choice, time.monotonic() - begun)
-            _check_choice(choice, budget)
+        begun = time.monotonic()
+        with progress("choosing", chooser.most_answers, "answers") as advance:
+            choice = chooser.choose(method.tie_rule, advance)
+        cost = _cost(chooser, choice, time.monotonic() - begun)
+        _check_choice(choice, budget)
+        with progress("under other rules for ties", 1, "rules") as advance:
             others = _under_other_rules(chooser, choice)
+            advance(1)
         sets = [*choice.path, *(one for one in others.values() if one not in choice.path)]
         random = _random_sets(chooser, choice, random_sets)
         sample = list(dict.fromkeys([*sets, *random]))
@@ -202,26 +201,21 @@ def _check_choice(choice: Choice, budget: Budget) -> None:
 
 
 def _estimate(chooser: Chooser) -> str:
-    """An upper bound of the time, from the rate of one matrix product."""
-    measured, method, count = chooser.measured, chooser.method, chooser.budget.count
-    items = f"{len(measured):,} calibration items"
-    if not method.by_removal or method.search not in (Search.GREEDY, Search.ONE_SHOT):
-        return f"{method.criterion.label}, {method.search}, on {items}."
-    steps = 1 if method.search is Search.ONE_SHOT else count or len(chooser.units)
-    rate = matmul_rate(measured.engine.stack, measured.engine.token_budget)
-    seconds = most_operations(measured, chooser.units, steps) / rate / _USUAL_SHARE
-    return (
-        f"{method.criterion.label}, {method.search}, on {items}: at most {steps} steps over "
-        f"{len(chooser.units)} units, at most {duration(seconds)}; less where units are dropped "
-        f"early. Kept states take at most {measured.states.limit / GIBIBYTE:.1f} GiB."
+    """An upper bound of the time, by a trial of the engine on some of the items."""
+    measured, method = chooser.measured, chooser.method
+    what = f"{method.criterion.label}, {method.search}, on {len(measured):,} calibration items"
+    if not chooser.most_steps:
+        return f"{what}."
+    engine = measured.engine.with_removals([frozenset({unit}) for unit in chooser.units])
+    items = middling(engine, [item for task in measured.scored for item in task.items])
+    seconds = most_operations(measured, chooser.units, chooser.most_steps) / trial_rate(
+        engine, items, answers_only=not measured.with_kl
     )
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 100:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{what}: at most {chooser.most_steps} steps over {len(chooser.units)} units, at most "
+        f"{duration_text(seconds)}; less where units are dropped early. Kept states take at most "
+        f"{measured.states.limit / GIBIBYTE:.1f} GiB."
+    )
 
 
 def _under_other_rules(chooser: Chooser, choice: Choice) -> dict[TieRule, Removal]:

@@ -32,9 +32,9 @@ class Objective(ABC):
     criterion: ClassVar[Criterion]
     with_kl: ClassVar[bool] = False
 
-    def __init__(self, measured: Measurements, advance: Advance = lambda amount: None) -> None:
+    def __init__(self, measured: Measurements) -> None:
         self.measured = measured
-        self._advance = advance
+        self.advance: Advance = lambda amount: None
         measured.require([INTACT])
         self.check()
 
@@ -55,7 +55,7 @@ class Objective(ABC):
         self, sets: Sequence[Removal], items: Sequence[int]
     ) -> Float[np.ndarray, "sets items"]:
         """The losses of sets on these items, measured if they are not known."""
-        self.measured.require(sets, items, self._advance)
+        self.measured.require(sets, items, self.advance)
         return self.of_items(sets, items)
 
     def total(self, removed: Removal) -> float:
@@ -69,8 +69,11 @@ class Objective(ABC):
 
     def compare(self, sets: Sequence[Removal], leaders: Sequence[Removal]) -> Comparison:
         """The best of the sets, as many as there are leaders, and where the others were dropped."""
-        order = self._order(leaders[-1])
-        return least_loss(sets, leaders, len(self.measured), self.losses, order)
+        order, items = self._order(leaders[-1]), len(self.measured)
+        found = least_loss(sets, leaders, items, self.losses, order)
+        # What need not be run is done, too.
+        self.advance(sum(items - partial.items for partial in found.dropped.values()))
+        return found
 
     def likelihood(self, removed: Removal) -> float:
         """The mean over items of the log-likelihood of the right answer, in nats."""

@@ -66,6 +66,7 @@ def assert_within_a_factor_of_three(audit: Audit, folder: Path) -> None:
     pytest.fail(f"the estimate is {found} times the truth")
 
 
+@pytest.mark.slow
 def test_the_estimate_of_a_tiny_model_is_within_a_factor_of_three(tmp_path: Path) -> None:
     audit = audit_of(tmp_path, 200, TINY)
     parameters = sum(one.numel() for one in audit.pretrained.model.parameters())
