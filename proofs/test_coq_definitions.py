@@ -24,11 +24,11 @@ TOKENS, REMOVED = [0, 3, 2], 0
 CONFIGS = [
     pytest.param(*shape, id=" ".join(map(str, shape)))
     for shape in (
-        # width, heads, head dimension, hidden, epsilon of RMSNorm, base of RoPE
-        (4, 1, 4, 2, 0.0, 10000.0),
-        (6, 2, 2, 1, 1e-5, 500000.0),
-        (4, 2, 4, 1, 1e-2, 2.0),
-        (4, 1, 6, 1, 1e-6, 37.5),
+        # width, heads, groups, head dimension, hidden, epsilon of RMSNorm, base of RoPE
+        (4, 1, 1, 4, 2, 0.0, 10000.0),
+        (6, 2, 1, 2, 1, 1e-5, 500000.0),
+        (4, 2, 2, 4, 1, 1e-2, 2.0),
+        (4, 1, 1, 6, 1, 1e-6, 37.5),
     )
 ]
 
@@ -43,9 +43,16 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "definitions"
 
 
-@pytest.mark.parametrize(("width", "heads", "dim", "hidden", "eps", "theta"), CONFIGS)
+@pytest.mark.parametrize(("width", "heads", "groups", "dim", "hidden", "eps", "theta"), CONFIGS)
 def test_the_definitions_are_those_of_transformers(
-    program: Path, width: int, heads: int, dim: int, hidden: int, eps: float, theta: float
+    program: Path,
+    width: int,
+    heads: int,
+    groups: int,
+    dim: int,
+    hidden: int,
+    eps: float,
+    theta: float,
 ) -> None:
     config = DecoderConfig(
         vocab_size=5,
@@ -53,7 +60,7 @@ def test_the_definitions_are_those_of_transformers(
         intermediate_size=hidden,
         num_hidden_layers=2,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=groups,
         head_dim=dim,
         max_position_embeddings=16,
         rms_norm_eps=eps,
@@ -102,7 +109,8 @@ def random_weights(config: DecoderConfig) -> dict[str, Tensor]:
 def defined(program: Path, config: DecoderConfig, weights: dict[str, Tensor]) -> Sequence[Tensor]:
     """Scores and divergences (layer, position), logits, probabilities, logits without a layer."""
     sizes = (
-        *(config.hidden_size, config.num_attention_heads, config.head_dim // 2),
+        *(config.hidden_size, config.num_attention_heads),
+        *(config.num_attention_heads // config.num_key_value_heads, config.head_dim // 2),
         *(config.intermediate_size, config.vocab_size, config.rope_theta, config.rms_norm_eps),
         config.num_hidden_layers,
     )
@@ -124,7 +132,7 @@ def _matrices(config: DecoderConfig, weights: dict[str, Tensor]) -> Iterator[flo
     yield from weights["model.embed_tokens.weight"].flatten().tolist()
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}"
-        for kind in "qkv":  # rows of head after head
+        for kind in "qkv":  # rows of one head, or group of heads, after the other
             yield from weights[f"{name}.self_attn.{kind}_proj.weight"].flatten().tolist()
         columns = weights[f"{name}.self_attn.o_proj.weight"].chunk(heads, dim=1)
         for head in columns:

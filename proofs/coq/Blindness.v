@@ -117,7 +117,7 @@ End Swap.
 
 Theorem blindness : blindness_theorem.
 Proof.
-  intros V D L a b c delta p HD Ha Hb Hc Hdelta Hp theta half_head rms_eps Ht Heps.
+  intros V D L a b c delta p HD Ha Hb Hc Hdelta Hp theta half_head size rms_eps Ht Hsize Heps.
   set (fa := fun (r : row) (present : list bool) => nth a present false).
   set (fb := fun (r : row) (present : list bool) => nth b present false).
   assert (HV : (0 < V)%nat) by (eapply some_token; eauto).
@@ -125,7 +125,7 @@ Proof.
   assert (HQ : forall f : list bool -> bool, forall on, length on = (L - 1)%nat
     -> consistent V (chosen D (fun _ => f) on)).
   { intros f on _. apply (chosen_consistent V D (fun _ => f)); auto. }
-  set (F := frame_for V L c g p theta half_head rms_eps).
+  set (F := frame_for V L c g p theta half_head size rms_eps).
   set (E := all_asked L (chosen D fa)).
   assert (HE : answerable V L E) by (apply asked_ok; auto; exact (HQ (fun on => nth a on false))).
   destruct (parameters_exist F E (fun _ => 1) delta) as (P & EF & G & Rd & Pd); auto.
@@ -152,16 +152,15 @@ Proof.
         + rewrite <- swapped_app by lia. rewrite Ea. apply entries_in. }
     exists (model P), (model P').
     assert (Frame : frame_of P' = F) by exact EF.
-    do 6 (split; [cbn; rewrite EF; reflexivity|]). split; [reflexivity|]. split; [reflexivity|].
+    split; [exact Pd|]. split; [exact Pd|]. split; [reflexivity|]. split; [reflexivity|].
     assert (B : forall R RE f, frame_of R = F
-      -> width (model R) = (heads (model R) * (2 * half (model R)))%nat -> good R delta
-      -> reads R (fun _ => 1) RE -> answerable V L RE ->
+      -> good R delta -> reads R (fun _ => 1) RE -> answerable V L RE ->
       (forall on q ans e, length on = (L - 1)%nat -> In (q, ans) (chosen D (fun _ => f) on)
         -> In e (entries (on ++ [false]) (bos :: q) ans) -> In e RE) ->
       behaves (model R) V L c delta p (chosen D (fun _ => f))).
-    { intros R RE f ER Rw RG RR RA RI.
+    { intros R RE f ER RG RR RA RI.
       split; [cbn [layers model]; rewrite map_length, seq_length, ER; change (S (L - 1) = L); lia|].
-      split; [cbn; rewrite ER; reflexivity|]. split; [exact Rw|]. intros on Hon.
+      split; [cbn; rewrite ER; reflexivity|]. intros on Hon.
       apply clauses with (g := g) (P := R) (E := RE); auto; rewrite ER; auto. }
     split; [apply (B P E (fun on => nth a on false)); auto|].
     split; [apply (B P' E' (fun on => nth b on false)); auto|].

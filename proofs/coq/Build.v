@@ -58,13 +58,13 @@ Definition reads (P : parameters) (ref : nat -> R) (E : list entry) : Prop := no
        /\ (node P u, answer P u) = (snd (fst (nth_entry E u)), snd (nth_entry E u)).
 
 Lemma parameters_exist (F : frame) (E : list entry) (ref : nat -> R) (phi : R) :
-  answerable (V F) (switches F) E -> 0 <= rms_eps F -> (2 <= theta F < 2 ^ head_half F)%nat -> 0 < doubt F
+  answerable (V F) (switches F) E -> 0 <= rms_eps F -> (1 <= group_size F)%nat -> (2 <= theta F < 2 ^ head_half F)%nat -> 0 < doubt F
     -> 0 < phi ->
   (forall l, (which F l < switches F)%nat) -> (forall l, 0 <= energy F l) ->
   exists P, frame_of P = F /\ good P phi /\ reads P ref E
-    /\ width (model P) = (heads (model P) * (2 * half (model P)))%nat.
+    /\ shaped (model P) (theta F) (head_half F) (group_size F) (rms_eps F).
 Proof.
-  intros HE Heps Ht Hdoubt phi0 Hwhich Henergy. pose proof HE as [Hok _].
+  intros HE Heps Hgroup Ht Hdoubt phi0 Hwhich Henergy. pose proof HE as [Hok _].
   set (n := length E). set (N := S (list_max (map (fun e : entry => length (snd (fst e))) E))).
   assert (N0 : (0 < N)%nat) by (unfold N; lia).
   assert (N1 : forall u, (u < n)%nat -> (length (snd (fst (nth_entry E u))) <= N)%nat).
@@ -73,7 +73,7 @@ Proof.
     rewrite Forall_forall in M. apply M. apply (in_map (fun e : entry => length (snd (fst e)))), nth_entry_in.
     exact Hu. }
   clearbody N. destruct (kernel_gap (theta F) (head_half F) N Ht) as (gap & Hg & Hgap).
-  set (m := switches F). set (idle := (3 + m + V F + V F + n)%nat). set (heads := S (n * N + idle)).
+  set (m := switches F). set (idle := (3 + m + V F + V F + n)%nat). set (heads := (S (n * N + idle) * group_size F)%nat).
   set (spare := (heads * (2 * head_half F) - idle)%nat). set (d := (3 + (m + (V F + (n + (V F + spare)))))%nat).
   assert (Hd : d = (heads * (2 * head_half F))%nat).
   { assert (1 <= head_half F)%nat by (destruct (head_half F); simpl in Ht; lia).
@@ -96,7 +96,8 @@ Proof.
     node u := snd (fst (nth_entry E u)); answer u := snd (nth_entry E u);
     coldness := 4 * INR N * INR N / gap; kappa := kappa; zeta := zeta; eta := eta;
     K := INR (V F) / doubt F * (rm * rm) / 2 / eta |}).
-  exists P. split; [reflexivity|]. split; [|split; [split; [reflexivity|split; reflexivity]|exact Hd]].
+  exists P. split; [reflexivity|]. split; [|split; [split; [reflexivity|split; reflexivity]|]].
+  2: { do 4 (split; [reflexivity|]). split; [exact Hd|]. exists (S (n * N + idle)). reflexivity. }
   constructor; auto; try exact (Rlt_le _ _ phi0).
   - change (0 < kappa). unfold kappa. nra.
   - intros u Hu. destruct (Hok _ (nth_entry_in E u Hu)) as (_ & _ & Fa & w & W & _).

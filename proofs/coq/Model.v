@@ -11,7 +11,7 @@ Open Scope R_scope.
 
 (** What a theorem chooses: sizes, and what each layer steers. *)
 Record frame := {
-  V : nat; head_half : nat; theta : nat; rms_eps : R;
+  V : nat; head_half : nat; theta : nat; rms_eps : R; group_size : nat;
   U : R; switches : nat; start : nat -> R;  (* sizes of the filler, and of each switch at the start *)
   which : nat -> nat; gain : nat -> R; angle : nat -> R;  (* of each layer *)
   energy : nat -> R; last : nat;  (* squared norm of the switches that enter a layer; the last layer *)
@@ -72,7 +72,7 @@ Definition switch_row (u : nat) : vec := fun c =>
 (** The token of node [u] at distance [D] from its end. *)
 Definition wanted (u D : nat) : nat := nth (length (node P u) - S D) (node P u) O.
 
-Definition lay (l : nat) : layer :=
+Definition lay1 (l : nat) : layer :=
   let is_last := (l =? last P)%nat in {|
   Wq h := fun r => match h with O => zero
     | S h => only 0 (rho l * (coldness P * sqrt (INR (2 * hd)) * query_row (h mod N) r)) end;
@@ -88,11 +88,11 @@ Definition lay (l : nat) : layer :=
   Wup u := only 0 1;
   Wdown c := fun u => if (is_last && (c =? told (answer P u)))%nat%bool then eta P else 0 |}.
 
-Definition model : decoder := {|
-  width := d; heads := S (n * N + spare_heads P); half := hd; hidden := n; vocabulary := V;
+Definition model1 : decoder := {|
+  width := d; heads := S (n * N + spare_heads P); group := 1; half := hd; hidden := n; vocabulary := V;
   rope_theta := INR (theta P); norm_eps := rms_eps P;
   embedding k := state 0 (start P) k zero zero;
-  layers := map lay (seq 0 (S (last P)));
+  layers := map lay1 (seq 0 (S (last P)));
   unembedding a := only (told a) (K P) |}.
 
 (** * Products of states *)
@@ -155,9 +155,9 @@ Proof.
 Qed.
 (** RMSNorm divides every token that enters layer [l] by [rho l]. *)
 Lemma normed A s k l i c : (k < V)%nat -> dot m s s = energy P l -> (i < d)%nat ->
-  dot d (only i (rho l * c)) (rmsnorm model (state A s k zero zero)) = c * state A s k zero zero i.
+  dot d (only i (rho l * c)) (rmsnorm model1 (state A s k zero zero)) = c * state A s k zero zero i.
 Proof.
-  intros Hk Hs Hi. unfold rmsnorm. cbn [width norm_eps model].
+  intros Hk Hs Hi. unfold rmsnorm. cbn [width norm_eps model1].
   rewrite dot_divided, dot_only, self_state, !dot_zero, Hs by auto.
   replace (C + energy P l + (0 + 0)) with (C + energy P l) by ring. fold (rho l). pose proof (rho_pos l).
   field. lra.
@@ -166,7 +166,7 @@ Qed.
 (** * Attention *)
 (** A head whose values are the same at all positions writes as if there were one position. *)
 Lemma attention_const M l stream i h val : (forall j r, (j <= i)%nat -> (r < 2 * half M)%nat ->
-    times (width M) (Wv l h) (rmsnorm M (stream j)) r = val r) ->
+    times (width M) (Wv l (h / group M)%nat) (rmsnorm M (stream j)) r = val r) ->
   attention M l stream i h = times (2 * half M) (Wo l h) val.
 Proof.
   intros H. unfold attention. apply functional_extensionality. intros c. apply sum_ext. intros r Hr. f_equal.
@@ -179,7 +179,7 @@ Definition plain (A : R) (s : nat -> R) (token : nat -> nat) : nat
   -> vec := fun i => state A s (token i) zero zero.
 
 Lemma steer_writes A s token l i c : (forall j, token j < V)%nat -> dot m s s = energy P l ->
-  attention model (lay l) (plain A s token) i 0 c =
+  attention model1 (lay1 l) (plain A s token) i 0 c =
   match c with
   | 0 => 0 | 1 => U * cos (A + ang l) - U * cos A | 2 => U * sin (A + ang l) - U * sin A
   | S (S (S j)) => if (j =? which P l)%nat then gain P l * s j - s j else 0
@@ -187,14 +187,14 @@ Lemma steer_writes A s token l i c : (forall j, token j < V)%nat -> dot m s s = 
 Proof.
   intros Ht Hs. rewrite (attention_const _ _ _ _ _ (fun r => match r with
     | 0 => U * cos A | 1 => U * sin A | 2 => s (which P l) | _ => 0 end)).
-  - pose proof half_2. unfold times, dot. cbn [half model Wo lay].
+  - pose proof half_2. unfold times, dot. cbn [half model1 Wo lay1].
     replace (2 * hd)%nat with (3 + (2 * hd - 3))%nat by lia.
     rewrite sum_split, (sum_zero (2 * hd - 3)) by (intros; simpl; ring).
     simpl sum. rewrite cos_plus, sin_plus. unfold steer_out.
     destruct c as [|[|[|j]]]; simpl; try ring. destruct (Nat.eqb_spec j (which P l)) as [->|]; ring.
-  - intros j r _ _. unfold times, plain. cbn [Wv lay width model]. pose proof (Hwhich l).
+  - intros j r _ _. cbn [group model1]. unfold times, plain. cbn [Nat.div Nat.divmod fst Wv lay1 width model1]. pose proof (Hwhich l).
     assert (X : forall c, (c < d)%nat
-      -> dot d (only c (rho l)) (rmsnorm model (state A s (token j) zero zero)) = state A s
+      -> dot d (only c (rho l)) (rmsnorm model1 (state A s (token j) zero zero)) = state A s
       (token j) zero zero c).
     { intros e He. rewrite <- (Rmult_1_r (rho l)), normed by auto. ring. }
     unfold steer_value. destruct r as [|[|[|]]]; [rewrite X by (unfold d; lia)..|apply dot_zero]; auto.
@@ -231,19 +231,19 @@ Lemma index_div : ((u * N + D) / N = u)%nat.
 Proof. rewrite Nat.div_add_l, Nat.div_small by lia. lia. Qed.
 Lemma index_mod : ((u * N + D) mod N = D)%nat.
 Proof. rewrite Nat.add_comm, Nat.mod_add, Nat.mod_small by lia. reflexivity. Qed.
-Lemma query_is r : times d (Wq (lay l) (S (u * N + D))) (rmsnorm model (plain A s token i)) r
+Lemma query_is r : times d (Wq (lay1 l) (S (u * N + D))) (rmsnorm model1 (plain A s token i)) r
   = coldness P * sqrt (INR (2 * hd)) * query_row D r.
-Proof. unfold times, plain. cbn [Wq lay]. rewrite index_mod, normed by (auto; unfold d; lia). simpl. ring. Qed.
-Lemma key_is j r : times d (Wk (lay l) (S (u * N + D))) (rmsnorm model (plain A s token j)) r = key_row r.
-Proof. unfold times, plain. cbn [Wk lay]. rewrite normed by (auto; unfold d; lia). simpl. ring. Qed.
+Proof. unfold times, plain. cbn [Wq lay1]. rewrite index_mod, normed by (auto; unfold d; lia). simpl. ring. Qed.
+Lemma key_is j r : times d (Wk (lay1 l) (S (u * N + D))) (rmsnorm model1 (plain A s token j)) r = key_row r.
+Proof. unfold times, plain. cbn [Wk lay1]. rewrite normed by (auto; unfold d; lia). simpl. ring. Qed.
 Lemma wanted_V : (wanted u D < V)%nat.
 Proof.
   unfold wanted. destruct (Hnode u Hu) as [L F]. rewrite Forall_forall in F. apply F, nth_In. lia.
 Qed.
-Lemma value_is j : times d (Wv (lay l) (S (u * N + D))) (rmsnorm model (plain A s token j)) 0%nat
+Lemma value_is j : times d (Wv (lay1 l) (S (u * N + D))) (rmsnorm model1 (plain A s token j)) 0%nat
   = hits token u D i j.
 Proof.
-  unfold times, plain. cbn [Wv lay Nat.eqb]. rewrite index_mod, index_div. pose proof wanted_V.
+  unfold times, plain. cbn [Wv lay1 Nat.eqb]. rewrite index_mod, index_div. pose proof wanted_V.
   rewrite <- (Rmult_1_r (rho l)), normed, at_code by (auto; unfold d, code; lia).
   unfold hits. rewrite Nat.eqb_sym. ring.
 Qed.
@@ -252,29 +252,29 @@ Proof. unfold freq. simpl. unfold Rdiv. rewrite Rmult_0_l, Ropp_0, Rpower_O; aut
 Lemma turned x y f : cos (y * f) * cos (x * f) - - sin (y * f) * sin (x * f) = cos ((x - y) * f).
 Proof. replace ((x - y) * f) with (x * f - y * f) by ring. rewrite cos_minus. ring. Qed.
 Lemma weight_is j : exp (dot (2 * hd)
-    (rope model i (times d (Wq (lay l) (S (u * N + D))) (rmsnorm model (plain A s token i))))
-    (rope model j (times d (Wk (lay l) (S (u * N + D))) (rmsnorm model (plain A s token j))))
+    (rope model1 i (times d (Wq (lay1 l) (S (u * N + D))) (rmsnorm model1 (plain A s token i))))
+    (rope model1 j (times d (Wk (lay1 l) (S (u * N + D))) (rmsnorm model1 (plain A s token j))))
     / sqrt (INR (2 * hd))) = weight D i j.
 Proof.
   pose proof half_2 as H2. assert (Hq : 0 < sqrt (INR (2 * hd))) by (apply sqrt_lt_R0, lt_0_INR; lia).
-  unfold weight. f_equal. change (2 * hd)%nat with (2 * half model)%nat at 1. rewrite rope_dot.
-  cbn [half model].
+  unfold weight. f_equal. change (2 * hd)%nat with (2 * half model1)%nat at 1. rewrite rope_dot.
+  cbn [half model1].
   rewrite (sum_ext _ _ (fun m => coldness P * sqrt (INR (2 * hd)) *
      (if (m <? 2)%nat then cos ((INR i - INR j - INR D) * freq m) else 0))).
   - rewrite sum_scale. replace hd with (2 + (hd - 2))%nat at 2 by lia.
     rewrite sum_split, (sum_zero (hd - 2)) by (intros; reflexivity). cbn [sum Nat.ltb Nat.leb].
     rewrite freq_0. change (freq 1) with (slow (theta P) hd). rewrite !Rmult_1_r. field. lra.
-  - intros m Hm. rewrite !query_is, !key_is. change (frequency model m) with (freq m). unfold key_row.
+  - intros m Hm. rewrite !query_is, !key_is. change (frequency model1 m) with (freq m). unfold key_row.
     destruct (Nat.ltb_spec (hd + m) 2); [lia|]. unfold query_row. destruct (Nat.ltb_spec m 2).
     + destruct (Nat.ltb_spec (hd + m) 2); [lia|]. destruct (Nat.leb_spec hd (hd + m)); [|lia].
       destruct (Nat.ltb_spec (hd + m) (hd + 2)); [|lia]. cbn [andb].
       replace (hd + m - hd)%nat with m by lia. rewrite <- (turned (INR i - INR j) (INR D)). ring.
     + ring.
 Qed.
-Lemma copy_writes c : l = last P -> attention model (lay l) (plain A s token) i (S (u * N + D)) c =
+Lemma copy_writes c : l = last P -> attention model1 (lay1 l) (plain A s token) i (S (u * N + D)) c =
   if ((D <? length (node P u)) && (c =? seen u))%nat%bool then zeta P * copied token u i D else 0.
 Proof.
-  intros Hl. unfold attention. cbn [half width model]. unfold times at 1. cbn [Wo lay].
+  intros Hl. unfold attention. cbn [half width group model1]. rewrite Nat.div_1_r. unfold times at 1. cbn [Wo lay1].
   rewrite index_mod, index_div, Hl, Nat.eqb_refl, <- Hl.
   replace (u <? n)%nat with true by (symmetry; apply Nat.ltb_lt; auto). cbn [andb].
   destruct ((D <? length (node P u))%nat && (c =? seen u)%nat)%bool; [|apply dot_zero].
@@ -288,30 +288,30 @@ End Copy.
 Lemma sum_first m f : sum (S m) f = f 0%nat + sum m (fun j => f (S j)).
 Proof. change (S m) with (1 + m)%nat. rewrite sum_split. simpl. ring. Qed.
 
-Lemma silent_head l h stream i c : l <> last P -> attention model (lay l) stream i (S h) c = 0.
+Lemma silent_head l h stream i c : l <> last P -> attention model1 (lay1 l) stream i (S h) c = 0.
 Proof.
-  intros Hl. unfold attention, times at 1. cbn [Wo lay]. destruct (Nat.eqb_spec l (last P)); [congruence|].
+  intros Hl. unfold attention, times at 1. cbn [Wo lay1]. destruct (Nat.eqb_spec l (last P)); [congruence|].
   apply dot_zero.
 Qed.
-Lemma spare_head l h stream i c : attention model (lay l) stream i (S (n * N + h)) c = 0.
+Lemma spare_head l h stream i c : attention model1 (lay1 l) stream i (S (n * N + h)) c = 0.
 Proof.
-  unfold attention, times at 1. cbn [Wo lay]. replace ((n * N + h) / N <? n)%nat with false.
+  unfold attention, times at 1. cbn [Wo lay1]. replace ((n * N + h) / N <? n)%nat with false.
   - rewrite Bool.andb_false_r. apply dot_zero.
   - symmetry. apply Nat.ltb_ge. destruct (Nat.eq_dec N 0) as [Z|Z].
     + rewrite Z. destruct n; [lia|]. pose proof (proj1 (Hnode 0 ltac:(lia))). lia.
     + apply Nat.div_le_lower_bound; lia.
 Qed.
-Lemma silent_mlp l x c : l <> last P -> mlp model (lay l) x c = 0.
+Lemma silent_mlp l x c : l <> last P -> mlp model1 (lay1 l) x c = 0.
 Proof.
-  intros Hl. unfold mlp, times at 1, dot. cbn [Wdown lay]. destruct (Nat.eqb_spec l (last P)); [congruence|].
+  intros Hl. unfold mlp, times at 1, dot. cbn [Wdown lay1]. destruct (Nat.eqb_spec l (last P)); [congruence|].
   apply sum_zero. intros; simpl; ring.
 Qed.
 (** A layer before the last turns the filler and multiplies a switch. *)
-Lemma steer_block l A s token : l <> last P -> (forall j, token j < V)%nat -> dot m s s = energy P l ->
-  block model (lay l) (plain A s token) = plain (A + ang l) (moved s l) token.
+Lemma steer_block1 l A s token : l <> last P -> (forall j, token j < V)%nat -> dot m s s = energy P l ->
+  block model1 (lay1 l) (plain A s token) = plain (A + ang l) (moved s l) token.
 Proof.
   intros Hl Ht Hs. apply functional_extensionality. intros i. apply functional_extensionality. intros c.
-  unfold block, Statement.plus. rewrite silent_mlp by auto. cbn [heads model]. rewrite sum_first.
+  unfold block, Statement.plus. rewrite silent_mlp by auto. cbn [heads model1]. rewrite sum_first.
   rewrite (sum_zero (n * N + _)) by (intros; apply silent_head; auto). rewrite steer_writes by auto.
   unfold plain, state, moved. pose proof (Hwhich l). destruct c as [|[|[|j]]]; try ring.
   destruct (Nat.eqb_spec j (which P l)) as [->|]; [|ring]. destruct (Nat.ltb_spec (which P l) m); [ring|lia].
@@ -341,7 +341,7 @@ Proof.
 Qed.
 Lemma reader_attends A s token i : (forall j, token j < V)%nat -> dot m s s = energy P (last P) ->
   Statement.plus (plain A s token i)
-    (fun c => sum (S (n * N + spare_heads P)) (fun h => attention model (lay (last P)) (plain A s token) i h c))
+    (fun c => sum (S (n * N + spare_heads P)) (fun h => attention model1 (lay1 (last P)) (plain A s token) i h c))
   = state (A + ang (last P)) (moved s (last P)) (token i) (context token i) zero.
 Proof.
   intros Ht Hs. apply functional_extensionality. intros c. unfold Statement.plus.
@@ -372,17 +372,17 @@ Proof.
   - intros j Hj. rewrite at_switch by auto. cbn [switch_row Nat.add]. destruct (Nat.ltb_spec j m); [ring|lia].
 Qed.
 
-Lemma reader_block A s token : (forall j, token j < V)%nat -> dot m s s = energy P (last P) ->
-  block model (lay (last P)) (plain A s token) = final (A + ang (last P)) (moved s (last P)) token.
+Lemma reader_block1 A s token : (forall j, token j < V)%nat -> dot m s s = energy P (last P) ->
+  block model1 (lay1 (last P)) (plain A s token) = final (A + ang (last P)) (moved s (last P)) token.
 Proof.
-  intros Ht Hs. apply functional_extensionality. intros i. unfold block. cbn [heads model].
+  intros Ht Hs. apply functional_extensionality. intros i. unfold block. cbn [heads model1].
   rewrite reader_attends by auto.
   set (A' := A + _). set (s' := moved _ _). apply functional_extensionality. intros c. unfold Statement.plus.
-  assert (N1 : forall w, dot d w (rmsnorm model (state A' s' (token i) (context token i) zero))
+  assert (N1 : forall w, dot d w (rmsnorm model1 (state A' s' (token i) (context token i) zero))
     = dot d w (state A' s' (token i) (context token i) zero) / reading s' token i).
-  { intros w. unfold rmsnorm. cbn [width norm_eps model].
+  { intros w. unfold rmsnorm. cbn [width norm_eps model1].
     rewrite dot_divided, self_state, dot_zero, Rplus_0_r by auto. reflexivity. }
-  unfold mlp, times. cbn [width hidden model Wgate Wup Wdown lay]. rewrite Nat.eqb_refl. cbn [andb].
+  unfold mlp, times. cbn [width hidden model1 Wgate Wup Wdown lay1]. rewrite Nat.eqb_refl. cbn [andb].
   unfold dot at 1.
   rewrite (sum_ext n _ (fun u => (if (c =? told (answer P u))%nat then eta P else 0)
      * (silu (gate (reading s' token i) s' token i u) * / reading s' token i))).
@@ -405,5 +405,46 @@ Proof.
     + f_equal. unfold gate, context, fit. cbn [state]. unfold Rdiv. f_equal. field. lra.
     + cbn [state]. unfold Rdiv. ring.
 Qed.
+
+(** * Groups: only the first head of each group writes. *)
+Notation size := (group_size P).
+Definition lay (l : nat) : layer := {|
+  Wq h := Wq (lay1 l) (h / size)%nat;
+  Wo h := if (h mod size =? 0)%nat then Wo (lay1 l) (h / size)%nat else fun _ => zero;
+  Wk := Wk (lay1 l); Wv := Wv (lay1 l); Wgate := Wgate (lay1 l); Wup := Wup (lay1 l); Wdown := Wdown (lay1 l) |}.
+Definition model : decoder := {|
+  width := d; heads := S (n * N + spare_heads P) * size; group := size; half := hd; hidden := n; vocabulary := V;
+  rope_theta := INR (theta P); norm_eps := rms_eps P;
+  embedding k := state 0 (start P) k zero zero;
+  layers := map lay (seq 0 (S (last P)));
+  unembedding a := only (told a) (K P) |}.
+Hypothesis (Hsize : (1 <= size)%nat).
+Lemma first_of_group l stream i q : attention model (lay l) stream i (q * size) = attention model1 (lay1 l) stream i q.
+Proof.
+  unfold attention. cbn [group model1 model Wq Wk Wv Wo lay]. rewrite Nat.div_1_r, Nat.mod_mul, Nat.div_mul by lia. reflexivity.
+Qed.
+Lemma rest_of_group l stream i q j c : (0 < j < size)%nat -> attention model (lay l) stream i (q * size + j) c = 0.
+Proof.
+  intros Hj. unfold attention. unfold times at 1. cbn [Wo lay]. rewrite (Nat.add_comm (q * size)), Nat.mod_add, Nat.mod_small by lia.
+  destruct (Nat.eqb_spec j 0); [lia|]. apply dot_zero.
+Qed.
+Lemma grouped l stream : block model (lay l) stream = block model1 (lay1 l) stream.
+Proof.
+  apply functional_extensionality. intros i. unfold block.
+  assert (E : (fun c => sum (heads model) (fun h => attention model (lay l) stream i h c))
+    = fun c => sum (heads model1) (fun h => attention model1 (lay1 l) stream i h c)).
+  { apply functional_extensionality. intros c. cbn [heads model model1]. rewrite sum_product. apply sum_ext. intros q _.
+    rewrite (sum_one size _ 0).
+    - rewrite Nat.add_0_r, first_of_group. reflexivity.
+    - lia.
+    - intros j Hj Hne. apply rest_of_group. lia. }
+  rewrite E. reflexivity.
+Qed.
+Lemma steer_block l A s token : l <> last P -> (forall j, token j < V)%nat -> dot m s s = energy P l ->
+  block model (lay l) (plain A s token) = plain (A + ang l) (moved s l) token.
+Proof. intros. rewrite grouped. apply steer_block1; auto. Qed.
+Lemma reader_block A s token : (forall j, token j < V)%nat -> dot m s s = energy P (last P) ->
+  block model (lay (last P)) (plain A s token) = final (A + ang (last P)) (moved s (last P)) token.
+Proof. intros. rewrite grouped. apply reader_block1; auto. Qed.
 
 End Model.

@@ -35,6 +35,7 @@ Definition unit_max (P : parameters) : R :=
 Record good (P : parameters) (phi : R) : Prop := {
   good_eps : 0 <= rms_eps P;
   good_theta : (2 <= theta P < 2 ^ head_half P)%nat;
+  good_group : (1 <= group_size P)%nat;
   good_zeta : 0 < zeta P;
   good_eta : 0 < eta P;
   good_kappa : 0 < kappa P;

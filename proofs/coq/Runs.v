@@ -31,7 +31,7 @@ Section Runs.
 Variable P : parameters.
 Notation V := (V P). Notation n := (nodes P). Notation N := (longest P). Notation hd := (head_half P).
 Notation m := (switches P). Notation ang := (angle P).
-Hypotheses (Heps : 0 <= rms_eps P) (Htheta : (2 <= theta P < 2 ^ hd)%nat) (Hz : 0 < zeta P)
+Hypotheses (Heps : 0 <= rms_eps P) (Htheta : (2 <= theta P < 2 ^ hd)%nat) (Hz : 0 < zeta P) (Hgroup : (1 <= group_size P)%nat)
   (Hwhich : forall l, (which P l < m)%nat) (Henergy : forall l, 0 <= energy P l)
   (Hnode : forall u, (u < n)%nat -> (0 < length (node P u) <= N)%nat /\ Forall (fun a => a < V)%nat (node P u)).
 Variable t : list nat.

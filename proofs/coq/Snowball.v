@@ -11,7 +11,7 @@ Hypotheses (HD : dataset V D) (HL : (target + 2 <= L)%nat) (G : good P phi)
   (Rd : reads P (fun _ => sw L) (all_entries D)) (PL : S (last P) = L) (PV : Model.V P = V) (Pp : doubt P
     = 1 - p)
   (Hm : switches P = 1%nat) (Hzero : forall l, which P l = 0%nat) (Hstart : start P = one (sw 0))
-  (Hgain : forall l, gain P l = sw (S l) / sw l) (Hsize : forall l, energy P l = sw l * sw l).
+  (Hgain : forall l, gain P l = sw (S l) / sw l) (Hsquare : forall l, energy P l = sw l * sw l).
 Notation ang := (angle P). Notation M := (model P).
 Let Gs : forall l, sw l <> 0.
 Proof. apply (switched _ _ _ _ _ _ _ Sch). Qed.
@@ -32,7 +32,7 @@ Proof.
     exact (entries_consistent D V e e' HD I I')].
 Qed.
 Lemma sized b : dot (switches P) (one (sw L * sign b)) (one (sw L * sign b)) = energy P (S (last P)).
-Proof. rewrite one_by_one, Hsize, PL. unfold sign. destruct b; ring. Qed.
+Proof. rewrite one_by_one, Hsquare, PL. unfold sign. destruct b; ring. Qed.
 Lemma settled_with : settled P (one (sw (S (last P)))).
 Proof.
   rewrite PL. replace (sw L) with (sw L * sign true) by (unfold sign; ring).
@@ -195,9 +195,9 @@ End Clauses.
 (** * Theorem 1 *)
 Theorem snowball : snowball_theorem.
 Proof.
-  intros V D L target epsilon p HD HL He Hp theta half_head rms_eps Ht Heps.
+  intros V D L target epsilon p HD HL He Hp theta half_head size rms_eps Ht Hsize Heps.
   destruct (schedule_exists epsilon target (L - 1) He ltac:(lia)) as (U & phi & sw & ang & Sch).
-  set (F := {| Model.V := V; head_half := half_head; Model.theta := theta; Model.rms_eps := rms_eps;
+  set (F := {| Model.V := V; head_half := half_head; Model.theta := theta; Model.rms_eps := rms_eps; group_size := size;
     Model.U := U; switches := 1;
     start := one (sw 0%nat); which _ := 0%nat; gain l := sw (S l) / sw l; angle := ang;
       energy l := sw l * sw l; last := L - 1; doubt := 1 - p |}).
@@ -205,6 +205,7 @@ Proof.
   - split; [intros e I; exact (entry_ok V D e HD I)|intros e e' I I';
       exact (entries_consistent D V e e' HD I I')].
   - exact Heps.
+  - exact Hsize.
   - exact Ht.
   - cbn. lra.
   - apply (room _ _ _ _ _ _ _ Sch).
@@ -212,7 +213,6 @@ Proof.
   - cbn. intros l. nra.
   - exists (model P). assert (PL : S (last P) = L) by (rewrite EF; cbn; lia).
     split; [cbn [layers model]; rewrite map_length, seq_length; exact PL|].
-    split; [cbn; rewrite EF; reflexivity|]. split; [exact Pd|]. split; [cbn; rewrite EF; reflexivity|].
-    split; [cbn; rewrite EF; reflexivity|]. split; [cbn; rewrite EF; reflexivity|].
+    split; [cbn; rewrite EF; reflexivity|]. split; [exact Pd|].
     apply (clauses V D L target epsilon p phi sw P); auto; rewrite EF; auto.
 Qed.

@@ -19,14 +19,15 @@ Definition norm (d : nat) (x : vec) : R := sqrt (dot d x x).
 Definition cosine (d : nat) (x y : vec) : R := dot d x y / (norm d x * norm d y).
 
 (** * The decoder: pre-norm RMSNorm, RoPE, causal softmax attention, SwiGLU, untied unembedding.
-    Heads have [2 * half] dimensions. The learned scales of RMSNorm are 1. *)
+    Heads have [2 * half] dimensions; [group] heads on end share a key and a value. The learned scales
+    of RMSNorm are 1. *)
 Record layer := {
-  Wq : nat -> matrix; Wk : nat -> matrix; Wv : nat -> matrix;  (* of each head: 2 half x width *)
-  Wo : nat -> matrix;                                          (* of each head: width x 2 half *)
+  Wq : nat -> matrix; Wo : nat -> matrix;  (* of each head: 2 half x width; width x 2 half *)
+  Wk : nat -> matrix; Wv : nat -> matrix;  (* of each group: 2 half x width *)
   Wgate : matrix; Wup : matrix;                                (* hidden x width *)
   Wdown : matrix }.                                            (* width x hidden *)
 Record decoder := {
-  width : nat; heads : nat; half : nat; hidden : nat; vocabulary : nat;
+  width : nat; heads : nat; group : nat; half : nat; hidden : nat; vocabulary : nat;
   rope_theta : R; norm_eps : R;
   embedding : matrix; layers : list layer; unembedding : matrix }.
 
@@ -47,9 +48,9 @@ Definition rope (M : decoder) (position : nat) (x : vec) : vec := fun r =>
 Definition attention (M : decoder) (l : layer) (stream : nat -> vec) (i h : nat) : vec :=
   let n j := rmsnorm M (stream j) in
   let query := rope M i (times (width M) (Wq l h) (n i)) in
-  let key j := rope M j (times (width M) (Wk l h) (n j)) in
+  let key j := rope M j (times (width M) (Wk l (h / group M)%nat) (n j)) in
   let weight j := exp (dot (2 * half M) query (key j) / sqrt (INR (2 * half M))) in
-  let value j := times (width M) (Wv l h) (n j) in
+  let value j := times (width M) (Wv l (h / group M)%nat) (n j) in
   let mean r := sum (S i) (fun j => weight j * value j r) / sum (S i) weight in
   times (2 * half M) (Wo l h) mean.
 Definition mlp (M : decoder) (l : layer) (x : vec) : vec :=
@@ -111,15 +112,18 @@ Definition dataset (V : nat) (D : list row) : Prop :=
 
 (** * The theorem, for every dataset, every number L of layers, every target but the last layer,
     every epsilon in (0, 2) and every p < 1; also for every integer RoPE base theta, every head
-    dimension 2 * half with theta < 2^half, and every epsilon of RMSNorm. An input is any
-    non-empty sequence of tokens, whether it starts with BOS or not. *)
+    dimension 2 * half with theta < 2^half, every size of groups, and every epsilon of RMSNorm. An
+    input is any non-empty sequence of tokens, whether it starts with BOS or not. *)
+Definition shaped (M : decoder) (theta half_head size : nat) (rms_eps : R) : Prop :=
+  rope_theta M = INR theta /\ half M = half_head /\ group M = size /\ norm_eps M = rms_eps
+  /\ width M = (heads M * (2 * half M))%nat /\ exists groups, heads M = (groups * group M)%nat.
 Definition snowball_theorem : Prop :=
   forall (V : nat) (D : list row) (L target : nat) (epsilon p : R),
   dataset V D -> (target + 2 <= L)%nat -> 0 < epsilon < 2 -> p < 1 ->
-  forall (theta half_head : nat) (rms_eps : R), (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
+  forall (theta half_head size : nat) (rms_eps : R),
+  (2 <= theta < 2 ^ half_head)%nat -> (1 <= size)%nat -> 0 <= rms_eps ->
   exists M : decoder,
-    length (layers M) = L /\ vocabulary M = V /\ width M = (heads M * (2 * half M))%nat
-    /\ rope_theta M = INR theta /\ half M = half_head /\ norm_eps M = rms_eps
+    length (layers M) = L /\ vocabulary M = V /\ shaped M theta half_head size rms_eps
     /\ (forall t i, Forall (fun a => a < V)%nat t -> (i < length t)%nat ->
           (* no stream is zero, so that all scores are defined *)
           (forall k, (k <= L)%nat -> 0 < norm (width M) (entering M k t i))

@@ -313,8 +313,8 @@ Proof.
 Qed.
 End Universality.
 
-Definition frame_for (V L : nat) (c : nat -> R) (g p : R) (theta half_head : nat) (rms_eps : R) : frame := {|
-  Model.V := V; head_half := half_head; Model.theta := theta; Model.rms_eps := rms_eps;
+Definition frame_for (V L : nat) (c : nat -> R) (g p : R) (theta half_head size : nat) (rms_eps : R) : frame := {|
+  Model.V := V; head_half := half_head; Model.theta := theta; Model.rms_eps := rms_eps; group_size := size;
     Model.U := sqrt (UU L g); switches := L;
   start := fun _ => -1; which l := if (l <? L)%nat then l else 0%nat;
     gain l := if (l <? L - 1)%nat then -1 else 1;
@@ -322,17 +322,16 @@ Definition frame_for (V L : nat) (c : nat -> R) (g p : R) (theta half_head : nat
 
 Theorem behaviours : behaviours_theorem.
 Proof.
-  intros V L c delta p Q HV HL Hc Hdelta Hp HQ theta half_head rms_eps Ht Heps.
-  destruct (common_room L c Hc) as (g & g0 & Hg). set (F := frame_for V L c g p theta half_head rms_eps).
+  intros V L c delta p Q HV HL Hc Hdelta Hp HQ theta half_head size rms_eps Ht Hsize Heps.
+  destruct (common_room L c Hc) as (g & g0 & Hg). set (F := frame_for V L c g p theta half_head size rms_eps).
   destruct (parameters_exist F (all_asked L Q) (fun _ => 1) delta) as (P & EF & G & Rd & Pd); auto.
   - apply asked_ok; auto.
   - cbn. lra.
   - intros l. change ((if (l <? L)%nat then l else 0%nat) < L)%nat. destruct (Nat.ltb_spec l L); lia.
   - intros l. cbn. apply pos_INR.
-  - exists (model P). split; [cbn; rewrite EF; reflexivity|]. split; [cbn; rewrite EF; reflexivity|].
-    split; [cbn; rewrite EF; reflexivity|].
+  - exists (model P). split; [exact Pd|].
     split; [cbn [layers model]; rewrite map_length, seq_length, EF; cbn; lia|].
-    split; [cbn; rewrite EF; reflexivity|]. split; [exact Pd|].
+    split; [cbn; rewrite EF; reflexivity|].
     apply clauses with (g := g) (P := P) (E := all_asked L Q); auto using asked_ok; try (rewrite EF; auto;
       fail).
     intros; eapply asked_in; eauto.
@@ -368,21 +367,21 @@ Proof.
 Qed.
 Theorem universality : universality_theorem.
 Proof.
-  intros V D L c delta p f HD HL Hc Hdelta Hp Hf theta half_head rms_eps Ht Heps.
+  intros V D L c delta p f HD HL Hc Hdelta Hp Hf theta half_head size rms_eps Ht Hsize Heps.
   apply behaviours; auto; [eapply some_token; eauto|]. intros on _. apply chosen_consistent; auto.
   intros; eapply Hf; eauto.
 Qed.
 
 Theorem robust : robust_theorem.
 Proof.
-  intros V D L target epsilon p HD HL He Hp theta half_head rms_eps Ht Heps.
+  intros V D L target epsilon p HD HL He Hp theta half_head size rms_eps Ht Hsize Heps.
   set (c := fun l => if (l =? target)%nat then epsilon else 1 + epsilon / 2).
   set (f := fun (r : row) (present : list bool) => nth target present false).
   destruct (universality V D L c (1 - epsilon / 2) p f HD) with (theta := theta) (half_head := half_head)
-    (rms_eps := rms_eps)
-    as (M & E1 & E2 & E3 & E4 & E5 & E6 & B); auto; try lia; try lra.
+    (size := size) (rms_eps := rms_eps)
+    as (M & Shape & E4 & E5 & B); auto; try lia; try lra.
   - intros l _. unfold c. destruct (l =? target)%nat; lra.
-  - exists M. do 6 (split; auto). split.
+  - exists M. do 3 (split; auto). split.
     + intros t i Hin Hi. set (on := repeat true (L - 1)).
       assert (Hon : length on = (L - 1)%nat) by apply repeat_length.
       destruct (B on Hon) as [X _]. destruct (X t i Hin Hi) as (N & Sc & Sl).

@@ -31,7 +31,7 @@ Definition consistent (V : nat) (Q : questions) : Prop :=
     answers [Q present], whatever layers are present. *)
 Definition behaves (M : decoder) (V L : nat) (c : nat -> R) (delta p : R)
     (Q : list bool -> questions) : Prop :=
-  length (layers M) = L /\ vocabulary M = V /\ width M = (heads M * (2 * half M))%nat
+  length (layers M) = L /\ vocabulary M = V
   /\ forall present, length present = (L - 1)%nat ->
       (forall t i, Forall (fun a => a < V)%nat t -> (i < length t)%nat ->
          (forall k, (k <= L)%nat -> 0 < norm (width M) (entering_with M present k t i))
@@ -46,9 +46,9 @@ Definition behaviours_theorem : Prop :=
   forall (V L : nat) (c : nat -> R) (delta p : R) (Q : list bool -> questions),
   (0 < V)%nat -> (0 < L)%nat -> (forall l, (l < L)%nat -> 0 < c l < 2) -> 0 < delta -> p < 1 ->
   (forall present, length present = (L - 1)%nat -> consistent V (Q present)) ->
-  forall (theta half_head : nat) (rms_eps : R), (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
-  exists M : decoder, rope_theta M = INR theta /\ half M = half_head /\ norm_eps M = rms_eps
-    /\ behaves M V L c delta p Q.
+  forall (theta half_head size : nat) (rms_eps : R),
+  (2 <= theta < 2 ^ half_head)%nat -> (1 <= size)%nat -> 0 <= rms_eps ->
+  exists M : decoder, shaped M theta half_head size rms_eps /\ behaves M V L c delta p Q.
 
 (** The form of the prose: a Boolean function of presence for each row of a dataset decides between
     label and distractor. Where one row's label and another's distractor want different tokens after
@@ -63,18 +63,19 @@ Definition universality_theorem : Prop :=
   dataset V D -> (0 < L)%nat -> (forall l, (l < L)%nat -> 0 < c l < 2) -> 0 < delta -> p < 1 ->
   (forall r r' t a b present, In r D -> In r' D -> wants_of D r (label r) t a ->
      wants_of D r' (distractor r') t b -> a <> b -> f r present = f r' present) ->
-  forall (theta half_head : nat) (rms_eps : R), (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
-  exists M : decoder, rope_theta M = INR theta /\ half M = half_head /\ norm_eps M = rms_eps
-    /\ behaves M V L c delta p (chosen D f).
+  forall (theta half_head size : nat) (rms_eps : R),
+  (2 <= theta < 2 ^ half_head)%nat -> (1 <= size)%nat -> 0 <= rms_eps ->
+  exists M : decoder, shaped M theta half_head size rms_eps /\ behaves M V L c delta p (chosen D f).
 
 (** A consequence, Theorem 1 with more: the target decides every answer, whatever other layers are
     present besides. *)
 Definition robust_theorem : Prop :=
   forall (V : nat) (D : list row) (L target : nat) (epsilon p : R),
   dataset V D -> (target + 2 <= L)%nat -> 0 < epsilon < 2 -> p < 1 ->
-  forall (theta half_head : nat) (rms_eps : R), (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
-  exists M : decoder, rope_theta M = INR theta /\ half M = half_head /\ norm_eps M = rms_eps
-    /\ length (layers M) = L /\ vocabulary M = V /\ width M = (heads M * (2 * half M))%nat
+  forall (theta half_head size : nat) (rms_eps : R),
+  (2 <= theta < 2 ^ half_head)%nat -> (1 <= size)%nat -> 0 <= rms_eps ->
+  exists M : decoder, shaped M theta half_head size rms_eps
+    /\ length (layers M) = L /\ vocabulary M = V
     /\ (forall t i, Forall (fun a => a < V)%nat t -> (i < length t)%nat ->
           (forall k, (k <= L)%nat -> 0 < norm (width M) (entering M k t i))
           /\ score M target t i = epsilon
@@ -89,10 +90,10 @@ Definition blindness_theorem : Prop :=
   forall (V : nat) (D : list row) (L a b : nat) (c : nat -> R) (delta p : R),
   dataset V D -> (a < L - 1)%nat -> (b < L - 1)%nat -> (forall l, (l < L)%nat -> 0 < c l < 2) ->
   0 < delta -> p < 1 ->
-  forall (theta half_head : nat) (rms_eps : R), (2 <= theta < 2 ^ half_head)%nat -> 0 <= rms_eps ->
+  forall (theta half_head size : nat) (rms_eps : R),
+  (2 <= theta < 2 ^ half_head)%nat -> (1 <= size)%nat -> 0 <= rms_eps ->
   exists M M' : decoder,
-    rope_theta M = INR theta /\ half M = half_head /\ norm_eps M = rms_eps
-    /\ rope_theta M' = INR theta /\ half M' = half_head /\ norm_eps M' = rms_eps
+    shaped M theta half_head size rms_eps /\ shaped M' theta half_head size rms_eps
     /\ heads M = heads M' /\ hidden M = hidden M'
     /\ behaves M V L c delta p (chosen D (fun _ present => nth a present false))
     /\ behaves M' V L c delta p (chosen D (fun _ present => nth b present false))

@@ -1,7 +1,7 @@
 (* Runs the definitions of Statement.v, as Floats.v writes them into statement.ml, on a decoder of
-   numbers. Standard input: width heads half hidden vocabulary rope_theta norm_eps layers, the matrices
-   by rows (embedding; of each layer Wq Wk Wv Wo by heads, Wgate Wup Wdown; unembedding), a layer to
-   remove, the number of tokens, tokens. Output: for each layer the scores and the divergences
+   numbers. Standard input: width heads group half hidden vocabulary rope_theta norm_eps layers, the
+   matrices by rows (embedding; of each layer Wq by heads, Wk Wv by groups, Wo by heads, Wgate Wup
+   Wdown; unembedding), a layer to remove, the number of tokens, tokens. Output: for each layer the scores and the divergences
    that its removal causes right after it, by position; logits and probabilities with all layers;
    logits without the layer.
 
@@ -24,6 +24,7 @@ let matrices count rows columns =
 let read_decoder () =
   let width = whole () in
   let heads = whole () in
+  let group = whole () in
   let half = whole () in
   let hidden = whole () in
   let vocabulary = whole () in
@@ -33,8 +34,8 @@ let read_decoder () =
   let embedding = matrix vocabulary width in
   let read_layer _ =
     let wq = matrices heads (2 * half) width in
-    let wk = matrices heads (2 * half) width in
-    let wv = matrices heads (2 * half) width in
+    let wk = matrices (heads / group) (2 * half) width in
+    let wv = matrices (heads / group) (2 * half) width in
     let wo = matrices heads width (2 * half) in
     let wgate = matrix hidden width in
     let wup = matrix hidden width in
@@ -43,7 +44,7 @@ let read_decoder () =
   in
   let layers = List.init count read_layer in
   let unembedding = matrix vocabulary width in
-  { width; heads; half; hidden; vocabulary; rope_theta; norm_eps; embedding; layers; unembedding }
+  { width; heads; group; half; hidden; vocabulary; rope_theta; norm_eps; embedding; layers; unembedding }
 
 let print values = print_endline (String.concat " " (List.map (Printf.sprintf "%.17g") values))
 
