@@ -30,13 +30,15 @@ def read_tasks(
     limit: int | None = None,
     metric: str | None = None,
     include: Path | None = None,
+    trust_code: bool = False,
 ) -> list[Task]:
     """The named tasks, as token ids of the model; without names the dataset it was built for.
 
     A name is a JSONL file (`read_task` has the forms of its rows), "FILE:SPLIT" for the rows whose
     "split" is that, or "lm-eval:NAME". `limit` keeps the first items of each. `metric` decides what
     is right in the tasks that have it, such as "acc_norm"; default "acc" or "exact_match".
-    `include` is a folder with lm-eval task files (YAML) of your own.
+    `include` is a folder with lm-eval task files (YAML) of your own; Python that comes with them
+    is refused unless you `trust_code`.
 
     Raises:
         TaskError: no names for a model that brings no dataset, or no tokenizer for names; two tasks
@@ -44,7 +46,10 @@ def read_tasks(
         DatasetError: a file cannot be read; file and line are named.
     """
     listed = [names] if isinstance(names, str | Path) else names
-    tasks = [read_named_task(str(one), model, limit=limit, include=include) for one in listed]
+    tasks = [
+        read_named_task(str(one), model, limit=limit, include=include, trust_code=trust_code)
+        for one in listed
+    ]
     tasks = tasks or [_own_task(model, limit)]
     check_names(tasks)
     return tasks if metric is None else judged_by(metric, tasks)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from snowball.cli.interrupts import resumable
+from snowball.cli.options import LmEvalTasks, TrustTaskCode
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say, spinner
 from snowball.dtypes import DType
@@ -52,9 +53,8 @@ def audit(
         int | None,
         typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),
     ] = None,
-    lm_eval_tasks: Annotated[
-        Path | None, typer.Option(help="Folder with lm-eval task files (YAML) of your own.")
-    ] = None,
+    lm_eval_tasks: LmEvalTasks = None,
+    trust_task_code: TrustTaskCode = False,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.")
     ] = None,
@@ -83,7 +83,12 @@ def audit(
         with spinner(f"loading {model}"):
             loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
             tasks = read_tasks(
-                loaded, task or [], limit=limit, metric=metric, include=lm_eval_tasks
+                loaded,
+                task or [],
+                limit=limit,
+                metric=metric,
+                include=lm_eval_tasks,
+                trust_code=trust_task_code,
             )
         document = run_audit(
             loaded,

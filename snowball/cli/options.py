@@ -12,3 +12,18 @@ Folder = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(help="Keep only rows whose field 'split' is this.")]
 Limit = Annotated[int | None, typer.Option(help="Keep only the first rows.", min=1)]
+LmEvalTasks = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with lm-eval task files (YAML) of your own. Task files are programs: see "
+        "--trust-task-code."
+    ),
+]
+TrustTaskCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-task-code",
+        help="Run Python that comes with the task files (!function), which is refused otherwise. "
+        "Also takes their templates out of the sandbox in which they run otherwise.",
+    ),
+]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from snowball.cli.interrupts import resumable
+from snowball.cli.options import LmEvalTasks, TrustTaskCode
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say, spinner
 from snowball.dtypes import DType
@@ -108,9 +109,8 @@ def prune(
         int | None,
         typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),
     ] = None,
-    lm_eval_tasks: Annotated[
-        Path | None, typer.Option(help="Folder with lm-eval task files (YAML) of your own.")
-    ] = None,
+    lm_eval_tasks: LmEvalTasks = None,
+    trust_task_code: TrustTaskCode = False,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.")
     ] = None,
@@ -151,7 +151,14 @@ def prune(
         with spinner(f"loading {model}"):
             loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
             calibrated, evaluated = (
-                read_tasks(loaded, names, limit=limit, metric=metric, include=lm_eval_tasks)
+                read_tasks(
+                    loaded,
+                    names,
+                    limit=limit,
+                    metric=metric,
+                    include=lm_eval_tasks,
+                    trust_code=trust_task_code,
+                )
                 for names, limit in (
                     (calibration, calibration_limit),
                     (evaluation, evaluation_limit),

@@ -28,6 +28,7 @@ from snowball.tasks.task import (
     running_text_task,
     text_items,
 )
+from snowball.tasks.task_code import refuse_code, sandbox_templates, why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,23 +49,26 @@ def read_lm_eval_task(
     *,
     limit: int | None = None,
     include: Path | None = None,
+    trust_code: bool = False,
 ) -> Task:
     """The task that lm-eval calls `name`, with its first `limit` documents.
 
     `include` is a folder with task files (YAML) of your own. lm-eval loads the data itself: from
-    the Hub, or from local files where the task says `dataset_path: json` and `data_files`.
+    the Hub, or from local files where the task says `dataset_path: json` and `data_files`. Python
+    that comes with your files is refused, and their templates run in a sandbox, unless you
+    `trust_code`.
 
     Raises:
         TaskError: lm-eval is not installed or cannot load the task, or its documents are answered
-            in a way that removals cannot be compared on.
+            in a way that removals cannot be compared on; or a file runs code of its own.
     """
-    task = _load(name, include)
+    task = _load(name, include, trust_code)
     try:
         with _quiet():
             task.set_fewshot_seed(_FEWSHOT_SEED)
             task.build_all_requests(limit=limit, rank=0, world_size=1)
     except Exception as error:  # what it raises depends on the task and its documents
-        raise TaskError(f"lm-eval cannot ask the task {name!r}: {error}") from error
+        raise TaskError(f"lm-eval cannot ask the task {name!r}: {why(error)}") from error
     documents: dict[int, list[Instance]] = {}
     for instance in task.instances:
         documents.setdefault(int(instance.doc_id or 0), []).append(instance)
@@ -82,18 +86,21 @@ def read_lm_eval_task(
     return build(name, task, list(documents.values()), encoder)
 
 
-def _load(name: str, include: Path | None) -> LMEvalTask:
+def _load(name: str, include: Path | None, trust_code: bool) -> LMEvalTask:
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
         raise TaskError(
             f"the lm-eval task {name!r} needs an extra: pip install -e '.[lm-eval]'"
         ) from error
+    if not trust_code:
+        refuse_code(name, include)
+        sandbox_templates()
     try:
         with _quiet():
             found = _task_manager(include).load([name])["tasks"]
     except Exception as error:  # what it raises depends on the task, its data set and the network
-        raise TaskError(f"lm-eval cannot load the task {name!r}: {error}") from error
+        raise TaskError(f"lm-eval cannot load the task {name!r}: {why(error)}") from error
     if len(found) != 1:
         raise TaskError(
             f"{name!r} is a group of {len(found)} lm-eval tasks; name one: {', '.join(found)}"

@@ -23,11 +23,17 @@ LM_EVAL = "lm-eval:"
 
 
 def read_named_task(
-    name: str, pretrained: Pretrained, *, limit: int | None = None, include: Path | None = None
+    name: str,
+    pretrained: Pretrained,
+    *,
+    limit: int | None = None,
+    include: Path | None = None,
+    trust_code: bool = False,
 ) -> Task:
     """The task of a JSONL file, of the rows of a split ("FILE:SPLIT"), or of "lm-eval:NAME".
 
-    `limit` keeps the first items; `include` is a folder with lm-eval task files of your own.
+    `limit` keeps the first items; `include` is a folder with lm-eval task files of your own,
+    whose code runs if you `trust_code`.
 
     Raises:
         TaskError: the model has no tokenizer, the limit is below 1, or lm-eval cannot be asked.
@@ -41,7 +47,9 @@ def read_named_task(
         from snowball.tasks.lm_eval import read_lm_eval_task
 
         plain = name.removeprefix(LM_EVAL)
-        return read_lm_eval_task(plain, pretrained.tokenizer, limit=limit, include=include)
+        return read_lm_eval_task(
+            plain, pretrained.tokenizer, limit=limit, include=include, trust_code=trust_code
+        )
     path, split = _file_and_split(name)
     return read_task(path, pretrained.tokenizer, split=split, limit=limit)
 

@@ -464,13 +464,16 @@ def test_an_option_that_cannot_be_is_refused(
 def test_a_task_of_lm_eval_is_read_by_name(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(name: str, tokenizer: object, *, limit: int | None, include: Path | None) -> None:
-        raise TaskError(f"asked for {name}, {limit} rows, {include}")
+    def read(name: str, tokenizer: object, **options: object) -> None:
+        raise TaskError(f"asked for {name}, {options}")
 
     monkeypatch.setattr("snowball.tasks.lm_eval.read_lm_eval_task", read)
     options = ("--task", "lm-eval:arc_easy", "--limit", 3, "--lm-eval-tasks", tmp_path)
+    wanted = {"limit": 3, "include": tmp_path}
     message = refusal(audit(inputs, tmp_path / "run", *options))
-    assert f"asked for arc_easy, 3 rows, {tmp_path}" in message
+    assert f"asked for arc_easy, {wanted | {'trust_code': False}}" in message
+    message = refusal(audit(inputs, tmp_path / "run", *options, "--trust-task-code"))
+    assert f"asked for arc_easy, {wanted | {'trust_code': True}}" in message
 
 
 def test_a_split_without_rows_is_refused(inputs: Path, tmp_path: Path) -> None:

@@ -265,6 +265,7 @@ def _refuse(*_: object) -> None:
 
 
 def read(folder: Path, name: str, **options: Any) -> Task:
+    options = {"trust_code": True, **options}  # beside the task files lies own.py
     return read_lm_eval_task(name, byte_tokenizer(), include=folder, **options)
 
 
@@ -583,3 +584,87 @@ def test_without_lm_eval_its_tasks_are_refused(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(TaskError, match=r"'choice' needs .* pip install -e '\.\[lm-eval\]'$"):
         read(folder, "choice")
+
+
+# --- code of task files -----------------------------------------------------------------------
+
+MARK = "ran"
+
+
+@pytest.fixture
+def strange(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a task of its own; what its code may do is to make a file in it."""
+    del folder  # for its settings
+    from lm_eval import utils
+
+    monkeypatch.setattr(utils, "env", utils.env)  # whatever takes its place goes with the test
+    row = {"question": "a", "choices": ["b", "c"], "answer": 0}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    code = f"open({str(tmp_path / MARK)!r}, 'w').close()\ndef text(row): return 'a'\n"
+    (tmp_path / "own.py").write_text(code)
+    return tmp_path
+
+
+def write_strange(folder: Path, text: str, more: str = "") -> None:
+    options = {"data_files": {"test": f"{folder}/rows.jsonl"}, "cache_dir": f"{folder}/cache"}
+    (folder / "strange.yaml").write_text(
+        f"task: strange\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        f"dataset_kwargs: {json.dumps(options)}\ndoc_to_choice: choices\ndoc_to_target: answer\n"
+        f"doc_to_text: {text}\n{more}"
+    )
+
+
+def read_strange(folder: Path, **options: Any) -> Task:
+    return read_lm_eval_task("strange", byte_tokenizer(), include=folder, **options)
+
+
+def test_python_of_task_files_is_refused_unless_it_is_trusted(strange: Path) -> None:
+    write_strange(strange, "!function own.text")
+    with pytest.raises(TaskError, match=r"strange.yaml, line 8: !function runs Python .*--trust-t"):
+        read_strange(strange)
+    assert not (strange / MARK).exists()
+    assert len(read_strange(strange, trust_code=True).sources) == 1
+    assert (strange / MARK).exists()
+
+
+def test_python_of_what_a_task_file_includes_is_refused(strange: Path) -> None:
+    (strange / "base").write_text("process_docs: !function own.text\n")
+    write_strange(strange, "question", more="include: base\n")
+    with pytest.raises(TaskError, match=r"base, line 1: !function runs Python"):
+        read_strange(strange)
+    assert not (strange / MARK).exists()
+
+
+def test_python_of_a_file_that_is_named_as_a_task_is_refused(strange: Path) -> None:
+    write_strange(strange, "!function own.text")
+    with pytest.raises(TaskError, match=r"strange.yaml, line 8: !function runs Python"):
+        read_lm_eval_task(str(strange / "strange.yaml"), byte_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.mkdir('PLACE') }}",
+        "{{ question|attr('__class__') }}",
+    ],
+)
+def test_templates_reach_nothing_but_the_document(strange: Path, template: str) -> None:
+    place = strange / MARK
+    write_strange(strange, json.dumps(template.replace("PLACE", str(place))))
+    with pytest.raises(TaskError, match=r"'strange': .* is unsafe.*--trust-task"):
+        read_strange(strange)
+    assert not place.exists()
+
+
+def test_templates_of_the_document_are_rendered_in_the_sandbox(strange: Path) -> None:
+    write_strange(strange, json.dumps("Q: {{question.strip()|upper}} {{choices.index('c')}}"))
+    task = read_strange(strange)
+    assert task.documents[0].requests[0][0].startswith("Q: A 1")
+
+
+@pytest.mark.parametrize("content", ["{", "!!python/name:os.system", "\0"])
+def test_what_is_no_task_file_is_refused(strange: Path, content: str) -> None:
+    (strange / "other.yaml").write_text(content)
+    with pytest.raises(TaskError, match=r"other.yaml(: cannot be read as a task|, line 1: )"):
+        read_strange(strange)
