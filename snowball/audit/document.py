@@ -153,7 +153,8 @@ class DatasetFindings:
     """What was measured on one dataset; running text has a perplexity, any other has answers.
 
     `means` holds the mean over items by metric and removal, `scores` the scores by name, as in
-    `snowball.criteria` ("NAME (DATASET)" if measured on another dataset), and by layer,
+    `snowball.criteria` ("NAME (DATASET)" if measured on another dataset), and by layer, None for a
+    score that is undefined (gradients that are NaN),
     `angular_pairs[i][j]` the mean angular distance of the states h_i and h_j.
     """
 
@@ -163,7 +164,7 @@ class DatasetFindings:
     kind: str
     metric: str | None
     means: Mapping[str, ByRemoval]
-    scores: Mapping[str, ByLayer]
+    scores: Mapping[str, ByLayer | None]
     tokens_by_role: Mapping[str, float]
     cosine_by_role: Mapping[str, ByLayer | None]
     angular_pairs: tuple[tuple[float, ...], ...]
@@ -181,6 +182,13 @@ class DatasetFindings:
                 f"{self.kind!r}, with {'a' if self.perplexity else 'no'} perplexity and "
                 f"{'' if self.answers else 'no '}answers"
             )
+
+    @property
+    def cosine(self) -> ByLayer:
+        """The cosine score of every layer, which is always defined."""
+        found = self.scores[COSINE]
+        assert found is not None, "a document without it is refused"
+        return found
 
     @property
     def is_text(self) -> bool:
@@ -381,7 +389,7 @@ def _check_names(by_name: Mapping[str, object]) -> None:
 
 def _check_sizes(dataset: DatasetFindings, layers: int) -> None:
     """Everything by layer has as many values as the model has layers."""
-    if COSINE not in dataset.scores:
+    if dataset.scores.get(COSINE) is None:
         raise ValueError(f"the dataset {dataset.name!r} has no score {COSINE!r}")
     for name, values, size in _sized(dataset, layers):
         if len(values) != size:
@@ -409,7 +417,8 @@ def _check_sizes(dataset: DatasetFindings, layers: int) -> None:
 def _sized(dataset: DatasetFindings, layers: int) -> Iterator[tuple[str, Sequence[object], int]]:
     """What belongs to layers, pairs of layers or distances of ranks, and its size."""
     for score, values in dataset.scores.items():
-        yield f"the score {score!r}", values, layers
+        if values is not None:
+            yield f"the score {score!r}", values, layers
     if (curves := dataset.curves) is not None:
         yield "the amplification", curves.amplification, layers
         yield "the mean curve", curves.mean, layers

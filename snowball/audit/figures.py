@@ -232,7 +232,7 @@ FIGURES: Mapping[str, Callable[[AuditDocument], Figure]] = {
 
 
 def _heat_scores(figure: Figure, axes: Axes, datasets: Sequence[DatasetFindings]) -> None:
-    scores = np.array([dataset.scores[COSINE] for dataset in datasets])
+    scores = np.array([dataset.cosine for dataset in datasets])
     axes.set_title("Cosine score: what the proxy says", fontsize=10)
     image = axes.imshow(scores, aspect="auto", cmap="cividis", norm=_log_or_linear(scores))
     axes.set_yticks(range(len(datasets)), [_name(dataset) for dataset in datasets], fontsize=8)
@@ -272,7 +272,7 @@ def _heat_relevance(
 
 
 def _scatter(axes: Axes, dataset: DatasetFindings, colour: str) -> None:
-    scores, relevance = np.array(dataset.scores[COSINE]), _relevance(dataset)
+    scores, relevance = np.array(dataset.cosine), _relevance(dataset)
     if (scores > 0).all():
         axes.set_xscale("log")
         label_log(axes.xaxis, scores)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from snowball import criteria
 from snowball.audit.document import (
-    COSINE,
     AuditDocument,
     DatasetFindings,
     read_audit,
@@ -23,7 +22,7 @@ from snowball.audit.tables import (
     proxy_sheet,
     ranks,
     relevance_texts,
-    score_text,
+    score_texts,
 )
 from snowball.engine.self_check_result import SelfCheck
 from snowball.files import bytes_of, refuse_folder, write_text
@@ -190,12 +189,11 @@ def _figure(name: str, png: bytes | None) -> PageFigure:
 def _layer_sheet(document: AuditDocument, dataset: DatasetFindings) -> Sheet:
     """Every layer on one dataset, with the scores measured on it."""
     layers = range(document.model.layers)
-    cosine = dataset.scores[COSINE]
     columns = {
         "layer": [str(layer) for layer in layers],
-        "rank by cosine": [str(rank) for rank in ranks(cosine)],
+        "rank by cosine": [str(rank) for rank in ranks(dataset.cosine)],
         **{
-            criteria.label_of(name): [score_text(v) for v in values]
+            criteria.label_of(name): score_texts(values, len(layers))
             for name, values in dataset.scores.items()
         },
     }

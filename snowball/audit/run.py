@@ -11,7 +11,7 @@ import numpy as np
 from snowball.engine.ablation import AblationEngine, ItemAblation
 from snowball.engine.cost import Cost, engine_cost
 from snowball.engine.generation import check_lengths, generate
-from snowball.engine.gradients import TaylorScores, taylor_scores
+from snowball.engine.gradients import GradientError, TaylorScores, UndefinedTaylor, taylor_scores
 from snowball.engine.removal import INTACT, Removal, plan_removals, removal_name
 from snowball.engine.self_check import SelfCheckError, check_engine
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
@@ -33,6 +33,8 @@ _PASSES_OF_A_GRADIENT = 3
 _INTACT = removal_name(INTACT)
 # As the store names the fields of `TaylorScores`.
 _TAYLOR = ("parameters", "function")
+# Under which it keeps that they have no value.
+_UNDEFINED = "undefined"
 # Under which the store keeps by how much a recomputed item differed.
 _DIFFERENCE = "difference"
 
@@ -188,20 +190,25 @@ class Audit:
     def measure_taylor(self, task: Task, store: Store, run: int) -> None:
         """Takes Taylor scores from the first items, unless the store has them.
 
+        A gradient that is NaN or infinite makes them undefined, and nothing else of the audit.
+
         Raises:
-            GradientError: a gradient is NaN or infinite.
             StoreError: the store cannot be written.
         """
         if not self._lacks_taylor(task, store):
             return
         assert isinstance(task, ScoredTask)
         items = task.items[:TAYLOR_ITEMS]
-        found = taylor_scores(self.engine.stack, items, task.wanted[: len(items)])
-        arrays = {name: np.array(getattr(found, name)) for name in _TAYLOR}
-        result = ItemResult(0, {"items": [float(len(items))]}, arrays)
+        values, arrays = {"items": [float(len(items))]}, {}
+        try:
+            found = taylor_scores(self.engine.stack, items, task.wanted[: len(items)])
+            arrays = {name: np.array(getattr(found, name)) for name in _TAYLOR}
+        except GradientError:
+            values[_UNDEFINED] = [1.0]
+        result = ItemResult(0, values, arrays)
         store.write(run, self._taylor_key(task), [_INTACT], [result])
 
-    def taylor(self, task: Task, store: Store) -> TaylorScores | None:
+    def taylor(self, task: Task, store: Store) -> TaylorScores | UndefinedTaylor | None:
         """Taylor scores from the store; None where no right answer is known as tokens.
 
         Raises:
@@ -211,6 +218,8 @@ class Audit:
             return None
         key = self._taylor_key(task)
         items = int(store.values(key, "items", [_INTACT], 1)[0, 0])
+        if store.known_values(key, _UNDEFINED, _INTACT, 1)[0] == 1:
+            return UndefinedTaylor(items)
         scores = (tuple(store.arrays(key, name, 1)[0].tolist()) for name in _TAYLOR)
         return TaylorScores(items, *scores)
 

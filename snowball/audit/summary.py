@@ -26,7 +26,7 @@ from snowball.audit.document import (
     Summary,
 )
 from snowball.engine.activations import ROLES
-from snowball.engine.gradients import TaylorScores
+from snowball.engine.gradients import TaylorScores, UndefinedTaylor
 from snowball.errors import SnowballError
 from snowball.results import correlation, intervals, paired, ranks
 from snowball.results.relevance import (
@@ -70,7 +70,7 @@ class DatasetNumbers:
     arrays: Mapping[str, np.ndarray]
     correctness: str | None
     chance: Float[np.ndarray, " items"]
-    taylor: TaylorScores | None
+    taylor: TaylorScores | UndefinedTaylor | None
 
     @property
     def items(self) -> int:
@@ -83,7 +83,7 @@ def dataset_numbers(
     task: Task,
     removals: Sequence[str],
     depth: int,
-    taylor: TaylorScores | None,
+    taylor: TaylorScores | UndefinedTaylor | None,
 ) -> DatasetNumbers:
     """Reads the results of a task.
 
@@ -174,6 +174,11 @@ class _Judged:
         """Whether relevance is defined, and by more than luck."""
         return self.relevance is not None and (self.p_value or 0) < SIGNIFICANCE
 
+    @property
+    def defined(self) -> list[str]:
+        """The names of the scores that have a value."""
+        return [name for name, values in self.scores.items() if not np.isnan(values).any()]
+
     def add_proxies(self, proxies: Mapping[str, Float[np.ndarray, " layers"]]) -> None:
         """Scores measured on other data, which resampling these items does not change."""
         for name, values in proxies.items():
@@ -203,15 +208,20 @@ def _scores(
     once = np.ones((1, counts.shape[1]), dtype=np.int64)
     scores = {n: intervals.resample_scores(s.T, t, once)[0] for n, (s, t) in sums.items()}
     resampled = {n: intervals.resample_scores(s.T, t, counts) for n, (s, t) in sums.items()}
-    if numbers.taylor is not None:
-        for criterion, values in (
-            (criteria.TAYLOR, numbers.taylor.parameters),
-            (criteria.TAYLOR_LOSS_CHANGE, numbers.taylor.function),
-        ):
-            name = criterion.name
-            scores[name] = np.array(values)
-            resampled[name] = np.tile(scores[name], (len(counts), 1))
+    for name, values in _taylor(numbers).items():
+        scores[name] = values
+        resampled[name] = np.tile(values, (len(counts), 1))
     return scores, resampled
+
+
+def _taylor(numbers: DatasetNumbers) -> dict[str, Float[np.ndarray, " layers"]]:
+    """Both Taylor scores, if there are any; NaN where they are undefined."""
+    if (found := numbers.taylor) is None:
+        return {}
+    names = criteria.TAYLOR.name, criteria.TAYLOR_LOSS_CHANGE.name
+    if isinstance(found, UndefinedTaylor):
+        return dict.fromkeys(names, np.full(numbers.arrays["cosine"].shape[-1], np.nan))
+    return dict(zip(names, map(np.array, (found.parameters, found.function)), strict=True))
 
 
 def _findings(one: _Judged, perplexity: Perplexity | None) -> DatasetFindings:
@@ -227,7 +237,10 @@ def _findings(one: _Judged, perplexity: Perplexity | None) -> DatasetFindings:
             metric: dict(zip(numbers.removals, values.mean(1).tolist(), strict=True))
             for metric, values in numbers.values.items()
         },
-        scores={name: _values(values) for name, values in one.scores.items()},
+        scores={
+            name: _values(values) if name in one.defined else None
+            for name, values in one.scores.items()
+        },
         tokens_by_role=dict(zip(ROLES, tokens.tolist(), strict=True)),
         cosine_by_role=_by_role(numbers.arrays["cosine"].sum(0), tokens),
         angular_pairs=_rows(numbers.arrays["angular_pairs"].mean(0)),
@@ -276,7 +289,7 @@ def _judgement(
     return Judgement(
         ranks.noise_ceiling(intact, without, chance, SPLITS, one.seed),
         ranks.major_distance(len(relevance)),
-        {name: _score_judgement(one, name) for name in one.scores},
+        {name: _score_judgement(one, name) for name in one.defined},
     )
 
 
@@ -358,7 +371,7 @@ def _pooled(judged: Sequence[_Judged]) -> dict[str, correlation.PooledCorrelatio
     kept = [one for one in judged if one.above_chance]
     if not kept:
         return {}
-    shared = [n for n in kept[0].scores if all(n in one.scores for one in kept)]
+    shared = [n for n in kept[0].defined if all(n in one.defined for one in kept)]
     return {
         name: correlation.pooled_correlations(
             [one.numbers.name for one in kept],

@@ -214,7 +214,10 @@ def removal_csv(document: AuditDocument) -> str:
 
 def _layer_row(dataset: DatasetFindings, layer: int) -> dict[str, Cell]:
     row: dict[str, Cell] = {"dataset": dataset.name, "layer": layer}
-    row |= {f"score: {name}": values[layer] for name, values in dataset.scores.items()}
+    row |= {
+        f"score: {name}": _UNDEFINED if values is None else values[layer]
+        for name, values in dataset.scores.items()
+    }
     if dataset.answers is not None:
         row |= _interval_cells("accuracy_without", dataset.answers.accuracy.get(str(layer)))
     if dataset.relevance is not None:
@@ -254,7 +257,7 @@ def _interval_cells(name: str, found: Interval | None) -> dict[str, Cell]:
 
 def mean_cosine_scores(document: AuditDocument) -> list[float]:
     """Cosine score of each layer, mean over datasets."""
-    scores = [dataset.scores[COSINE] for dataset in document.datasets]
+    scores = [dataset.cosine for dataset in document.datasets]
     return [math.fsum(values) / len(values) for values in zip(*scores, strict=True)]
 
 
@@ -283,6 +286,11 @@ def number_text(value: float | None, digits: int = 2) -> str:
     if value is None or not math.isfinite(value):
         return _UNDEFINED
     return f"{round(value, digits) + 0.0:,.{digits}f}"
+
+
+def score_texts(values: Sequence[float] | None, layers: int) -> list[str]:
+    """A score of every layer; what has no value is called undefined."""
+    return [_UNDEFINED] * layers if values is None else [score_text(value) for value in values]
 
 
 def score_text(value: float) -> str:

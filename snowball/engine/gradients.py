@@ -44,6 +44,13 @@ class TaylorScores:
     function: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class UndefinedTaylor:
+    """Over these first items there are no Taylor scores: a gradient is NaN or infinite."""
+
+    items: int
+
+
 def taylor_scores(
     stack: LayerStack, items: Sequence[Item], wanted: Sequence[int], part: Part = Part.LAYER
 ) -> TaylorScores:

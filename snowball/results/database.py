@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from snowball.errors import SnowballError
 from snowball.results.item_result import StoreError
 from snowball.results.schema import (
     ADDED,
@@ -27,6 +28,7 @@ _RETRY_SECONDS = 0.005
 _PRIMARY_CODE = 0xFF
 
 _FULL = "free disk space and run again; what was written before is intact"
+READ = "read"
 DENIED = "make the file and its folder writable"
 _OTHER_FILE = "choose another file"
 _NOT_OURS = f"it holds something else, {_OTHER_FILE}"
@@ -46,6 +48,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._opened: os.stat_result | None = None
         _prepare_place(path)
         with self.explained("open"):
             # Absolute, because SQLite takes names like ":memory:" for no file.
@@ -54,6 +57,7 @@ class Database:
             )
         try:
             self._open()
+            self._opened = os.stat(path)
         except BaseException:
             self.close()
             raise
@@ -78,6 +82,7 @@ class Database:
         wait for another writer.
         """
         with self.explained(task):
+            self._check_presence(task)
             try:
                 self.execute(begin)
                 yield
@@ -95,6 +100,14 @@ class Database:
             yield
         except UnicodeEncodeError as error:
             raise StoreError(f"{self.path}: {error.object!r} is not valid text") from error
+        except (IndexError, OverflowError, TypeError, ValueError) as error:
+            # SQLite takes values of any type in any column.
+            if task != READ or isinstance(error, SnowballError):
+                raise
+            raise StoreError(
+                f"{self.path}: cannot {task}: the file holds what no version writes ({error}): "
+                "restore a copy, or choose another file"
+            ) from error
         except sqlite3.Error as error:
             remedy = _REMEDIES.get(_code(error))
             reason = f"{error}: {remedy}" if remedy else str(error)
@@ -145,6 +158,19 @@ class Database:
                 if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
             time.sleep(_RETRY_SECONDS)
+
+    def _check_presence(self, task: str) -> None:
+        """Refuses to go on with a file that nobody will find: SQLite itself would not notice."""
+        if self._opened is None:
+            return
+        try:
+            if os.path.samestat(os.stat(self.path), self._opened):
+                return
+        except OSError:
+            pass
+        raise StoreError(
+            f"{self.path}: cannot {task}: the file was deleted or replaced meanwhile: run again"
+        )
 
     def _is_empty(self) -> bool:
         """A new file, or one whose creation was interrupted."""

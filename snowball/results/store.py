@@ -264,7 +264,7 @@ class Store:
         """All values of a metric that there are, with their items, in their order."""
         with self._database.transaction("BEGIN", "read"):
             rows = self._database.execute(_EACH_VALUE, (self._find_key(key), metric))
-            return [(item, value) for item, value in rows]
+            return [(int(item), float(value)) for item, value in rows]
 
     def metrics(self, key: Key) -> list[str]:
         """The metrics that any item has, in the order of their first use in the file."""
@@ -279,8 +279,8 @@ class Store:
         """
         check_items(items)
         with self._database.transaction("BEGIN", "read"):
-            rows = self._database.execute(_ARRAYS, (self._find_key(key), name, items)).fetchall()
-        found = {item: _array(shape, data) for item, shape, data in rows}
+            rows = self._database.execute(_ARRAYS, (self._find_key(key), name, items))
+            found = {int(item): _array(shape, data) for item, shape, data in rows}
         for item in range(items):
             if item not in found:
                 raise StoreError(
@@ -319,7 +319,7 @@ class Store:
         with self._database.transaction("BEGIN", "read"):
             rows = self._database.execute("SELECT id, started, provenance FROM runs ORDER BY id")
             return [
-                {"id": run, "started": started, "provenance": json.loads(provenance)}
+                {"id": run, "started": started, "provenance": dict(json.loads(provenance))}
                 for run, started, provenance in rows
             ]
 

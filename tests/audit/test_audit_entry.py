@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sqlite3
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from audit_inputs import choice_rows, llama, write
@@ -19,13 +20,14 @@ import snowball as package
 from snowball.audit.document import STORE
 from snowball.audit.run import AuditError
 from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.engine.gradients import GradientError
 from snowball.engine.self_check import SelfCheckError, check_engine
 from snowball.engine.self_check_result import SelfCheck
 from snowball.errors import SnowballError
 from snowball.files import FileError
 from snowball.pretrained.loading import Pretrained
 from snowball.provenance import provenance
-from snowball.results.store import Store
+from snowball.results.store import Store, StoreError
 from snowball.tasks.task import TaskError
 from tests.tiny_models import DEPTH
 
@@ -298,3 +300,51 @@ def test_a_metric_that_no_task_has_is_refused(inputs: Path, model: Pretrained) -
     assert task.correctness == "acc_norm"
     with pytest.raises(TaskError, match="no task has the metric 'f1'; theirs: acc, acc_norm"):
         package.read_tasks(model, inputs / "questions.jsonl", metric="f1")
+
+
+def test_a_gradient_that_is_nan_leaves_its_scores_undefined_and_nothing_else(
+    inputs: Path, model: Pretrained, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> NoReturn:
+        raise GradientError("questions:1, layer 0: the gradient of its output holds NaN")
+
+    monkeypatch.setattr("snowball.audit.run.taylor_scores", fail)
+    tasks = package.read_tasks(model, inputs / "questions.jsonl")
+    document = package.run_audit(model, tasks, tmp_path / "x")
+    found, whole = document.datasets[0], package.read_audit(audited).datasets[0]
+    undefined = {"taylor", "taylor_loss_change"}
+    assert {name for name, values in found.scores.items() if values is None} == undefined
+    assert {n: v for n, v in whole.scores.items() if n not in undefined} == {
+        name: values for name, values in found.scores.items() if values is not None
+    }
+    assert found.judgement is not None
+    assert undefined.isdisjoint(found.judgement.proxies)
+    assert package.read_audit(tmp_path / "x").datasets[0] == found
+    assert (
+        json.loads((tmp_path / "x" / "audit.json").read_text())["datasets"][0]["scores"]["taylor"]
+        is None
+    )
+    rows = list(csv.DictReader((tmp_path / "x" / "layers.csv").read_text().splitlines()))
+    assert {row["score: taylor"] for row in rows} == {"undefined"}
+    assert (tmp_path / "x" / "report.html").read_text().count("undefined") >= 2 * DEPTH
+    # Nothing is measured again, with gradients that are fine now.
+    monkeypatch.undo()
+    assert package.run_audit(model, tasks, tmp_path / "x").datasets[0] == found
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_noticed_at_once(
+    inputs: Path, model: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, written, write_results = tmp_path / "x", [], Store.write
+
+    def write_and_delete(store: Store, *arguments: Any) -> None:
+        write_results(store, *arguments)
+        written.append(arguments)
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(Store, "write", write_and_delete)
+    tasks = package.read_tasks(model, inputs / "questions.jsonl")
+    with pytest.raises(StoreError, match=r"results.sqlite: cannot write: the file was deleted or"):
+        package.run_audit(model, tasks, folder)
+    assert len(written) == 1
+    assert not folder.exists()

@@ -1313,3 +1313,55 @@ def test_known_values_are_those_that_there_are(tmp_path: Path) -> None:
         assert np.isnan(store.known_values(KEY, "other", "3", 3)).all()
         with pytest.raises(StoreError, match="must be positive"):
             store.known_values(KEY, "right", "3", 0)
+
+
+# --- files that were deleted or damaged -------------------------------------------------------
+
+
+def read_all(opened: Store) -> None:
+    opened.values(KEY, "acc", REMOVALS, 2)
+    opened.each_value(KEY, "acc")
+    opened.arrays(KEY, "cosine", 2)
+    opened.answers(KEY, "3", 2)
+    opened.documents(KEY, 2)
+    opened.runs()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE results SET value = 'much'",
+        "UPDATE results SET value = x'00ff'",
+        "UPDATE arrays SET shape = '[9]'",
+        "UPDATE arrays SET shape = 5",
+        "UPDATE arrays SET shape = '{}'",
+        "UPDATE arrays SET data = 'text'",
+        "UPDATE arrays SET data = x'00'",
+        "UPDATE answers SET answer = 'no JSON'",
+        "UPDATE documents SET document = x'ff'",
+        "UPDATE runs SET provenance = 3.5",
+    ],
+)
+def test_values_of_a_wrong_type_are_refused(path: Path, damage: str) -> None:
+    fill(path, 2)
+    with Store(path) as opened:
+        read_all(opened)
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(damage)
+    connection.close()
+    what = r"results.sqlite: cannot read: the file holds what no version writes \(.*restore a copy"
+    with Store(path) as opened, pytest.raises(StoreError, match=what):
+        read_all(opened)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_deleted_meanwhile_is_noticed(path: Path, replaced: bool) -> None:
+    with Store(path) as opened:
+        run = opened.begin_run({})
+        path.unlink()
+        if replaced:
+            fill(path, 1)
+        why = "cannot write: the file was deleted or replaced meanwhile"
+        with pytest.raises(StoreError, match=why):
+            opened.write(run, KEY, REMOVALS, [result(0)])
