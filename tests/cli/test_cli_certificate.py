@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,59 @@ def test_other_data_is_certified_if_the_model_knows_it(
     assert snowball("certify", model, tmp_path / "part.jsonl", "--out", out).status == 0
     assert snowball("verify", out, model, tmp_path / "part.jsonl").status == 0
     assert snowball("verify", out, model).status == 1
+
+
+def check(model: Path, certificate: Path, tmp_path: Path) -> Done:
+    del certificate, tmp_path
+    return snowball("check", model)
+
+
+def certify(model: Path, certificate: Path, tmp_path: Path) -> Done:
+    del certificate
+    return snowball("certify", model, "--out", tmp_path / "new.json")
+
+
+def verify_by_flint(model: Path, certificate: Path, tmp_path: Path) -> Done:
+    del tmp_path
+    return snowball("verify", certificate, model, "--checker", "flint")
+
+
+def verify_by_standard(model: Path, certificate: Path, tmp_path: Path) -> Done:
+    del tmp_path
+    return snowball("verify", certificate, model, "--checker", "standard")
+
+
+@pytest.mark.parametrize("command", [check, certify, verify_by_flint, verify_by_standard])
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("adapter_config.json", {"peft_type": "LORA"}),
+        ("adapter_model.safetensors", {}),
+        ("model.safetensors.index.json", {"weight_map": {}}),
+        ("modeling_llama.py", {}),
+        ("anything", {}),
+        ("generation_config.json", {"suppress_tokens": [1]}),
+        ("generation_config.json", {"do_sample": True}),
+        ("config.json", {"suppress_tokens": [1]}),
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_llama.Other"}}),
+    ],
+)
+def test_no_command_passes_what_changes_loading_or_generating(
+    model: Path,
+    certificate: Path,
+    tmp_path: Path,
+    command: Callable[[Path, Path, Path], Done],
+    name: str,
+    entries: dict[str, object],
+) -> None:
+    path = model / name
+    if not path.exists():
+        path.write_text("{}")
+    change(path, **entries)
+    done = command(model, certificate, tmp_path)
+    assert done.status in (1, 2)
+    assert name in done.out + done.errors
+    assert not (tmp_path / "new.json").exists()
 
 
 def test_help_names_the_exit_status() -> None:
