@@ -16,7 +16,7 @@ def card_sheets(card: CounterexampleCard) -> list[Sheet]:
 
 def _subspaces(card: CounterexampleCard) -> Sheet:
     family = card.body.get("architecture", "llama")
-    twins = ARCHITECTURES[family].mirrored if family in ARCHITECTURES else False
+    twins = any(one.mirrored for name, one in ARCHITECTURES.items() if name == family)
     title = "residual stream" + (", followed by its negative for the LayerNorm" if twins else "")
     return Sheet(
         title=title,

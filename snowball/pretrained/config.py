@@ -102,7 +102,9 @@ def _check_decoder(path: str, config: PreTrainedConfig) -> None:
     known = kind in MODEL_FOR_CAUSAL_LM_MAPPING
     decoders: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind] if known else ()
     names = {each.__name__ for each in (decoders if isinstance(decoders, tuple) else (decoders,))}
-    stated = config.architectures or []
+    stated = [] if config.architectures is None else config.architectures
+    if not isinstance(stated, list) or not all(isinstance(one, str) for one in stated):
+        raise PretrainedError(f"{path}: architectures must be a list of texts, not {quote(stated)}")
     if getattr(config, "is_encoder_decoder", False):
         why = "is an encoder-decoder"
     elif not known:
@@ -113,7 +115,7 @@ def _check_decoder(path: str, config: PreTrainedConfig) -> None:
     elif getattr(config, "use_bidirectional_attention", None) is True:
         why = "is an encoder (use_bidirectional_attention=True)"
     elif stated and names.isdisjoint(stated):
-        why = f"is saved as {', '.join(map(str, stated))}, not {' or '.join(sorted(names))}"
+        why = f"is saved as {', '.join(stated)}, not {' or '.join(sorted(names))}"
     else:
         return
     raise PretrainedError(f"{path}: {config.model_type!r} {why}; a decoder is needed")

@@ -734,6 +734,13 @@ def test_a_card_without_an_entry_is_refused(card: tuple[Path, dict[str, Any]], e
     )
 
 
+@pytest.mark.parametrize("family", [[], {}, 3])
+def test_a_family_that_is_no_text_is_shown_without_one(model: Path, family: object) -> None:
+    path = model / "snowball.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": family}))
+    assert snowball("show", model).status == 0
+
+
 # Interruptions
 
 

@@ -442,6 +442,12 @@ def test_layers_of_a_gguf_are_bounded(gguf_file: Path, monkeypatch: pytest.Monke
     assert refusal(gguf_file).endswith("but there are only 1 tensors")
 
 
+@pytest.mark.parametrize("value", [10**40, [[]], "LlamaForCausalLM", {}])
+def test_architectures_that_are_no_list_of_texts(folder: Path, value: object) -> None:
+    edit_json(folder / "config.json", architectures=value)
+    assert "architectures must be a list of texts, not " in refusal(folder)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "special_tokens_map.json", "more"])
 def test_pipes_are_not_waited_for(folder: Path, name: str) -> None:
     (folder / name).unlink(missing_ok=True)
