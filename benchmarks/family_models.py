@@ -38,7 +38,7 @@ _SIZES: Mapping[str, int] = {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
     "num_experts_per_tok": 2,
     "vocab_size": VOCABULARY,
-    "encoder_layers": 1,
+    "encoder_layers": DEPTH,
     "sliding_window": WINDOW,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -62,11 +62,17 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "cpmant": {"dim_ff": 48, "dim_head": 8},
     "ctrl": {"dff": 48},
-    "deepseek_v2": {**_LATENT_ATTENTION, "first_k_dense_replace": 1},
+    "deepseek_v2": {
+        **_LATENT_ATTENTION,
+        "first_k_dense_replace": 1,
+        "num_experts_per_tok": 2,
+        "n_routed_experts": 4,
+    },
     "deepseek_v3": {**_LATENT_ATTENTION, "first_k_dense_replace": 1},
     "deepseek_v32": {**_LATENT_ATTENTION, "first_k_dense_replace": 1},
     "ernie4_5_moe": {"moe_k": 2},
-    "falcon_h1": _MAMBA_2,
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "falcon_h1": {**_MAMBA_2, "mamba_d_ssm": 64},
     "gemma3n": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "intermediate_size": [48] * DEPTH,
@@ -112,7 +118,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 _CHANGES = {**_CHANGES, "gemma3n_text": _CHANGES["gemma3n"]}
-_MOST_PARAMETERS = 2_000_000
+_MOST_PARAMETERS = 20_000_000
 _SCALE = 0.15  # of what is added to each parameter, so that every layer matters
 
 

@@ -103,7 +103,8 @@ def verdict_of(family: str) -> Verdict:
         try:
             return _compare(family, folder, rows)
         except SnowballError as error:
-            return Verdict(family, REFUSED, reason=_shown(error))
+            # A folder that is gone says nothing.
+            return Verdict(family, REFUSED, reason=_shown(str(error).replace(f"{temporary}/", "")))
 
 
 def _compare(family: str, folder: Path, rows: Path) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from snowball import criteria
 from snowball.engine.removal import INTACT, Removal, Unit, parse_removal, removal_name
@@ -91,7 +91,8 @@ class Chooser:
         if self.method.criterion == criteria.ANGULAR_BLOCK:
             return self._block(rule)
         if self.method.search is Search.ONE_SHOT:
-            return _along(one_shot(self._values(), self._allows, rule, self._likelihood))
+            steps = one_shot(self._values(), self._allows, rule, self._likelihood)
+            return _along([self._with_criterion(step) for step in steps])
         if self.method.search is Search.GREEDY:
             return _along(self._greedy(rule))
         return self._set(self.objective, rule)
@@ -121,6 +122,17 @@ class Chooser:
             return dict(self._ranking.values(INTACT, self.units))
         totals = self._objective.totals([frozenset({unit}) for unit in self.units])
         return {unit: totals[frozenset({unit})] for unit in self.units}
+
+    def _with_criterion(self, step: Step) -> Step:
+        """The step with values of the criterion in the place of the losses that ordered it."""
+        if self._objective is None:
+            return step
+        objective, items = self._objective, len(self.measured)
+        considered = tuple(
+            Considered(one.removed, objective.value(parse_removal(one.removed)), items)
+            for one in step.considered
+        )
+        return replace(step, value=objective.value(parse_removal(step.unit)), considered=considered)
 
     def _greedy(self, rule: TieRule) -> list[Step]:
         if self._objective is None:

@@ -43,6 +43,11 @@ def test_the_committed_table_has_nothing_wrong(verdicts: ModuleType) -> None:
     assert {one.verdict for one in found} <= {verdicts.EQUAL, verdicts.REFUSED, verdicts.NOT_TINY}
     assert sum(one.verdict == verdicts.EQUAL for one in found) > 100
     assert all(one.reason for one in found if one.verdict != verdicts.EQUAL)
+    counts = [sum(one.verdict == v for one in found) for v in (verdicts.EQUAL, verdicts.REFUSED)]
+    page = (ROOT / "snowball" / "audit" / "README.md").read_text(encoding="utf-8")
+    assert f"Of the {len(found)} decoder families" in page
+    assert f"{counts[0]} give what" in page
+    assert f"{counts[1]} are refused" in page
     assert verdicts.table(found) == (TABLE.parent / "families.md").read_text(encoding="utf-8")
 
 

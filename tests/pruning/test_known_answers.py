@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import snowball
 from snowball.construction.universality.builder import UniversalModel
 from snowball.construction.universality.corollaries import (
     coverage_model,
@@ -16,7 +17,7 @@ from snowball.construction.universality.corollaries import (
 from snowball.data.dataset import Dataset
 from snowball.engine.removal import INTACT, Removal, Unit
 from snowball.engine.self_check_result import SelfCheck
-from snowball.model_tasks import read_tasks
+from snowball.model_tasks import read_tasks, task_of_dataset
 from snowball.pretrained.loading import load_pretrained
 from snowball.pruning.choice import Chooser
 from snowball.pruning.measurements import Measurements
@@ -139,3 +140,37 @@ def test_no_evidence_of_the_intact_model_tells_a_blind_pair_apart(prune: Prune) 
     assert kept == kept_other == 1
     assert Unit(0) not in one
     assert Unit(1) not in other
+
+
+FOOLED = (
+    "cosine", "cosine_last", "angular_block", "perplexity", "kl", "taylor", "taylor_update",
+    "magnitude", "likelihood",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("criterion", [*FOOLED, "accuracy", "last_n"])
+def test_only_accuracy_keeps_the_target_of_the_proxy_blind_model(
+    tmp_path: Path, criterion: str
+) -> None:
+    """Theorem 3: all other evidence says that the one layer which decides every answer can go.
+
+    The likelihood of the right answers falls least without it, too: they are hardly likelier than
+    the wrong ones.
+    """
+    target = 2
+    model = snowball.proxy_blind(DATASET, layers=6, target=target, epsilon=1e-6)
+    loaded = load_pretrained(str(model.save_pretrained(tmp_path / "model")))
+    with Store(tmp_path / "results.sqlite") as store:
+        measured = Measurements(
+            loaded,
+            [task_of_dataset("twelve", DATASET)],
+            store,
+            store.begin_run({}),
+            CHECKED,
+            with_kl=criterion == "kl",
+        )
+        method = read_method(criterion, protect=(-1,))
+        choice = Chooser(measured, method, read_budget("1", 6)).choose(TieRule.LIKELIHOOD)
+        measured.require([choice.removed])
+        assert (choice.removed == frozenset({Unit(target)})) == (criterion in FOOLED)
+        assert measured.right(choice.removed).mean() == (0 if criterion in FOOLED else 1)

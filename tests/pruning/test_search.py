@@ -102,6 +102,11 @@ def test_one_shot_is_the_order_of_single_removals(
     choice = Chooser(measure(), method, read_budget("4", DEPTH)).choose(TieRule.LOWEST)
     order = sorted(UNITS, key=lambda unit: (wrong[frozenset({unit})], unit.layer))
     assert choice.removed == frozenset(order[:4])
+    above = {unit: 0.75 - wrong[frozenset({unit})] / len(CALIBRATION) for unit in UNITS}
+    intact = 0.75 - wrong[INTACT] / len(CALIBRATION)
+    for one in choice.steps[0].considered:
+        relevance = 1 - max(above[Unit(int(one.removed))], 0) / intact
+        assert one.value == pytest.approx(relevance)
 
 
 def best_sets(wrong: dict[Removal, int], size: int) -> list[Removal]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from snowball.engine.removal import INTACT, Removal, Unit
 from snowball.pruning.objective import Objective
+from snowball.pruning.search.probe import probe
 from snowball.pruning.tie_rules import TieRule
 
 
@@ -16,9 +17,12 @@ def beam(
 
     The best first. `width` 1 is greedy search.
     """
+    places = {unit: place for place, unit in enumerate(probe(objective, units))}
     kept: list[Removal] = [INTACT]
     for _ in range(count):
         sets = list(dict.fromkeys(one | {u} for one in kept for u in units if u not in one))
-        found = objective.compare(sets, sets[-width:])
+        # Those whose units can go alone are likely to be good, so that others drop early.
+        leaders = sorted(sets, key=lambda one: sum(places[unit] for unit in one))[:width]
+        found = objective.compare(sets, leaders)
         kept = objective.sort(found.totals, rule)[:width]
     return kept

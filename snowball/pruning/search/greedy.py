@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from snowball.engine.removal import INTACT, Removal, Unit
 from snowball.progress import Advance
 from snowball.pruning.objective import Objective
 from snowball.pruning.ordered_dropping import Comparison
+from snowball.pruning.search.probe import probe
 from snowball.pruning.search.ranking import Allows, allowed, step_of
 from snowball.pruning.search.step import Considered, Step
 from snowball.pruning.tie_rules import TieRule
 
-# Before the first step, candidates are ranked on so many items, to guess a good leader.
-_PROBED_ITEMS = 16
 # States are kept where they enter the likeliest next removals.
 _LIKELIEST = 4
-_SAMPLE_SEED = 0
-
 # Whether a set may still be taken, once it is known to be the best of its size.
 Keeps = Callable[[Removal], bool]
 
@@ -40,7 +35,7 @@ def greedy(
     """
     steps: list[Step] = []
     gone: Removal = INTACT
-    likeliest = _probe(objective, allowed(units, gone, allows))
+    likeliest = probe(objective, allowed(units, gone, allows))
     while left := allowed(units, gone, allows):
         sets = [gone | {unit} for unit in left]
         guesses = [gone | {unit} for unit in likeliest if unit in left]
@@ -57,17 +52,6 @@ def greedy(
         gone |= {unit}
         advance(1)
     return steps
-
-
-def _probe(objective: Objective, units: Sequence[Unit]) -> list[Unit]:
-    """The units in the order of their loss on a few items."""
-    count = min(_PROBED_ITEMS, len(objective.measured))
-    chosen = np.random.default_rng(_SAMPLE_SEED).choice(len(objective.measured), count, False)
-    sets = [frozenset({unit}) for unit in units]
-    if not sets:
-        return []
-    losses = objective.losses(sets, sorted(chosen.tolist())).sum(1)  # [sets]
-    return [units[place] for place in np.argsort(losses, kind="stable")]
 
 
 def _keep_states(objective: Objective, likeliest: Sequence[Unit], left: Sequence[Unit]) -> None:

@@ -1,0 +1,193 @@
+"""What greedy pruning by accuracy costs: the obvious loop, one pass, dropping, kept states.
+
+    python benchmarks/pruning/cost.py MODEL.gguf --data DIR --tasks arc_easy mmlu \\
+        --calibration 100 --remove 25% --stores DIR --out benchmarks/results/pruning
+
+All variants start with empty stores, in one run, and must remove the same layers. The obvious loop
+(delete, score each choice alone, every candidate on all items) is run on the first items only
+(`--obvious-items`), timed there, and counted for all: its operations follow from the shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from study import arguments, load, origin
+
+from snowball.cli.terminal import out as console
+from snowball.cli.terminal import say
+from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
+from snowball.engine.removal import INTACT, Removal, Unit, layer_removals, removal_name
+from snowball.engine.self_check import check_engine
+from snowball.engine.self_check_result import SelfCheck
+from snowball.engine.state_cache import StateCache
+from snowball.files import write_json, write_text
+from snowball.model_tasks import read_tasks
+from snowball.presentation.sheet import Sheet
+from snowball.pretrained.loading import Pretrained
+from snowball.provenance import provenance
+from snowball.pruning.choice import Chooser
+from snowball.pruning.criteria.accuracy import Accuracy
+from snowball.pruning.measurements import Measurements
+from snowball.pruning.method import Method
+from snowball.pruning.operations import obvious_operations, operations
+from snowball.pruning.tie_rules import TieRule
+from snowball.pruning.units import deepest_first, read_budget, with_each
+from snowball.results.store import Store
+from snowball.tasks.item import Item
+from snowball.tasks.task import ScoredTask, Task
+
+GIBIBYTE = 2**30
+# The obvious loop knows no likelihoods of ties; all variants take the deeper layer of two.
+RULE = TieRule.HIGHEST
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--obvious-items", type=int, default=4)
+    options = parser.parse_args()
+    model = load(options)
+    found = [one_task(options, model, task) for task in options.tasks]
+    path = options.out / "cost.json"
+    write_json(path, {**origin(options, model), "tasks": found})
+    sheet = table(found)
+    console.print(sheet.rich())
+    write_text(options.out / "cost.csv", sheet.csv())
+    say(f"Written to {path}.")
+
+
+def one_task(options: argparse.Namespace, model: Pretrained, task: str) -> dict[str, Any]:
+    name, _, metric = task.partition(":")
+    tasks = read_tasks(
+        model,
+        f"{options.data / name}.jsonl:train",
+        limit=options.calibration,
+        metric=metric or None,
+    )
+    depth = int(model.model.config.get_text_config().num_hidden_layers)
+    checked = check_engine(model.model, tasks, layer_removals(depth))
+    variants = {
+        "one pass, all items": lambda: one_pass(model, tasks, checked, options.remove),
+        "with dropping": lambda: searched(model, tasks, checked, options.remove, 0),
+        "with dropping and kept states": lambda: searched(
+            model, tasks, checked, options.remove, int(options.memory * GIBIBYTE)
+        ),
+    }
+    found: dict[str, Any] = {}
+    for variant, run in variants.items():
+        found[variant] = run()
+        say(f"{name}: {variant}: {found[variant]}")
+    removed = {one["removed"] for one in found.values()}
+    assert len(removed) == 1, f"different layers: {removed}"
+    obvious = obvious_loop(model, tasks[0], options)
+    return {"task": name, "items": len(tasks[0].items), "variants": found, "obvious": obvious}
+
+
+def searched(
+    model: Pretrained, tasks: Sequence[Task], checked: SelfCheck, remove: str, memory: int
+) -> dict[str, Any]:
+    """The search of `snowball prune`, from an empty store."""
+    with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "s.sqlite") as store:
+        states = StateCache(memory)
+        run = store.begin_run(provenance())
+        measured = Measurements(model, tasks, store, run, checked, states=states)
+        budget = read_budget(remove, measured.engine.stack.depth)
+        chooser = Chooser(measured, Method(tie_rule=RULE), budget)
+        started = time.perf_counter()
+        choice = chooser.choose(RULE)
+        seconds = time.perf_counter() - started
+        every, obvious = obvious_operations(measured, chooser.units, choice.path)
+        return {
+            "removed": removal_name(choice.removed),
+            "answers": measured.answers,
+            "obvious_answers": every,
+            "operations": operations(measured.engine, measured.engine.work),
+            "obvious_operations": obvious,
+            "seconds": seconds,
+            "kept_states_bytes": states.most_bytes,
+        }
+
+
+def one_pass(
+    model: Pretrained, tasks: Sequence[Task], checked: SelfCheck, remove: str
+) -> dict[str, Any]:
+    """Every candidate on all items, all of a step in one pass."""
+    with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "s.sqlite") as store:
+        measured = Measurements(model, tasks, store, store.begin_run(provenance()), checked)
+        objective, depth = Accuracy(measured), measured.engine.stack.depth
+        count = read_budget(remove, depth).count
+        assert count is not None
+        units = [Unit(layer) for layer in range(depth)]
+        path: list[Removal] = [INTACT]
+        started = time.perf_counter()
+        for _ in range(count):
+            totals = objective.totals(with_each(path[-1], units))
+            path.append(min(totals, key=lambda one: (totals[one], deepest_first(one))))
+        seconds = time.perf_counter() - started
+        every, obvious = obvious_operations(measured, units, path)
+        return {
+            "removed": removal_name(path[-1]),
+            "answers": measured.answers,
+            "obvious_answers": every,
+            "operations": operations(measured.engine, measured.engine.work),
+            "obvious_operations": obvious,
+            "seconds": seconds,
+            "kept_states_bytes": 0,
+        }
+
+
+def obvious_loop(model: Pretrained, task: Task, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of the first step of the obvious loop on a few items, and the operations of it."""
+    assert isinstance(task, ScoredTask)
+    items: list[Item] = list(task.items[: options.obvious_items])
+    depth = int(model.model.config.get_text_config().num_hidden_layers)
+    started = time.perf_counter()
+    for removal in layer_removals(depth):
+        with deleted(model.model, removal):
+            for item in items:
+                loglikelihoods_one_by_one(model.model, item)
+    seconds = time.perf_counter() - started
+    tokens = sum(len(item.context) + len(e) - 1 for item in items for e in item.continuations)
+    return {"items": len(items), "candidates": depth, "tokens": tokens, "seconds": seconds}
+
+
+def table(tasks: Sequence[dict[str, Any]]) -> Sheet:
+    """Operations and seconds beside those of the obvious loop."""
+    rows = []
+    for task in tasks:
+        for variant, found in task["variants"].items():
+            scale = found["obvious_answers"] / (
+                task["obvious"]["items"] * task["obvious"]["candidates"]
+            )
+            obvious_seconds = task["obvious"]["seconds"] * scale
+            rows.append(
+                (
+                    task["task"],
+                    variant,
+                    f"{found['answers']:,} of {found['obvious_answers']:,}",
+                    f"{found['operations']:.2e}",
+                    f"{found['obvious_operations'] / found['operations']:.1f}",
+                    f"{found['seconds']:.0f}",
+                    f"{obvious_seconds / found['seconds']:.1f}",
+                )
+            )
+    return Sheet(
+        title="Greedy pruning by accuracy",
+        headings=(
+            "task", "variant", "answers", "operations", "times fewer", "seconds", "times faster",
+        ),
+        rows=tuple(rows),
+        text_columns=2,
+        note="Against the obvious loop: delete, score each choice in a row of its own, every "
+        "candidate on all items. Its time is that of its first step on a few items, scaled by the "
+        "number of answers, which is too long for later steps by the layers removed.",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
