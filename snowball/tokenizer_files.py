@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from snowball.errors import SnowballError
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -15,7 +17,7 @@ TOKENIZER_FILES = (
 )
 
 
-class TokenizersPanic(RuntimeError):
+class TokenizersPanic(SnowballError):
     """The tokenizers library gave up on what it was given."""
 
 

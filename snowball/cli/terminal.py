@@ -15,6 +15,7 @@ from snowball.errors import SnowballError
 from snowball.memory import shortage
 from snowball.presentation.sheet import printable
 from snowball.progress import Advance
+from snowball.tokenizer_files import catch_panics
 
 out = Console()
 errors = Console(stderr=True)
@@ -29,7 +30,8 @@ def say(line: str, console: Console = out) -> None:
 def refusals() -> Iterator[None]:
     """Turns the errors that users can mend into one clear line and the status REFUSED."""
     try:
-        yield
+        with catch_panics():
+            yield
     except SnowballError as error:
         _refuse(str(error))
     except Exception as error:

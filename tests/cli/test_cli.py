@@ -296,6 +296,22 @@ def test_a_lack_of_memory_is_one_sentence(
     refused(snowball("check", model), r"out of memory: .* bytes .*this machine has")
 
 
+class PanicException(BaseException):
+    """Called as that of the tokenizers library, which it does not export."""
+
+
+def test_a_panic_while_text_is_encoded_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def panic(*arguments: object, **options: object) -> NoReturn:
+        raise PanicException("index out of bounds")
+
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "label": "b"}])
+    monkeypatch.setattr("snowball.data.rows._encode", panic)
+    done = snowball("build", rows, "--out", tmp_path / "model")
+    refused(done, "the tokenizers library panicked: index out of bounds")
+
+
 def test_pipes_are_not_waited_for(model: Path, tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe.jsonl")
     refused(snowball("build", pipe, "--out", tmp_path / "x"), "pipe.jsonl: not a file")

@@ -5,10 +5,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
+from command_line import snowball
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -260,3 +261,19 @@ def test_relevances_are_ranked_in_groups() -> None:
 def test_sums_have_every_length_once_at_least() -> None:
     dataset: Dataset = sums()
     assert len({len(example.prompt) for example in dataset.examples}) >= 4
+
+
+def test_an_interrupted_suite_leaves_nothing_that_blocks_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def interrupt(path: Path, limit: int) -> NoReturn:
+        del limit
+        written.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("snowball.suite.writing.sha256_of", interrupt)
+    assert snowball("suite", "--out", tmp_path / "suite").status == 130
+    assert written[0].name == "model.safetensors"
+    assert list(tmp_path.iterdir()) == []
