@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from itertools import accumulate
 from statistics import median
 
-from snowball.engine.ablation import AblationEngine
+from snowball.engine.ablation import AblationEngine, Work
 from snowball.engine.cost import engine_cost, matmul_rate
 from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
 from snowball.engine.removal import INTACT, Removal
@@ -26,7 +27,9 @@ _ENOUGH_SECONDS = 0.3  # of which no repetition is needed
 def trial_rate(engine: AblationEngine, items: Sequence[Item], answers_only: bool = False) -> float:
     """Operations a second of the engine on these items; their results are forgotten."""
     operations = engine_cost(engine, engine.plan, items).operations
-    return operations / _engine_seconds(engine, items, answers_only)
+    alone = copy(engine)
+    alone.work = Work()  # what is tried is not counted
+    return operations / _engine_seconds(alone, items, answers_only)
 
 
 def middling(engine: AblationEngine, items: Sequence[Item]) -> list[Item]:

@@ -9,7 +9,8 @@ document = run_pruning(model, calibration, evaluation, "runs/pruned", remove="25
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from snowball.pruning.document import (
     MethodRecord,
     PrunedModel,
     PruningDocument,
+    TaskResult,
     write_pruning,
 )
 from snowball.pruning.exported_model import export_model
@@ -118,46 +120,24 @@ def run_pruning(
         advance(1)
     make_folder(folder)
     with Store(folder / STORE) as store:
-        run = store.begin_run(provenance())
+        given = (store, store.begin_run(provenance()), checked, token_budget)
         objective = OBJECTIVES.get(method.criterion.name)
-        states = StateCache(int(memory * GIBIBYTE))
         measured = Measurements(
             model,
             calibration,
-            store,
-            run,
-            checked,
-            token_budget,
+            *given,
             with_kl=objective is not None and objective.with_kl,
-            states=states,
+            states=StateCache(int(memory * GIBIBYTE)),
         )
-        judged = Measurements(model, evaluation, store, run, checked, token_budget)
-        chooser = Chooser(measured, method, budget)
-        if tell is not say_nothing:
-            tell(_estimate(chooser))
-        begun = time.monotonic()
-        with progress("choosing", chooser.most_answers, "answers") as advance:
-            choice = chooser.choose(method.tie_rule, advance)
-        cost = _cost(chooser, choice, time.monotonic() - begun)
-        _check_choice(choice, budget)
-        with progress("under other rules for ties", 1, "rules") as advance:
-            others = _under_other_rules(chooser, choice)
-            advance(1)
-        sets = [*choice.path, *(one for one in others.values() if one not in choice.path)]
-        random = _random_sets(chooser, choice, random_sets)
-        sample = list(dict.fromkeys([*sets, *random]))
-        total = len(sample) * (len(measured) + len(judged))
-        with progress("evaluating", total, "answers") as advance:
-            for items in (measured, judged):
-                items.require(sample, advance=advance)
-        calibrated = task_results(measured, sets, random, method.seed)
-        evaluated = task_results(judged, sets, random, method.seed)
+        judged = Measurements(model, evaluation, *given)
+        chosen = _choose(Chooser(measured, method, budget), tell, progress)
+        calibrated, evaluated = _evaluate(chosen, measured, judged, random_sets, progress)
         exported = Exported(None, None, "not asked for", {})
         if export:
             exported = export_model(
                 model,
                 method,
-                choice.removed,
+                chosen.choice.removed,
                 (measured, calibrated),
                 (judged, evaluated),
                 folder,
@@ -165,16 +145,16 @@ def run_pruning(
                 progress,
             )
         document = PruningDocument(
-            model=_model(model, chooser),
+            model=_model(model, chosen.chooser),
             method=_record(method, budget),
-            removed=removal_name(choice.removed),
-            path=tuple(map(removal_name, choice.path)),
-            steps=choice.steps,
-            other_tie_rules={rule.value: removal_name(one) for rule, one in others.items()},
-            left_parameters=_left_parameters(model, chooser, choice),
+            removed=removal_name(chosen.choice.removed),
+            path=tuple(map(removal_name, chosen.choice.path)),
+            steps=chosen.choice.steps,
+            other_tie_rules={rule.value: removal_name(one) for rule, one in chosen.others.items()},
+            left_parameters=_left_parameters(model, chosen),
             calibration=calibrated,
             evaluation=evaluated,
-            cost=cost,
+            cost=chosen.cost,
             self_check=checked,
             standing_check=_together(measured.standing_check(), judged.standing_check()),
             exported=exported,
@@ -187,6 +167,16 @@ def run_pruning(
     return document
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """What a method has chosen, what it ends with under each rule for ties, and what it cost."""
+
+    chooser: Chooser
+    choice: Choice
+    others: Mapping[TieRule, Removal]
+    cost: Cost
+
+
 def _check_tasks(calibration: Sequence[Task], evaluation: Sequence[Task]) -> None:
     for name, tasks in (("calibrate", calibration), ("evaluate", evaluation)):
         if not tasks:
@@ -195,9 +185,38 @@ def _check_tasks(calibration: Sequence[Task], evaluation: Sequence[Task]) -> Non
     refuse_overlap(calibration, evaluation)
 
 
-def _check_choice(choice: Choice, budget: Budget) -> None:
+def _choose(chooser: Chooser, tell: Tell, progress: Progress) -> _Chosen:
+    if tell is not say_nothing:
+        tell(_estimate(chooser))
+    begun = time.monotonic()
+    with progress("choosing", chooser.most_answers, "answers") as advance:
+        choice = chooser.choose(chooser.method.tie_rule, advance)
     if choice.removed == INTACT:
-        raise PruningError(f"nothing can be removed within {budget.text}: allow more")
+        raise PruningError(f"nothing can be removed within {chooser.budget.text}: allow more")
+    cost = _cost(chooser, choice, time.monotonic() - begun)
+    with progress("under other rules for ties", 1, "rules") as advance:
+        others = _under_other_rules(chooser, choice)
+        advance(1)
+    return _Chosen(chooser, choice, others, cost)
+
+
+def _evaluate(
+    chosen: _Chosen,
+    measured: Measurements,
+    judged: Measurements,
+    random_sets: int,
+    progress: Progress,
+) -> tuple[tuple[TaskResult, ...], tuple[TaskResult, ...]]:
+    """Both kinds of items under every set of the path, of other rules, and random ones."""
+    sets = list(dict.fromkeys([*chosen.choice.path, *chosen.others.values()]))
+    random = _random_sets(chosen, random_sets)
+    every = list(dict.fromkeys([*sets, *random]))
+    total = len(every) * (len(measured) + len(judged))
+    with progress("evaluating", total, "answers") as advance:
+        for items in (measured, judged):
+            items.require(every, advance=advance)
+    seed = chosen.chooser.method.seed
+    return task_results(measured, sets, random, seed), task_results(judged, sets, random, seed)
 
 
 def _estimate(chooser: Chooser) -> str:
@@ -230,10 +249,10 @@ def _under_other_rules(chooser: Chooser, choice: Choice) -> dict[TieRule, Remova
     }
 
 
-def _random_sets(chooser: Chooser, choice: Choice, count: int) -> list[Removal]:
+def _random_sets(chosen: _Chosen, count: int) -> list[Removal]:
     """Random sets as large as the one that was chosen, one for each seed."""
-    size = len(choice.removed)
-    orders = [RandomOrder(seed).values(INTACT, chooser.units) for seed in range(count)]
+    size, units = len(chosen.choice.removed), chosen.chooser.units
+    orders = [RandomOrder(seed).values(INTACT, units) for seed in range(count)]
     return [frozenset(sorted(values, key=values.__getitem__)[:size]) for values in orders]
 
 
@@ -281,9 +300,9 @@ def _record(method: Method, budget: Budget) -> MethodRecord:
     )
 
 
-def _left_parameters(model: Pretrained, chooser: Chooser, choice: Choice) -> float:
+def _left_parameters(model: Pretrained, chosen: _Chosen) -> float:
     every = sum(p.numel() for p in model.model.parameters())
-    return 1 - sum(chooser.sizes[unit] for unit in choice.removed) / every
+    return 1 - sum(chosen.chooser.sizes[unit] for unit in chosen.choice.removed) / every
 
 
 def _together(one: StandingCheckResult, other: StandingCheckResult) -> StandingCheckResult:
