@@ -52,4 +52,4 @@ def test_a_value_that_is_missing_is_an_error() -> None:
 def test_templates_are_part_of_the_package() -> None:
     folder = resources.files("snowball.presentation") / "templates"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"audit.html", "page.css", "page.html", "parts.html"}
+    assert names == {"audit.html", "page.css", "page.html", "parts.html", "pruning.html"}
