@@ -357,6 +357,12 @@ def code_of(text: str) -> str:
     )
 
 
+def test_the_page_of_commands_has_a_row_for_each() -> None:
+    page = (PACKAGE / "cli" / "README.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `snowball (\w+)", page, re.M))
+    assert rows >= {command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST_README
 

@@ -125,7 +125,7 @@ def _refuse_early(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Run folder of an audit.")],
+    folder: Annotated[Path, typer.Argument(help="Run folder of an audit, or of a pruning.")],
     lm_eval: Annotated[
         bool,
         typer.Option(
@@ -134,11 +134,19 @@ def report(
         ),
     ] = False,
 ) -> None:
-    """Draw all figures of a finished audit, and write one HTML page with everything it found.
+    """Draw all figures of a finished audit or pruning, and write one page with all it found.
 
-    audit.json is all that this takes, but for --lm-eval, which takes results.sqlite, too.
+    audit.json or prune.json is all that this takes, but for --lm-eval, which is for audits and
+    takes results.sqlite, too.
     """
     with refusals():
+        from snowball.pruning.document import DOCUMENT
+
+        if (folder / DOCUMENT).exists() and not lm_eval:
+            from snowball.pruning.page import draw_page
+
+            say(f"Written to {draw_page(folder)}.")
+            return
         from snowball.audit.lm_eval_export import export_lm_eval
         from snowball.audit.page import write_report
 

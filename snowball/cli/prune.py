@@ -143,6 +143,9 @@ def prune(
 
         check_files(calibration, calibration_limit)
         check_files(evaluation, evaluation_limit)
+        from snowball.pretrained.precheck import precheck
+
+        precheck(model, device, revision)
         from snowball.model_tasks import read_tasks
         from snowball.pretrained.loading import load_pretrained
         from snowball.pruning.folder import run_pruning

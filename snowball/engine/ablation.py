@@ -82,7 +82,7 @@ class AblationEngine:
         """The same model, layout and budget with other removals; raises as the constructor."""
         other = copy(self)
         other.plan = plan_removals(removals, self.stack.depth, reference=reference)
-        for unit in frozenset[Unit]().union(*removals):
+        for unit in frozenset[Unit]().union(*other.plan.removals):
             self.stack.check(unit)
         return other
 

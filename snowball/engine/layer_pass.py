@@ -86,6 +86,7 @@ class Pass:
         self._token_budget = token_budget
         self._recorder = None if answers_only else ActivationRecorder(batch, items, plan)
         self._repeated = _RepeatedCalls(len(batch.rows))
+        self._next_layer = 0
         self._entry: Entry
         self.states: Float[Tensor, "slots rows length hidden"]
 
@@ -110,9 +111,12 @@ class Pass:
         `joining`: h_layer of the slots that join at this layer.
 
         Raises:
-            ValueError: other slots than those of the plan are joining.
+            ValueError: it is another layer's turn, or other slots than those of the plan join.
             ActivationError: a state is zero, NaN or infinite.
         """
+        if layer != self._next_layer:
+            raise ValueError(f"layer {self._next_layer} is next, not {layer}: layers come in order")
+        self._next_layer += 1
         step, given = self.plan.steps[layer], joining or {}
         if given.keys() != set(step.joins):
             raise ValueError(
@@ -159,6 +163,8 @@ class Pass:
         return self._answers(*self._read())
 
     def _read(self) -> tuple[ReadPositions, Predictions]:
+        if self._next_layer < self._stack.depth:
+            raise ValueError(f"layer {self._next_layer} is next: advance over all layers first")
         # Masks of all slots, which only the layers need: logits take their place in memory.
         del self._entry, self._repeated
         reads = ReadPositions(self._batch, self._items)

@@ -29,6 +29,7 @@ from snowball.provenance import provenance
 from snowball.pruning.choice import Choice, Chooser
 from snowball.pruning.criteria.random_order import RandomOrder
 from snowball.pruning.document import (
+    DOCUMENT,
     STORE,
     Cost,
     Exported,
@@ -36,6 +37,7 @@ from snowball.pruning.document import (
     PrunedModel,
     PruningDocument,
     TaskResult,
+    read_pruning,
     write_pruning,
 )
 from snowball.pruning.exported_model import export_model
@@ -97,7 +99,8 @@ def run_pruning(
     `model`, in which every item has the log-likelihoods that were measured.
 
     Raises:
-        PruningError: no tasks to calibrate on, or none to evaluate on.
+        PruningError: no tasks to calibrate on, or none to evaluate on; nothing can be removed; the
+            folder holds another pruning.
         TaskError, MeasurementError: two tasks of one name, or one whose answers are generated.
         OverlapError: an item is calibrated on and evaluated on.
         BudgetError, MethodError, ObjectiveError: the method cannot choose so much, or not by these
@@ -119,6 +122,7 @@ def run_pruning(
         checked = check_engine(model.model, [*calibration, *evaluation], singles, token_budget)
         advance(1)
     make_folder(folder)
+    _refuse_another(folder, model, method, budget, calibration, evaluation)
     with Store(folder / STORE) as store:
         given = (store, store.begin_run(provenance()), checked, token_budget)
         objective = OBJECTIVES.get(method.criterion.name)
@@ -165,6 +169,31 @@ def run_pruning(
         )
     _write(folder, document)
     return document
+
+
+def _refuse_another(
+    folder: Path,
+    model: Pretrained,
+    method: Method,
+    budget: Budget,
+    calibration: Sequence[Task],
+    evaluation: Sequence[Task],
+) -> None:
+    """Refuses a folder with the result of another pruning, which would be lost."""
+    if not (folder / DOCUMENT).exists():
+        return
+    found = read_pruning(folder)
+    mine = {
+        "model": (model.sha256, found.model.sha256),
+        "method": (_record(method, budget), found.method),
+        "calibration": ([t.sha256 for t in calibration], [t.sha256 for t in found.calibration]),
+        "evaluation": ([t.sha256 for t in evaluation], [t.sha256 for t in found.evaluation]),
+    }
+    if different := [name for name, (one, other) in mine.items() if one != other]:
+        raise PruningError(
+            f"{folder} holds another pruning, of other {', '.join(different)}: choose another "
+            "folder, or delete it first"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from snowball import criteria
-from snowball.criteria import Criterion, criterion_of
+from snowball.criteria import SYNONYMS, Criterion
 from snowball.engine.removal import Part
 from snowball.errors import SnowballError
 from snowball.pruning.tie_rules import TieRule
@@ -28,6 +28,13 @@ CRITERIA = (
     criteria.LAST_N,
     criteria.RANDOM,
 )
+
+
+# What people call them; the names of their records are understood, too.
+NAMES = {
+    next((short for short, name in SYNONYMS.items() if name == one.name), one.name): one
+    for one in CRITERIA
+}
 
 
 class Search(StrEnum):
@@ -59,7 +66,7 @@ class Method:
     and of evolution.
 
     Raises:
-        MethodError, CriterionError: they do not go together, or are none.
+        MethodError: they do not go together, or are none.
     """
 
     criterion: Criterion = criteria.RELEVANCE
@@ -74,8 +81,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
             raise MethodError(
-                f"{self.criterion.name} is no order in which to remove; criteria of pruning are "
-                f"{', '.join(one.name for one in CRITERIA)}"
+                f"{self.criterion.name} is no order in which to remove; there are "
+                f"{', '.join(NAMES)}"
             )
         if self.search not in (Search.ONE_SHOT, Search.GREEDY) and not self.by_removal:
             raise MethodError(
@@ -102,9 +109,14 @@ def read_method(
     """A method by names; the search is greedy for accuracy, as in its source, else one-shot.
 
     Raises:
-        MethodError, CriterionError: they do not go together, or are none.
+        MethodError: they do not go together, or are none.
     """
-    record = criterion_of(criterion)
+    known = NAMES | {one.name: one for one in CRITERIA}
+    if criterion not in known:
+        raise MethodError(
+            f"no criterion of pruning is called {criterion!r:.60}; there are {', '.join(NAMES)}"
+        )
+    record = known[criterion]
     usual = Search.GREEDY if record == criteria.RELEVANCE else Search.ONE_SHOT
     chosen = usual if search is None else _of(Search, search)
     return Method(record, chosen, _of(Part, unit), **settings)

@@ -9,7 +9,7 @@ from snowball.criteria import criterion_of
 from snowball.files import bytes_of, write_text
 from snowball.presentation.page import PageFigure, png_uri, render
 from snowball.pruning.document import PruningDocument, read_pruning
-from snowball.pruning.figures import FIGURES
+from snowball.pruning.figures import FIGURES, plot_all
 from snowball.pruning.tables import path_sheet, steps_sheet, tasks_sheet
 
 PAGE = "report.html"
@@ -43,6 +43,12 @@ def write_page(folder: Path) -> Path:
     target = folder / PAGE
     write_text(target, page_html(document, figures))
     return target
+
+
+def draw_page(folder: Path) -> Path:
+    """Draws the figures again from `prune.json`, and writes the page; raises as `write_page`."""
+    plot_all(read_pruning(folder), folder)
+    return write_page(folder)
 
 
 def page_html(document: PruningDocument, figures: Mapping[str, bytes]) -> str:

@@ -143,7 +143,7 @@ def test_layer_rows_hold_the_numbers(mixed: AuditDocument) -> None:
     easy = mixed.datasets[0]
     answers, relevance = present(easy.answers), present(easy.relevance)
     sheet = audit_report.layer_sheet(mixed, [easy])
-    means = np.mean([dataset.scores["cosine"] for dataset in mixed.datasets], axis=0)
+    means = np.mean([dataset.cosine for dataset in mixed.datasets], axis=0)
     for layer, row in enumerate(sheet.rows):
         found = relevance.layers[layer]
         assert row == (
@@ -230,7 +230,7 @@ def test_layer_csv_holds_the_numbers(mixed: AuditDocument) -> None:
     for row in rows:
         dataset = next(d for d in mixed.datasets if d.name == row["dataset"])
         layer = int(row["layer"])
-        assert float(row["score: cosine"]) == dataset.scores["cosine"][layer]
+        assert float(row["score: cosine"]) == dataset.cosine[layer]
         if dataset.relevance is None:
             assert row["relevance"] == row["relevance_low"] == ""
         else:
@@ -346,7 +346,7 @@ def test_page_escapes(tmp_path: Path) -> None:
 def test_page_shows_every_layer_of_every_dataset(mixed: AuditDocument) -> None:
     text = Page(report_html(mixed, {})).text
     for dataset in mixed.datasets:
-        assert all(f"{score:.4g}" in text for score in dataset.scores["cosine"])
+        assert all(f"{score:.4g}" in text for score in dataset.cosine)
         for found in dataset.relevance.layers if dataset.relevance else ():
             assert audit_report.interval_text(found) in text
 

@@ -291,3 +291,16 @@ def test_rows_are_grouped_once_and_again_only_when_memory_runs_out(
     assert engine.token_budget == 6
     assert [len(batch) for batch in batches] == [4] * 3 + [2] * 14
     assert [one.item for batch in batches for one in batch] == list(range(40))
+
+
+def test_layers_come_in_order_and_all_of_them() -> None:
+    model = model_of("llama")
+    engine = AblationEngine(model, [INTACT, layers(1)])
+    batch = engine.enter(ITEMS[:1], engine.rows(0, ITEMS[0]))
+    with pytest.raises(ValueError, match="layer 0 is next, not 2"):
+        batch.advance(2)
+    batch.advance(0)
+    with pytest.raises(ValueError, match="layer 1 is next, not 0"):
+        batch.advance(0)
+    with pytest.raises(ValueError, match="advance over all layers first"):
+        batch.finish()

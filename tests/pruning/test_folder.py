@@ -277,6 +277,20 @@ def test_nothing_to_remove_is_said(model: Pretrained, inputs: Path, tmp_path: Pa
         prune(model, inputs, tmp_path / "x", keep="99.9%")
 
 
+def test_a_folder_with_another_pruning_is_refused(
+    model: Pretrained, inputs: Path, pruned: Path
+) -> None:
+    before = (pruned / "prune.json").read_bytes()
+    with pytest.raises(PruningError, match="another pruning, of other method: choose another"):
+        prune(model, inputs, pruned, remove="1")
+    with pytest.raises(PruningError, match="another pruning, of other method"):
+        prune(model, inputs, pruned, method=read_method("cosine"))
+    tasks = read_tasks(model, inputs / "train.jsonl"), read_tasks(model, inputs / "text.jsonl")
+    with pytest.raises(PruningError, match="another pruning, of other evaluation"):
+        run_pruning(model, *tasks, pruned, remove="2")
+    assert (pruned / "prune.json").read_bytes() == before
+
+
 # --- the command line -------------------------------------------------------------------------
 
 
@@ -298,7 +312,10 @@ def test_the_command_line_does_the_same(inputs: Path, pruned: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--criterion", "cosinus"], "no criterion of layer importance is called 'cosinus'"),
+        (
+            ["--criterion", "cosinus"],
+            "no criterion of pruning is called 'cosinus'; there are accuracy, likelihood",
+        ),
         (["--search", "best"], "'best' is none of one-shot"),
         (["--remove", "lots"], "'lots' is no amount"),
         (["--keep", "95%"], "not both"),
@@ -316,6 +333,8 @@ def test_refusals(inputs: Path, tmp_path: Path, options: list[str], message: str
 def test_a_page_can_be_written_again(pruned: Path, tmp_path: Path) -> None:
     shutil.copytree(pruned, tmp_path / "x")
     (tmp_path / "x" / "report.html").unlink()
+    (tmp_path / "x" / "curve.png").unlink()
+    assert snowball("report", tmp_path / "x").status == 0
     assert write_page(tmp_path / "x").read_bytes() == (pruned / "report.html").read_bytes()
     assert read_pruning(tmp_path / "x" / "prune.json").task("test").values
     with pytest.raises(KeyError, match="no task 'other'"):
