@@ -55,17 +55,41 @@ def test_coq_accepts_theorem_4(compiled: Path) -> None:
 CHEAT = """Variable cheat : forall P : Prop, P.
 Theorem snowball : snowball_theorem. Proof. apply cheat. Qed.
 """
+SHADOW = """Definition snowball_theorem := True.
+Theorem snowball : snowball_theorem. Proof. exact I. Qed.
+"""
+CHOICE = """From Coq Require ClassicalEpsilon.
+Theorem snowball : snowball_theorem. Proof.
+pose proof ClassicalEpsilon.constructive_indefinite_description."""
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
-        ("Snowball.v", r"(?s)Theorem snowball :.*", CHEAT, "> Snowball.cheat"),
+        ("Snowball.v", r"(?s)Theorem snowball :.*", CHEAT, "Variable cheat"),
+        ("Snowball.v", r"(?s)Theorem snowball :.*?Proof\.", CHOICE, "> ClassicalEpsilon."),
+        (
+            "Snowball.v",
+            r"(?s)Theorem snowball :.*",
+            SHADOW,
+            'snowball_theorem" while it is expected',
+        ),
         ("Snowball.v", r"Qed\.\s*\Z", "Admitted.\n", "Admitted"),
         ("Necessity.v", r"\Z", "Axiom more : False.\n", "Axiom more"),
+        ("Necessity.v", r"\Z", "Unset Positivity Checking.\n", "Unset Positivity"),
         ("Schedule.v", r"0 < epsilon <= 1 / 2", "0 < epsilon <= 1", "Error"),
+        ("Statement.v", r"\(\* \(a\) \*\)", '(* " *) False -> (* " *)', "False ->"),
     ],
-    ids=["a variable of no section", "an admitted proof", "an axiom", "a step that fails"],
+    ids=[
+        "a variable of no section",
+        "an axiom of another library",
+        "another theorem of the same name",
+        "an admitted proof",
+        "an axiom",
+        "a check of Coq that is off",
+        "a step that fails",
+        "a clause in a string in a comment",
+    ],
 )
 def test_what_is_not_proved_is_refused(
     compiled: Path, tmp_path: Path, file: str, old: str, new: str, said: str
@@ -86,8 +110,17 @@ def test_the_page_quotes_the_statements() -> None:
 
 
 def code(text: str) -> list[str]:
-    """The words of Coq text without its comments, which do not nest here."""
-    return re.sub(r"\(\*.*?\*\)", "", text, flags=re.S).split()
+    """The words of Coq text without its comments. What could end a comment elsewhere is refused."""
+    bare = re.sub(r"\(\*((?!\(\*).)*?\*\)", "", text, flags=re.S)
+    assert '"' not in text, "a string hides text"
+    assert not {"(*", "*)"} & {bare[i : i + 2] for i in range(len(bare))}, "a comment hides text"
+    return bare.split()
+
+
+@pytest.mark.parametrize("text", ['a (* " *) b (* " *) c', "a (* (* *) b *) c", "a (* b", "a *) b"])
+def test_text_that_hides_a_clause_is_refused(text: str) -> None:
+    with pytest.raises(AssertionError, match="hides text"):
+        code(text)
 
 
 @pytest.mark.parametrize("name", STATED)
