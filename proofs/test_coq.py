@@ -68,12 +68,7 @@ pose proof ClassicalEpsilon.constructive_indefinite_description."""
     [
         ("Snowball.v", r"(?s)Theorem snowball :.*", CHEAT, "Variable cheat"),
         ("Snowball.v", r"(?s)Theorem snowball :.*?Proof\.", CHOICE, "> ClassicalEpsilon."),
-        (
-            "Snowball.v",
-            r"(?s)Theorem snowball :.*",
-            SHADOW,
-            'snowball_theorem" while it is expected',
-        ),
+        ("Snowball.v", r"(?s)Theorem snowball :.*", SHADOW, "to have type"),
         ("Snowball.v", r"Qed\.\s*\Z", "Admitted.\n", "Admitted"),
         ("Necessity.v", r"\Z", "Axiom more : False.\n", "Axiom more"),
         ("Necessity.v", r"\Z", "Unset Positivity Checking.\n", "Unset Positivity"),
