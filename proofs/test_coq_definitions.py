@@ -19,16 +19,16 @@ from snowball import metrics
 from snowball.decoders.decoder import Decoder, DecoderConfig, parameter_shapes
 
 COQ = Path(__file__).parent / "coq"
-TOKENS, REMOVED = [0, 3, 2], 0
+TOKENS, LAYERS, REMOVED = [0, 3, 2], 3, 1
 
 CONFIGS = [
     pytest.param(*shape, id=" ".join(map(str, shape)))
     for shape in (
         # width, heads, groups, head dimension, hidden, epsilon of RMSNorm, base of RoPE
-        (4, 1, 1, 4, 2, 0.0, 10000.0),
-        (6, 2, 1, 2, 1, 1e-5, 500000.0),
-        (4, 2, 2, 4, 1, 1e-2, 2.0),
-        (4, 1, 1, 6, 1, 1e-6, 37.5),
+        (2, 1, 1, 4, 2, 0.0, 10000.0),
+        (4, 4, 2, 2, 1, 1e-5, 500000.0),
+        (2, 2, 2, 4, 2, 1e-2, 2.0),
+        (3, 1, 1, 6, 1, 1e-6, 37.5),
     )
 ]
 
@@ -58,7 +58,7 @@ def test_the_definitions_are_those_of_transformers(
         vocab_size=5,
         hidden_size=width,
         intermediate_size=hidden,
-        num_hidden_layers=2,
+        num_hidden_layers=LAYERS,
         num_attention_heads=heads,
         num_key_value_heads=groups,
         head_dim=dim,
@@ -74,11 +74,10 @@ def test_the_definitions_are_those_of_transformers(
     ids = torch.tensor([TOKENS])
     decoder = Decoder(config, weights)
     states = [state[0] for state in decoder.residual_states(ids)]
-    pairs = list(pairwise(states))
-    expected = [metrics.cosine_score(x, y) for x, y in pairs]
-    torch.testing.assert_close(scores, torch.stack(expected), rtol=1e-11, atol=1e-13)
-    expected = [(y - x).norm(dim=-1) / y.norm(dim=-1) for x, y in pairs]
-    torch.testing.assert_close(divergences, torch.stack(expected), rtol=1e-11, atol=1e-13)
+    expected = torch.stack([metrics.cosine_score(x, y) for x, y in pairwise(states)])
+    torch.testing.assert_close(scores, expected, rtol=1e-11, atol=1e-13)
+    expected = torch.stack([expected_divergences(decoder, ids, layer) for layer in range(LAYERS)])
+    torch.testing.assert_close(divergences, expected, rtol=1e-11, atol=1e-13)
     expected = decoder.forward(ids)[0, -1]
     torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(probabilities, expected.softmax(-1), rtol=1e-11, atol=1e-13)
@@ -95,6 +94,14 @@ def test_the_definitions_are_those_of_transformers(
         torch.testing.assert_close(ablated.float(), expected, rtol=1e-4, atol=1e-5)
 
 
+def expected_divergences(decoder: Decoder, ids: Tensor, removed: int) -> Tensor:
+    """(stream, position): how far what enters each layer moves, and what leaves the last."""
+    states = torch.cat(decoder.residual_states(ids))
+    without = decoder.residual_states(ids, {removed})
+    without.insert(removed, without[removed])  # the removed layer leaves what enters it
+    return (states - torch.cat(without)).norm(dim=-1) / states.norm(dim=-1)
+
+
 def random_weights(config: DecoderConfig) -> dict[str, Tensor]:
     """Random matrices; the scales of RMSNorm are 1, as in the statement."""
     generator = torch.Generator().manual_seed(3)
@@ -107,7 +114,11 @@ def random_weights(config: DecoderConfig) -> dict[str, Tensor]:
 
 
 def defined(program: Path, config: DecoderConfig, weights: dict[str, Tensor]) -> Sequence[Tensor]:
-    """Scores and divergences (layer, position), logits, probabilities, logits without a layer."""
+    """What the program says of a decoder and the tokens.
+
+    Scores (layer, position), divergences (removed layer, stream, position), logits, probabilities,
+    logits without `REMOVED`.
+    """
     sizes = (
         *(config.hidden_size, config.num_attention_heads),
         *(config.num_attention_heads // config.num_key_value_heads, config.head_dim // 2),
@@ -121,9 +132,8 @@ def defined(program: Path, config: DecoderConfig, weights: dict[str, Tensor]) ->
         torch.tensor([float(x) for x in line.split()], dtype=torch.float64)
         for line in done.stdout.splitlines()
     ]
-    layers = config.num_hidden_layers
-    watched = torch.stack(rows[: 2 * layers])
-    return watched[0::2], watched[1::2], *rows[2 * layers :]
+    scores, divergences = torch.stack(rows[:LAYERS]), torch.stack(rows[LAYERS:-3])
+    return scores, divergences.unflatten(0, (LAYERS, LAYERS + 1)), *rows[-3:]
 
 
 def _matrices(config: DecoderConfig, weights: dict[str, Tensor]) -> Iterator[float]:

@@ -1,13 +1,9 @@
 (* Runs the definitions of Statement.v, as Floats.v writes them into statement.ml, on a decoder of
    numbers. Standard input: width heads group half hidden vocabulary rope_theta norm_eps layers, the
    matrices by rows (embedding; of each layer Wq by heads, Wk Wv by groups, Wo by heads, Wgate Wup
-   Wdown; unembedding), a layer to remove, the number of tokens, tokens. Output: for each layer the scores and the divergences
-   that its removal causes right after it, by position; logits and probabilities with all layers;
-   logits without the layer.
-
-   Vectors are functions that compute their coordinates anew each time, so that two layers on end
-   take too long. Between layers the driver makes a table of the stream, and goes on with the decoder
-   whose token p is embedded as the stream at position p: [run M (ls ++ [l]) t = block M l (run M ls t)]. *)
+   Wdown; unembedding), a layer to remove, the number of tokens, tokens. Output, by position: the score of
+   each layer; for each layer and each k from 0 to the number of layers, the divergence at k that its removal
+   causes. Then logits and probabilities with all layers; logits without the layer. *)
 open Statement
 
 let number () = Scanf.scanf " %f" Fun.id
@@ -54,22 +50,15 @@ let () =
   let length = whole () in
   let tokens = List.init length (fun _ -> whole ()) in
   let positions = List.init length Fun.id in
-  let resumed stream layers = { m with embedding = stream; layers } in
-  let table stream =
-    let t = Array.init length (fun i -> Array.init m.width (fun c -> stream i c)) in
-    fun i c -> t.(i).(c)
-  in
-  let step stream l = table (run (resumed stream [ l ]) [ l ] positions) in
-  let embedded = table (run m [] tokens) in
-  let watched stream l =
-    let one = resumed stream [ l ] in
-    print (List.map (score one 0 positions) positions);
-    print (List.map (divergence one 0 1 positions) positions);
-    step stream l
-  in
-  let last = resumed (List.fold_left watched embedded m.layers) [] in
+  let numbers = List.mapi (fun l _ -> l) m.layers in
   let vocabulary = List.init m.vocabulary Fun.id in
-  print (List.map (logit last [] positions) vocabulary);
-  print (List.map (probability last [] positions) vocabulary);
-  let ablated = resumed (List.fold_left step embedded (without removed m.layers)) [] in
-  print (List.map (logit ablated [] positions) vocabulary)
+  List.iter (fun l -> print (List.map (score m l tokens) positions)) numbers;
+  List.iter
+    (fun l ->
+      List.iter
+        (fun k -> print (List.map (divergence m l k tokens) positions))
+        (0 :: List.map succ numbers))
+    numbers;
+  print (List.map (logit m m.layers tokens) vocabulary);
+  print (List.map (probability m m.layers tokens) vocabulary);
+  print (List.map (logit m (without removed m.layers) tokens) vocabulary)
