@@ -24,7 +24,7 @@ METHODS = {
     "symbolic": "sympy, for all values of the variables",
     "smt": "z3 decides the negation unsatisfiable over the reals",
     "exhaustive": "every case of a finite statement",
-    "coq": "Coq accepts a proof of the whole statement, from the definition of a decoder on",
+    "coq": "Coq accepts a proof, by greedy answers, from the definition of a decoder on",
     "hand": "proved in the prose; no tool checks this step",
     "ball": "one instance, by certified ball arithmetic",
     "check": "sampled or finite part of an infinite statement; never a proof",
