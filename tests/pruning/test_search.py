@@ -239,3 +239,10 @@ def test_dropping_spares_answers(measure: Measure) -> None:
     Chooser(measured, Method(), read_budget("3", DEPTH)).choose(TieRule.LIKELIHOOD)
     assert measured.answers < (1 + 6 + 5 + 4) * len(measured)
     assert np.isfinite(measured.values("right", [INTACT])).all()
+
+
+def test_the_answers_of_a_search_are_counted_once(measure: Measure) -> None:
+    chooser = Chooser(measure(), Method(), read_budget("3", DEPTH))
+    counted: list[int] = []
+    chooser.choose(TieRule.LIKELIHOOD, counted.append)
+    assert sum(counted) == chooser.most_answers == (6 + 5 + 4) * len(CALIBRATION)
