@@ -36,6 +36,7 @@ def check(
     """
     with refusals(), new_folder(report) if report is not None else nullcontext() as run:
         read_json(folder / CARD)  # refuses a wrong folder before torch is imported
+        _refuse_early(data, split, limit)
         from snowball.checks.folder import check_folder
 
         found = check_folder(folder, data, split, limit, progress=progress_bar)
@@ -43,6 +44,15 @@ def check(
         if run is not None:
             found.write(run)
     raise typer.Exit(OK if found.holds else FAILED)
+
+
+def _refuse_early(data: Path | None, split: str | None, limit: int | None) -> None:
+    from snowball.jsonl import DatasetError, read_jsonl
+
+    if data is not None:
+        next(iter(read_jsonl(data)), None)
+    elif split is not None or limit is not None:
+        raise DatasetError("--split and --limit choose rows of a file: give the file, too")
 
 
 def show(

@@ -1,4 +1,5 @@
-"""What is refused of a model before torch is imported, which takes seconds: its place, its config.
+"""What is refused of a model before torch is imported, which takes seconds: its place, its config,
+its files.
 
 `load_pretrained` refuses the same, and all the rest.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 from snowball.pretrained.config import check_folder
 from snowball.pretrained.location import locate
 from snowball.pretrained.refusal import PretrainedError
+from snowball.pretrained.weight_files import count_gguf, weight_files
 
 _DEVICE = re.compile(r"(cpu|cuda)(:[0-9]+)?", re.ASCII)
 
@@ -27,5 +29,8 @@ def precheck(name: str, device: str, revision: str | None) -> None:
         raise PretrainedError(f"device must be cpu, cuda or cuda:N, not {device!r}")
     with tempfile.TemporaryDirectory() as temporary:
         location = locate(name, revision, Path(temporary))
-        if location.gguf is None:
-            check_folder(location.folder)
+        if location.gguf is not None:
+            count_gguf(location.name, location.folder / location.gguf)
+            return
+        check_folder(location.folder)
+        weight_files(location.folder)

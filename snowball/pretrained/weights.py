@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from snowball.dtypes import DType
-from snowball.pretrained.config import read_settings
-from snowball.pretrained.location import INDEX, WEIGHTS, Location
-from snowball.pretrained.refusal import PretrainedError, quote, reason, shorten
+from snowball.pretrained.location import Location
+from snowball.pretrained.refusal import PretrainedError, reason, shorten
+from snowball.pretrained.weight_files import count_gguf, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_GGUF_HEADER = struct.Struct("<4sIQ")  # magic, version, number of tensors
 _MOST_PARAMETERS_PER_BYTE = 8  # no format stores a weight in less than a bit
 _LISTED = 3  # names in an error
 _MASKED = -1e4  # what old masks put in, or less
@@ -63,17 +60,9 @@ def count_weights(location: Location) -> tuple[int, int]:
     """How many tensors and bytes the weights are."""
     if location.gguf is not None:
         path = location.folder / location.gguf
-        return _count_gguf(location.name, path), path.stat().st_size
+        return count_gguf(location.name, path), path.stat().st_size
     files = weight_files(location.folder)
     return sum(map(_count_safetensors, files)), sum(path.stat().st_size for path in files)
-
-
-def _count_gguf(name: str, path: Path) -> int:
-    with path.open("rb") as file:
-        header = file.read(_GGUF_HEADER.size)
-    if len(header) < _GGUF_HEADER.size or not header.startswith(b"GGUF"):
-        raise PretrainedError(f"{name}: truncated or corrupt: not a GGUF file")
-    return _GGUF_HEADER.unpack(header)[-1]
 
 
 def _count_safetensors(path: Path) -> int:
@@ -82,37 +71,6 @@ def _count_safetensors(path: Path) -> int:
             return len(file.keys())
     except (SafetensorError, OSError) as error:
         raise PretrainedError(f"{path}: truncated or corrupt: {reason(error)}") from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    index = folder / INDEX
-    if index.exists():
-        return _shards(index)
-    pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise PretrainedError(
-            f"{pickles[0]}: pickled weights are refused, they can run any code; save them as "
-            "safetensors"
-        )
-    raise PretrainedError(f"{folder}: no weights: neither {WEIGHTS} nor {INDEX} is there")
-
-
-def _shards(index: Path) -> list[Path]:
-    names = read_settings(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise PretrainedError(f"{index}: weight_map must be an object that names the shards")
-    for name in names.values():
-        if (
-            not isinstance(name, str)
-            or Path(name).name != name
-            or Path(name).suffix != (".safetensors")
-        ):
-            raise PretrainedError(f"{index}: {quote(name)} is not a safetensors file beside it")
-        if not (index.parent / name).is_file():
-            raise PretrainedError(f"{index.parent / name} is missing, which {index.name} names")
-    return [index.parent / name for name in sorted(set(names.values()))]
 
 
 def read_model(

@@ -283,6 +283,7 @@ def test_versions_import_nothing_heavy(tmp_path: Path) -> None:
     ]
 
 
+_BOTH = "--calibration text.jsonl --evaluation text.jsonl"
 REFUSALS = {
     "paint": "No such command",
     "build rows.jsonl --out new --colour red": "No such option",
@@ -336,6 +337,18 @@ REFUSALS = {
     "build open.jsonl --out new": 'open.jsonl:1: "label" must be a string, got int 3',
     "build rows.jsonl --out new --tokenizer missing": "missing: no such folder or file",
     "report missing": "missing",
+    "check built missing.jsonl": "missing.jsonl: cannot read the file",
+    "check built --limit 1": "--split and --limit choose rows of a file: give the file, too",
+    "audit junk.gguf --out new --task text.jsonl": "junk.gguf: truncated or corrupt: not a GGUF",
+    "audit pickled --out new --task text.jsonl": "pickled weights are refused",
+    f"prune model {_BOTH} --out rows.jsonl": "rows.jsonl is a file: choose another folder",
+    f"prune model {_BOTH} --out new --criterion foo": "no criterion of pruning is called 'foo'",
+    f"prune model {_BOTH} --out new --search foo": "'foo' is none of one-shot, greedy",
+    f"prune model {_BOTH} --out new --remove foo": "'foo' is no amount",
+    f"prune model {_BOTH} --out new --remove 3 --keep 90%": "not both",
+    f"prune ./model {_BOTH} --out new": "./model: no such file or folder, nor a name on",
+    f"prune junk.gguf {_BOTH} --out new": "junk.gguf: truncated or corrupt: not a GGUF file",
+    "prune model --calibration missing.jsonl --evaluation text.jsonl --out new": "missing.jsonl",
 }
 
 
@@ -352,6 +365,12 @@ def test_refusals_do_not_wait_for_torch(
     (tmp_path / "open.jsonl").write_text('{"prompt": "a", "label": 3}\n')
     (tmp_path / "choice.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "label": 7}\n')
     (tmp_path / "mixed.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"text": "a"}\n')
+    (tmp_path / "junk.gguf").write_text("junk")
+    (tmp_path / "built").mkdir()
+    (tmp_path / "built" / "snowball.json").write_text("{}")
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "pickled" / "pytorch_model.bin").write_text("")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

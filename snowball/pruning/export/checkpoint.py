@@ -14,7 +14,7 @@ from snowball.files import make_folder, new_folder, refuse_existing, write_json,
 from snowball.pretrained.config import check_folder, read_config, read_settings
 from snowball.pretrained.loading import Pretrained, quiet
 from snowball.pretrained.location import CONFIG, Location, locate
-from snowball.pretrained.weights import weight_files
+from snowball.pretrained.weight_files import weight_files
 from snowball.progress import Progress, silent
 from snowball.pruning.export.acceptance import Acceptance, MeasuredItem, accept
 from snowball.pruning.export.config import pruned_settings, read_settings_of, write_settings
