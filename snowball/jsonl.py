@@ -41,6 +41,8 @@ def read_jsonl(path: str | Path, name: str | None = None) -> Iterator[Row]:
                     yield _parse(text, f"{name}:{number}")
     except (OSError, FileError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
+        why = "Is a directory" if Path(path).is_dir() else (why or "")
+        why = why.removeprefix(f"cannot read {path}: ")
         raise DatasetError(f"{name}: cannot read the file: {why}. Check the path.") from error
 
 
