@@ -314,7 +314,10 @@ def test_a_panic_while_text_is_encoded_is_one_sentence(
 
 def test_pipes_are_not_waited_for(model: Path, tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe.jsonl")
-    refused(snowball("build", pipe, "--out", tmp_path / "x"), "pipe.jsonl: cannot read the file: not a file")
+    refused(
+        snowball("build", pipe, "--out", tmp_path / "x"),
+        "pipe.jsonl: cannot read the file: not a file",
+    )
     refused(snowball("check", model, pipe), "pipe.jsonl: cannot read the file: not a file")
 
 

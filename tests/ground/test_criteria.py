@@ -93,7 +93,7 @@ EXPECTED = {
 }
 # Means and differences, which `tests/measurement/test_proxies.py` compares with `transformers`,
 # and `taylor_loss_change`, which `tests/engine/test_gradients.py` compares with finite differences.
-# Those of pruning alone are compared in `tests/pruning/test_criteria.py`.
+# Those of pruning alone are compared in `tests/pruning/test_pruning_criteria.py`.
 PRUNING = {"angular_block", "likelihood", "last_n", "random"}
 ELSEWHERE = PRUNING | {
     "cosine_last",

@@ -195,7 +195,7 @@ def test_a_share_of_the_parameters_and_protected_layers(measure: Measure) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"criterion": "norm_ratio"}, "norm_ratio is no order in which to remove"),
+        ({"criterion": "norm_ratio"}, "no criterion of pruning is called 'norm_ratio'"),
         ({"criterion": "cosine", "search": "beam"}, "is read off one model and compares no sets"),
         ({"criterion": "angular_block", "search": "greedy"}, "a block of layers is removed at"),
         ({"criterion": "angular_block", "unit": "mlp"}, "a block of layers is removed at once"),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from snowball.decoders.architectures.architecture import ROPE_THETA, Architecture, same_names
-from snowball.decoders.decoder import DecoderConfig, check_tensors
+from snowball.decoders.decoder import DecoderConfig, check_depth, check_tensors
 from snowball.decoders.layer_norm_decoder import (
     Activation,
     LayerNormConfig,
@@ -64,6 +64,7 @@ class LayerNormArchitecture(Architecture[LayerNormConfig]):
         return {name: place.fuse(weights) for name, place in self.places(config).items()}
 
     def decoder(self, config: LayerNormConfig, weights: Mapping[str, Tensor]) -> ResidualDecoder:
+        check_depth(config.num_hidden_layers, weights)
         places, shapes = self.places(config), layer_norm_shapes(config)
         owner = f"{self.name} with {config.num_hidden_layers} layers"
         check_tensors({name: p.shape(shapes) for name, p in places.items()}, weights, owner)
