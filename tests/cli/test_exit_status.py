@@ -143,6 +143,7 @@ def test_ctrl_c_during_a_computation_is_one_line(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_how_an_audit_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
     running = Running(
         tmp_path, ["audit", tmp_path, "--out", tmp_path / "run"], stubs={"torch": WAIT}
     )
@@ -172,7 +173,7 @@ def test_sigterm_cleans_up(tmp_path: Path) -> None:
     assert Running(tmp_path, ["work"], before=code).stop(signal.SIGTERM) == (143, "cleaned\n")
 
 
-@pytest.mark.parametrize("error", ["RuntimeError", "EOFError", "MemoryError", "OSError"])
+@pytest.mark.parametrize("error", ["RuntimeError", "EOFError", "OSError"])
 def test_an_error_of_the_program_has_a_traceback_and_a_status_of_its_own(
     tmp_path: Path, error: str
 ) -> None:
