@@ -28,6 +28,14 @@ class FileError(SnowballError):
     """A file that cannot be read or written, or that is not what its format says."""
 
 
+class UnreadableError(FileError):
+    """A file that cannot be opened; `why` is the reason alone."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"cannot read {path}: {why}")
+        self.why = why
+
+
 # Writing
 
 
@@ -219,12 +227,12 @@ def open_file(path: Path, limit: int | None) -> BufferedReader:
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise FileError(f"cannot read {path}: not a file")
+            raise UnreadableError(path, "not a file")
         if limit is not None:
             require(f"bytes of {path}", found.st_size, limit)
         return path.open("rb")
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from None
+        raise UnreadableError(path, str(error.strerror)) from None
 
 
 def bytes_of(path: Path, limit: int | None = TEXT_BYTES) -> bytes:

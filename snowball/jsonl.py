@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from snowball.errors import SnowballError
-from snowball.files import FileError, open_file, strict_json
+from snowball.files import FileError, UnreadableError, open_file, strict_json
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -39,10 +39,9 @@ def read_jsonl(path: str | Path, name: str | None = None) -> Iterator[Row]:
                 text = _decode(line, f"{name}:{number}", first=number == 1).rstrip("\r\n")
                 if text.strip():
                     yield _parse(text, f"{name}:{number}")
-    except (OSError, FileError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        why = "Is a directory" if Path(path).is_dir() else (why or "")
-        why = why.removeprefix(f"cannot read {path}: ")
+    except (OSError, UnreadableError) as error:
+        why = error.why if isinstance(error, UnreadableError) else error.strerror
+        why = "Is a directory" if Path(path).is_dir() else why
         raise DatasetError(f"{name}: cannot read the file: {why}. Check the path.") from error
 
 

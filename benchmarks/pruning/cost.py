@@ -101,16 +101,7 @@ def searched(
         started = time.perf_counter()
         choice = chooser.choose(RULE)
         seconds = time.perf_counter() - started
-        every, obvious = obvious_operations(measured, chooser.units, choice.path)
-        return {
-            "removed": removal_name(choice.removed),
-            "answers": measured.answers,
-            "obvious_answers": every,
-            "operations": operations(measured.engine, measured.engine.work),
-            "obvious_operations": obvious,
-            "seconds": seconds,
-            "kept_states_bytes": states.most_bytes,
-        }
+        return spent(measured, chooser.units, choice.path, seconds)
 
 
 def one_pass(
@@ -129,16 +120,23 @@ def one_pass(
             totals = objective.totals(with_each(path[-1], units))
             path.append(min(totals, key=lambda one: (totals[one], deepest_first(one))))
         seconds = time.perf_counter() - started
-        every, obvious = obvious_operations(measured, units, path)
-        return {
-            "removed": removal_name(path[-1]),
-            "answers": measured.answers,
-            "obvious_answers": every,
-            "operations": operations(measured.engine, measured.engine.work),
-            "obvious_operations": obvious,
-            "seconds": seconds,
-            "kept_states_bytes": 0,
-        }
+        return spent(measured, units, path, seconds)
+
+
+def spent(
+    measured: Measurements, units: Sequence[Unit], path: Sequence[Removal], seconds: float
+) -> dict[str, Any]:
+    """What a variant has run, beside what the obvious loop would have."""
+    every, obvious = obvious_operations(measured, units, path)
+    return {
+        "removed": removal_name(path[-1]),
+        "answers": measured.answers,
+        "obvious_answers": every,
+        "operations": operations(measured.engine, measured.engine.work),
+        "obvious_operations": obvious,
+        "seconds": seconds,
+        "kept_states_bytes": measured.states.most_bytes,
+    }
 
 
 def obvious_loop(model: Pretrained, task: Task, options: argparse.Namespace) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from snowball.cli.terminal import progress_bar
-from snowball.engine.removal import INTACT, Removal, layer_removals
+from snowball.engine.removal import Removal, layer_removals
 from snowball.engine.self_check import check_engine
 from snowball.engine.state_cache import StateCache
 from snowball.model_tasks import read_tasks
 from snowball.pretrained.loading import Pretrained, load_pretrained
 from snowball.provenance import provenance
 from snowball.pruning.choice import Choice, Chooser
-from snowball.pruning.criteria.random_order import RandomOrder
+from snowball.pruning.criteria.random_order import random_sets
 from snowball.pruning.measurements import Measurements
 from snowball.pruning.method import Method, read_method
 from snowball.pruning.overlap import refuse_overlap
@@ -94,8 +94,7 @@ class TaskStudy:
     def random_sets(self, count: int, size: int) -> list[Removal]:
         """Random sets of layers, by their seeds."""
         units = [unit for one in layer_removals(self.depth) for unit in one]
-        orders = [RandomOrder(seed).values(INTACT, units) for seed in range(count)]
-        return [frozenset(sorted(values, key=values.__getitem__)[:size]) for values in orders]
+        return random_sets(units, size, count)
 
     @property
     def depth(self) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +12,12 @@ from snowball.engine.cost import Cost, engine_cost
 from snowball.engine.generation import check_lengths, generate
 from snowball.engine.gradients import GradientError, TaylorScores, UndefinedTaylor, taylor_scores
 from snowball.engine.removal import INTACT, Removal, plan_removals, removal_name
-from snowball.engine.self_check import SelfCheckError, check_engine
+from snowball.engine.self_check import check_engine
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.engine.standing_check import StandingCheck
 from snowball.errors import SnowballError
 from snowball.progress import Advance
+from snowball.results.recomputed import DIFFERENCE, invalidating, note_difference, recomputed
 from snowball.results.store import ItemResult, Key, Store
 from snowball.tasks.item import Item
 from snowball.tasks.task import GenerationTask, ScoredTask, Task
@@ -35,8 +35,6 @@ _INTACT = removal_name(INTACT)
 _TAYLOR = ("parameters", "function")
 # Under which it keeps that they have no value.
 _UNDEFINED = "undefined"
-# Under which the store keeps by how much a recomputed item differed.
-_DIFFERENCE = "difference"
 
 # Fewer layers have no correlation that could be anything but 1 or -1, fewer items no two halves.
 _FEWEST_LAYERS = 3
@@ -104,7 +102,7 @@ class Audit:
 
     def to_recompute(self, task: Task, store: Store) -> set[int]:
         """The places of the items whose results are still to be compared with true deletion."""
-        checked = {item for item, _ in store.each_value(self._check_key(task), _DIFFERENCE)}
+        checked = {item for item, _ in store.each_value(self._check_key(task), DIFFERENCE)}
         return set(self._standing_check(task).sample - checked)
 
     def cost(self, store: Store) -> Cost:
@@ -139,37 +137,21 @@ class Audit:
             for one in batch:
                 index = indices[one.item]
                 if index in check.sample:
-                    with self._invalidating(task, store):
+                    with invalidating(store, self.key(task)):
                         worst = check.compare(index, items[one.item], one)
                     self._note_check(task, store, run, index, check.places(index), worst)
             found = [_result(task, indices[one.item], one) for one in batch]
             store.write(run, self.key(task), self.names(), found)
-            advance(sum(_tokens(items[one.item]) for one in batch))
+            advance(sum(items[one.item].packed_tokens for one in batch))
 
     def standing_check(self, store: Store) -> StandingCheckResult:
         """What the random samples of all tasks have shown so far."""
-        found = [
-            (task.name, item, value)
-            for task in self.tasks
-            for item, value in store.each_value(self._check_key(task), _DIFFERENCE)
-        ]
-        items = {(name, item) for name, item, _ in found}
-        worst = max((value for *_, value in found), default=0.0)
-        return StandingCheckResult(len(items), len(found), worst)
+        return recomputed(store, [self._check_key(task) for task in self.tasks])
 
     def _standing_check(self, task: Task) -> StandingCheck:
         """Of a sample that any run on the task draws, so that none is measured twice."""
         model, items = self.pretrained.model, len(task.items)
         return StandingCheck(model, self.removals, items, seed=int(task.sha256, 16))
-
-    @contextmanager
-    def _invalidating(self, task: Task, store: Store) -> Iterator[None]:
-        """Marks all results of the task as wrong if an item of it proves to be."""
-        try:
-            yield
-        except SelfCheckError as error:
-            store.invalidate(self.key(task), str(error))
-            raise
 
     def _note_check(
         self,
@@ -180,9 +162,8 @@ class Audit:
         places: Sequence[int],
         worst: float,
     ) -> None:
-        names = [removal_name(self.removals[place]) for place in places]
-        result = ItemResult(index, {_DIFFERENCE: [worst] * len(places)}, {})
-        store.write(run, self._check_key(task), names, [result])
+        removals = [self.removals[place] for place in places]
+        note_difference(store, run, self._check_key(task), removals, index, worst)
 
     def _check_key(self, task: Task) -> Key:
         return Key(self.pretrained.sha256, f"{task.name}: recomputed", task.sha256)
@@ -271,7 +252,7 @@ class Audit:
             for one in batch:
                 index = indices[one.prompt]
                 if index in check.sample:
-                    with self._invalidating(task, store):
+                    with invalidating(store, self.key(task)):
                         prompt, source = task.prompts[index], task.sources[index]
                         worst = check.compare_generated(index, prompt, one.tokens, source)
                     self._note_check(task, store, run, index, check.places(index), worst)
@@ -301,19 +282,14 @@ class Audit:
             check_lengths(self.engine, task.prompts, task.sources, task.new_tokens)
 
 
-def _tokens(item: Item) -> int:
-    return len(item.context) + sum(len(tokens) - 1 for tokens in item.continuations)
-
-
 def _result(task: ScoredTask, index: int, found: ItemAblation) -> ItemResult:
     metrics = task.score(index, found.loglikelihoods.numpy(), found.greedy.numpy())
     values = {**metrics, "kl": found.kl.numpy()}
-    loglikelihoods, greedy = found.loglikelihoods.tolist(), found.greedy.tolist()
     return ItemResult(
         item=index,
         values={name: v.tolist() for name, v in values.items()},
         arrays=found.activations.arrays(),
-        answers=[list(zip(*one, strict=True)) for one in zip(loglikelihoods, greedy, strict=True)],
+        answers=found.pairs(),
         document=_document(task, index),
     )
 

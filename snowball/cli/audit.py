@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from snowball.cli.interrupts import resumable
-from snowball.cli.options import LmEvalTasks, TrustTaskCode
+from snowball.cli.options import (
+    ComputeDType,
+    Device,
+    LmEvalTasks,
+    Model,
+    Revision,
+    TaskLimit,
+    TokenBudget,
+    TrustTaskCode,
+)
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say, spinner
 from snowball.dtypes import DType
@@ -16,10 +25,7 @@ from snowball.files import refuse_file
 
 
 def audit(
-    model: Annotated[
-        str,
-        typer.Argument(help="Hub name, checkpoint folder, counterexample folder, or GGUF file."),
-    ],
+    model: Model,
     out: Annotated[
         Path, typer.Option(help="Run folder; an audit that was interrupted there goes on.")
     ],
@@ -37,9 +43,7 @@ def audit(
             "default acc or exact_match."
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Keep only the first rows of each task.", min=1)
-    ] = None,
+    limit: TaskLimit = None,
     remove: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,17 +51,12 @@ def audit(
             "set such as 2+5 or 3.attention+4.mlp. Repeatable."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    dtype: Annotated[DType, typer.Option(help="Dtype to compute in.")] = DType.float32,
-    token_budget: Annotated[
-        int | None,
-        typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),
-    ] = None,
+    device: Device = "cpu",
+    dtype: ComputeDType = DType.float32,
+    token_budget: TokenBudget = None,
     lm_eval_tasks: LmEvalTasks = None,
     trust_task_code: TrustTaskCode = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
-    ] = None,
+    revision: Revision = None,
     seed: Annotated[
         int,
         typer.Option(

@@ -7,11 +7,26 @@ from typing import Annotated
 
 import typer
 
+from snowball.dtypes import DType
+
 Folder = Annotated[
     Path, typer.Argument(help="A folder that `build` wrote, or RUN/checkpoint of a `demo`.")
 ]
 Split = Annotated[str | None, typer.Option(help="Keep only rows whose field 'split' is this.")]
 Limit = Annotated[int | None, typer.Option(help="Keep only the first rows.", min=1)]
+Model = Annotated[
+    str, typer.Argument(help="Hub name, checkpoint folder, counterexample folder, or GGUF file.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+ComputeDType = Annotated[DType, typer.Option(help="Dtype to compute in.")]
+TokenBudget = Annotated[
+    int | None,
+    typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),
+]
+TaskLimit = Annotated[
+    int | None, typer.Option(help="Keep only the first rows of each task.", min=1)
+]
 LmEvalTasks = Annotated[
     Path | None,
     typer.Option(

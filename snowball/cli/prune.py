@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from snowball.cli.interrupts import resumable
-from snowball.cli.options import LmEvalTasks, TrustTaskCode
+from snowball.cli.options import (
+    ComputeDType,
+    Device,
+    LmEvalTasks,
+    Model,
+    Revision,
+    TaskLimit,
+    TokenBudget,
+    TrustTaskCode,
+)
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say, spinner
 from snowball.dtypes import DType
@@ -19,10 +28,7 @@ if TYPE_CHECKING:
 
 
 def prune(
-    model: Annotated[
-        str,
-        typer.Argument(help="Hub name, checkpoint folder, counterexample folder, or GGUF file."),
-    ],
+    model: Model,
     out: Annotated[
         Path, typer.Option(help="Run folder; a pruning that was interrupted there goes on.")
     ],
@@ -80,12 +86,8 @@ def prune(
     generations: Annotated[
         int | None, typer.Option(help="Of an evolutionary search.", min=1)
     ] = None,
-    calibration_limit: Annotated[
-        int | None, typer.Option(help="Keep only the first rows of each task.", min=1)
-    ] = None,
-    evaluation_limit: Annotated[
-        int | None, typer.Option(help="Keep only the first rows of each task.", min=1)
-    ] = None,
+    calibration_limit: TaskLimit = None,
+    evaluation_limit: TaskLimit = None,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -103,17 +105,12 @@ def prune(
         bool,
         typer.Option(help="Write the pruned model as a checkpoint, and test it (--no-export)."),
     ] = True,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    dtype: Annotated[DType, typer.Option(help="Dtype to compute in.")] = DType.float32,
-    token_budget: Annotated[
-        int | None,
-        typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),
-    ] = None,
+    device: Device = "cpu",
+    dtype: ComputeDType = DType.float32,
+    token_budget: TokenBudget = None,
     lm_eval_tasks: LmEvalTasks = None,
     trust_task_code: TrustTaskCode = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
-    ] = None,
+    revision: Revision = None,
     seed: Annotated[
         int, typer.Option(help="Seed of a random order, of evolution and of intervals.", min=0)
     ] = 0,
@@ -139,14 +136,12 @@ def prune(
             seed=seed,
         )
         check_amounts(remove, keep)
-        from snowball.tasks.reading import check_files
-
-        check_files(calibration, calibration_limit)
-        check_files(evaluation, evaluation_limit)
+        from snowball.model_tasks import check_tasks, read_tasks
         from snowball.pretrained.precheck import precheck
 
+        check_tasks(model, calibration, calibration_limit, metric)
+        check_tasks(model, evaluation, evaluation_limit, metric)
         precheck(model, device, revision)
-        from snowball.model_tasks import read_tasks
         from snowball.pretrained.loading import load_pretrained
         from snowball.pruning.folder import run_pruning
         from snowball.pruning.tables import sheets

@@ -141,8 +141,7 @@ class AblationEngine:
 
     def _count(self, plan: Plan, rows: Sequence[Row]) -> None:
         self.work.layer_tokens += plan.layer_runs * sum(map(len, rows))
-        read = sum(len({target.position for target in row.targets}) for row in rows)
-        self.work.reads += len(plan.removals) * read
+        self.work.reads += len(plan.removals) * sum(len(row.reads) for row in rows)
 
     @torch.inference_mode()
     def _run(

@@ -52,15 +52,13 @@ def engine_cost(engine: AblationEngine, plan: Plan, items: Sequence[Item]) -> Co
 
 def _reads(rows: Sequence[Row], item: Item) -> int:
     """Positions where tokens are predicted, and, but in running text, where the KL is taken."""
-    read = {(index, target.position) for index, row in enumerate(rows) for target in row.targets}
+    read = {(index, position) for index, row in enumerate(rows) for position in row.reads}
     return len(read if item.running_text else read | {(0, rows[0].context_length - 1)})
 
 
 def one_by_one_cost(stack: LayerStack, items: Sequence[Item]) -> Cost:
     """The cost of L + 1 separate runs with a row per continuation, logits everywhere, unpadded."""
-    tokens = sum(
-        len(item.context) + len(tokens) - 1 for item in items for tokens in item.continuations
-    )
+    tokens = sum(item.separate_tokens for item in items)
     runs = stack.depth + 1
     return Cost(
         tokens=tokens,

@@ -45,6 +45,11 @@ class ItemAnswers:
     loglikelihoods: Float[Tensor, "removals continuations"]
     greedy: Bool[Tensor, "removals continuations"]
 
+    def pairs(self) -> list[list[tuple[float, bool]]]:
+        """By removal, log-likelihood and greediness of each continuation, as stores keep them."""
+        by_removal = zip(self.loglikelihoods.tolist(), self.greedy.tolist(), strict=True)
+        return [list(zip(*one, strict=True)) for one in by_removal]
+
 
 @dataclass(frozen=True, slots=True)
 class ItemAblation(ItemAnswers):

@@ -40,6 +40,11 @@ class Row:
         return len(self.ids)
 
     @property
+    def reads(self) -> frozenset[int]:
+        """The positions from which a token is predicted."""
+        return frozenset(target.position for target in self.targets)
+
+    @property
     def branched(self) -> bool:
         """Whether it takes a tree mask; a row with at most one branch is plain causal text."""
         return max(self.branches) > 1

@@ -25,6 +25,12 @@ _SHARE = 0.01
 _FEWEST = 20
 
 
+def sample(items: int, seed: int) -> frozenset[int]:
+    """The items of a task, numbered from 0, that are recomputed."""
+    size = min(items, max(_FEWEST, math.ceil(_SHARE * items)))
+    return frozenset(np.random.default_rng(seed).choice(items, size, replace=False).tolist())
+
+
 class StandingCheck:
     """Which items of a task are recomputed, and under which removals: the seed decides.
 
@@ -41,9 +47,7 @@ class StandingCheck:
         self._model = model
         self._removals = tuple(removals)
         self._seed = seed
-        size = min(items, max(_FEWEST, math.ceil(_SHARE * items)))
-        chosen = np.random.default_rng(seed).choice(items, size, replace=False)
-        self.sample = frozenset(chosen.tolist())
+        self.sample = sample(items, seed)
 
     def places(self, index: int) -> tuple[int, ...]:
         """Of a sampled item: where the removals stand that are recomputed, intact first."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from snowball import criteria
-from snowball.engine.removal import INTACT, Removal, Unit, parse_removal, removal_name
+from snowball.engine.removal import INTACT, Removal, Unit, parse_removal
 from snowball.progress import Advance
 from snowball.pruning.criteria.accuracy import Accuracy
 from snowball.pruning.criteria.angular_block import angular_blocks
@@ -15,7 +15,7 @@ from snowball.pruning.criteria.last_n import LastN
 from snowball.pruning.criteria.magnitude import Magnitude
 from snowball.pruning.criteria.random_order import RandomOrder
 from snowball.pruning.criteria.taylor import Taylor
-from snowball.pruning.measurements import ANSWER, Measurements
+from snowball.pruning.measurements import Measurements
 from snowball.pruning.method import Method, Search
 from snowball.pruning.objective import Objective
 from snowball.pruning.objectives import OBJECTIVES
@@ -23,10 +23,10 @@ from snowball.pruning.search.beam import beam
 from snowball.pruning.search.evolutionary import Evolution, evolutionary
 from snowball.pruning.search.exact import exact
 from snowball.pruning.search.greedy import greedy
-from snowball.pruning.search.ranking import Ranking, greedy_ranking, one_shot
+from snowball.pruning.search.ranking import Ranking, greedy_ranking, one_shot, take
 from snowball.pruning.search.step import Considered, Step
 from snowball.pruning.search.swap import swap
-from snowball.pruning.tie_rules import TieRule, in_order
+from snowball.pruning.tie_rules import TieRule
 from snowball.pruning.units import Budget, BudgetError, candidates
 
 
@@ -91,7 +91,7 @@ class Chooser:
         if self.method.criterion == criteria.ANGULAR_BLOCK:
             return self._block(rule)
         if self.method.search is Search.ONE_SHOT:
-            steps = one_shot(self._values(), self._allows, rule, self._likelihood)
+            steps = one_shot(self._values(), self._allows, rule, self.measured.likelihood)
             return _along([self._with_criterion(step) for step in steps])
         if self.method.search is Search.GREEDY:
             return _along(self._greedy(rule))
@@ -136,7 +136,9 @@ class Chooser:
 
     def _greedy(self, rule: TieRule) -> list[Step]:
         if self._objective is None:
-            return greedy_ranking(self._ranking, self.units, self._allows, rule, self._likelihood)
+            return greedy_ranking(
+                self._ranking, self.units, self._allows, rule, self.measured.likelihood
+            )
         return greedy(self._objective, self.units, self._allows, rule, self._keeps)
 
     def _set(self, objective: Objective, rule: TieRule) -> Choice:
@@ -154,23 +156,12 @@ class Chooser:
 
     def _block(self, rule: TieRule) -> Choice:
         assert self.budget.count is not None
-        kept = {unit for unit in self.units}
+        kept = set(self.units)
         values = angular_blocks(self.measured, self.budget.count)
         values = {block: value for block, value in values.items() if block <= kept}
         if not values:
             raise BudgetError(f"no {self.budget.count} consecutive layers may be removed")
-        least = min(values.values())
-        ties = [block for block, value in values.items() if value == least]
-        chosen = {one: in_order(ties, one, self._likelihood)[0] for one in TieRule}
-        removed, name = chosen[rule], removal_name(chosen[rule])
-        step = Step(
-            unit=name,
-            removed=name,
-            value=least,
-            ties=tuple(map(removal_name, ties)) if len(ties) > 1 else (),
-            other_rules={one.value: removal_name(block) for one, block in chosen.items()},
-            considered=tuple(Considered(removal_name(b), value) for b, value in values.items()),
-        )
+        removed, step = take(values, INTACT, rule, self.measured.likelihood)
         return Choice(removed, (INTACT, removed), (step,))
 
     def _allows(self, removed: Removal) -> bool:
@@ -184,10 +175,6 @@ class Chooser:
             return True
         assert isinstance(self._objective, Accuracy)
         return self._objective.kept(removed) >= self.budget.keep
-
-    def _likelihood(self, removed: Removal) -> float:
-        self.measured.require([removed])
-        return float(self.measured.values(ANSWER, [removed]).mean())
 
     def _check_budget(self) -> None:
         if self.budget.keep is not None and not (

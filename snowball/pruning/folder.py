@@ -27,7 +27,7 @@ from snowball.pretrained.loading import device_name
 from snowball.progress import Progress, Tell, duration_text, say_nothing, silent
 from snowball.provenance import provenance
 from snowball.pruning.choice import Choice, Chooser
-from snowball.pruning.criteria.random_order import RandomOrder
+from snowball.pruning.criteria.random_order import random_sets
 from snowball.pruning.document import (
     DOCUMENT,
     STORE,
@@ -41,7 +41,6 @@ from snowball.pruning.document import (
     write_pruning,
 )
 from snowball.pruning.exported_model import export_model
-from snowball.pruning.figures import plot_all
 from snowball.pruning.measurements import Measurements
 from snowball.pruning.method import Method, Search
 from snowball.pruning.objectives import OBJECTIVES
@@ -233,12 +232,12 @@ def _evaluate(
     chosen: _Chosen,
     measured: Measurements,
     judged: Measurements,
-    random_sets: int,
+    count: int,
     progress: Progress,
 ) -> tuple[tuple[TaskResult, ...], tuple[TaskResult, ...]]:
-    """Both kinds of items under every set of the path, of other rules, and random ones."""
+    """Both kinds of items under every set of the path, of other rules, and `count` random ones."""
     sets = list(dict.fromkeys([*chosen.choice.path, *chosen.others.values()]))
-    random = _random_sets(chosen, random_sets)
+    random = random_sets(chosen.chooser.units, len(chosen.choice.removed), count)
     every = list(dict.fromkeys([*sets, *random]))
     total = len(every) * (len(measured) + len(judged))
     with progress("evaluating", total, "answers") as advance:
@@ -276,13 +275,6 @@ def _under_other_rules(chooser: Chooser, choice: Choice) -> dict[TieRule, Remova
     return {rule: chooser.choose(rule).removed for rule in TieRule if rule != mine} | {
         mine: choice.removed
     }
-
-
-def _random_sets(chosen: _Chosen, count: int) -> list[Removal]:
-    """Random sets as large as the one that was chosen, one for each seed."""
-    size, units = len(chosen.choice.removed), chosen.chooser.units
-    orders = [RandomOrder(seed).values(INTACT, units) for seed in range(count)]
-    return [frozenset(sorted(values, key=values.__getitem__)[:size]) for values in orders]
 
 
 def _cost(chooser: Chooser, choice: Choice, seconds: float) -> Cost:
@@ -346,5 +338,4 @@ def _write(folder: Path, document: PruningDocument) -> None:
     write_pruning(folder, document)
     write_text(folder / STEPS, steps_csv(document))
     write_text(folder / TASKS, tasks_csv(document))
-    plot_all(document, folder)
-    write_page(folder)
+    write_page(folder, document)

@@ -12,12 +12,13 @@ from jaxtyping import Bool, Float, Int
 from snowball.engine.ablation import AblationEngine, ItemAnswers
 from snowball.engine.layer_pass import ItemAblation
 from snowball.engine.removal import INTACT, Removal, removal_name
-from snowball.engine.self_check import SelfCheckError, check_against_deletion
+from snowball.engine.self_check import check_against_deletion
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
-from snowball.engine.standing_check import StandingCheck
+from snowball.engine.standing_check import sample
 from snowball.engine.state_cache import StateCache
 from snowball.errors import SnowballError
 from snowball.progress import Advance
+from snowball.results.recomputed import invalidating, note_difference, recomputed
 from snowball.results.store import ItemResult, Key, Store
 from snowball.tasks.item import Item
 from snowball.tasks.task import ScoredTask, Task
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 # As the store names them. Of the right answer: its log-likelihood in nats, divided by its length
 # where the task's accuracy is; and by how much it leads the best of the others.
 RIGHT, ANSWER, LEAD, NATS, KL = "right", "answer", "lead", "nats", "kl"
-_DIFFERENCE = "difference"
 # Metrics that are against the first of the removals, which here is any.
 _AGAINST_FIRST = frozenset({"within_margin"})
 
@@ -77,12 +77,7 @@ class Measurements:
         for task in self.scored:
             for item in task.items:
                 self.engine.check_item(item)
-        self._samples = [
-            StandingCheck(
-                self.pretrained.model, [INTACT], len(task.items), seed=int(task.sha256, 16)
-            ).sample
-            for task in self.scored
-        ]
+        self._samples = [sample(len(task.items), seed=int(task.sha256, 16)) for task in self.scored]
         self._known: dict[tuple[Removal, str], Float[np.ndarray, " items"]] = {}
 
     def __len__(self) -> int:
@@ -115,6 +110,11 @@ class Measurements:
         """Which items are answered rightly, of a set that was run on all."""
         return self.values(RIGHT, [removed])[0] > 0.5
 
+    def likelihood(self, removed: Removal) -> float:
+        """The mean over items of the log-likelihood of the right answer, measured if need be."""
+        self.require([removed])
+        return float(self.values(ANSWER, [removed]).mean())
+
     def of_task(self, number: int) -> slice:
         """The items of a task."""
         start = sum(len(task.items) for task in self.scored[:number])
@@ -142,7 +142,7 @@ class Measurements:
     @property
     def lengths(self) -> Int[np.ndarray, " items"]:
         """How many tokens the row of each item has."""
-        return np.array([_row_tokens(self._item(place)) for place in range(len(self))])
+        return np.array([self._item(place).packed_tokens for place in range(len(self))])
 
     def loglikelihoods(self, removed: Removal) -> list[tuple[Item, tuple[float, ...]]]:
         """Every item, with the log-likelihoods of its continuations under a set that was run."""
@@ -160,14 +160,7 @@ class Measurements:
 
     def standing_check(self) -> StandingCheckResult:
         """What recomputing the random sample has shown so far."""
-        found = [
-            (task.name, item, value)
-            for task in self.scored
-            for item, value in self.store.each_value(self._check_key(task), _DIFFERENCE)
-        ]
-        items = {(name, item) for name, item, _ in found}
-        worst = max((value for *_, value in found), default=0.0)
-        return StandingCheckResult(len(items), len(found), worst)
+        return recomputed(self.store, [self._check_key(task) for task in self.scored])
 
     # --- measuring --------------------------------------------------------------------------
 
@@ -199,7 +192,7 @@ class Measurements:
         portion: list[int] = []
         for place in by_length:
             same_task = portion and self._places[portion[0]][0] == self._places[place][0]
-            longest = _row_tokens(self._item(portion[0])) if portion else 0
+            longest = self._item(portion[0]).packed_tokens if portion else 0
             fits = (len(portion) + 1) * longest <= self.engine.token_budget
             if portion and not (same_task and fits):
                 yield portion
@@ -230,7 +223,7 @@ class Measurements:
         for one in (one for batch in batches for one in batch):
             index = indices[one.item]
             self._recompute(number, index, sets, one)
-            results.append(ItemResult(index, _values(task, index, one), {}, _answers(one)))
+            results.append(ItemResult(index, _values(task, index, one), {}, one.pairs()))
         # What is kept for the next run would not fit beside a smaller budget.
         self.engine.token_budget = engine.token_budget
         self.store.write(self.run, self.key(task), [removal_name(one) for one in sets], results)
@@ -250,15 +243,11 @@ class Measurements:
         task = self.scored[number]
         chosen = int(np.random.default_rng([index, len(sets)]).integers(len(sets)))
         answers = [found.loglikelihoods[[chosen]]]
-        try:
+        with invalidating(self.store, self.key(task)):
             worst = check_against_deletion(
                 self.pretrained.model, [sets[chosen]], [task.items[index]], answers
             )
-        except SelfCheckError as error:
-            self.store.invalidate(self.key(task), str(error))
-            raise
-        result = ItemResult(index, {_DIFFERENCE: [worst]}, {})
-        self.store.write(self.run, self._check_key(task), [removal_name(sets[chosen])], [result])
+        note_difference(self.store, self.run, self._check_key(task), [sets[chosen]], index, worst)
 
     def _check_key(self, task: ScoredTask) -> Key:
         key = self.key(task)
@@ -281,10 +270,6 @@ def _scored(task: Task) -> ScoredTask:
     return task
 
 
-def _row_tokens(item: Item) -> int:
-    return len(item.context) + sum(len(tokens) - 1 for tokens in item.continuations)
-
-
 def _values(task: ScoredTask, index: int, found: ItemAnswers) -> Mapping[str, list[float]]:
     """What the task says of an item under each set, and what searches order sets and items by."""
     loglikelihoods, wanted = found.loglikelihoods.numpy(), task.wanted[index]
@@ -300,8 +285,3 @@ def _values(task: ScoredTask, index: int, found: ItemAnswers) -> Mapping[str, li
     if isinstance(found, ItemAblation):
         own[KL] = found.kl.numpy()
     return {name: v.tolist() for name, v in {**values, **own}.items()}
-
-
-def _answers(found: ItemAnswers) -> list[list[tuple[float, bool]]]:
-    pairs = zip(found.loglikelihoods.tolist(), found.greedy.tolist(), strict=True)
-    return [list(zip(*one, strict=True)) for one in pairs]

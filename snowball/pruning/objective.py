@@ -14,7 +14,7 @@ from snowball.criteria import Criterion
 from snowball.engine.removal import INTACT, Removal
 from snowball.errors import SnowballError
 from snowball.progress import Advance
-from snowball.pruning.measurements import ANSWER, LEAD, Measurements
+from snowball.pruning.measurements import LEAD, Measurements
 from snowball.pruning.ordered_dropping import Comparison, Order, least_loss
 from snowball.pruning.tie_rules import TieRule, in_order
 
@@ -58,10 +58,6 @@ class Objective(ABC):
         self.measured.require(sets, items, self.advance)
         return self.of_items(sets, items)
 
-    def total(self, removed: Removal) -> float:
-        """The loss of a set on all items, measured if it is not known."""
-        return math.fsum(self.losses([removed], range(len(self.measured)))[0])
-
     def totals(self, sets: Sequence[Removal]) -> dict[Removal, float]:
         """The losses of sets on all items, measured together."""
         every = self.losses(sets, range(len(self.measured)))
@@ -75,20 +71,15 @@ class Objective(ABC):
         self.advance(sum(items - partial.items for partial in found.dropped.values()))
         return found
 
-    def likelihood(self, removed: Removal) -> float:
-        """The mean over items of the log-likelihood of the right answer, in nats."""
-        self.measured.require([removed])
-        return float(self.measured.values(ANSWER, [removed]).mean())
-
     def best(self, sets: Sequence[Removal], rule: TieRule) -> Removal:
         """The one to be taken of sets that are equally good."""
-        return in_order(sets, rule, self.likelihood)[0]
+        return in_order(sets, rule, self.measured.likelihood)[0]
 
     def sort(self, totals: Mapping[Removal, float], rule: TieRule) -> list[Removal]:
         """Sets by their total losses, the best first, and equally good ones by the tie rule."""
         levels = sorted(set(totals.values()))
         alike = [[one for one, total in totals.items() if total == level] for level in levels]
-        return [one for sets in alike for one in in_order(sets, rule, self.likelihood)]
+        return [one for sets in alike for one in in_order(sets, rule, self.measured.likelihood)]
 
     def _order(self, leader: Removal) -> Order:
         """The leader's largest losses first, then where its answer leads the others by least."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from snowball.engine.ablation import AblationEngine, Work
+from snowball.engine.cost import engine_cost
 from snowball.engine.removal import Part, Removal, Unit, plan_removals
 from snowball.pruning.measurements import Measurements
 from snowball.pruning.units import with_each
@@ -29,12 +30,7 @@ def obvious_operations(
     every token.
     """
     stack = measured.engine.stack
-    tokens = sum(
-        len(item.context) + len(ending) - 1
-        for task in measured.scored
-        for item in task.items
-        for ending in item.continuations
-    )
+    tokens = sum(item.separate_tokens for task in measured.scored for item in task.items)
     sets = [one for gone in path[:-1] for one in with_each(gone, units)]
     layers = [stack.depth - sum(unit.part is Part.LAYER for unit in one) for one in sets]
     per_layer = stack.layer_parameters() / stack.depth
@@ -42,28 +38,13 @@ def obvious_operations(
     return len(sets) * len(measured), 2.0 * tokens * (per_layer * sum(layers) + unembedded)
 
 
-def most_operations(
-    measured: Measurements, units: Sequence[Unit], steps: int, sets_in_all: int = 0
-) -> float:
+def most_operations(measured: Measurements, units: Sequence[Unit], steps: int) -> float:
     """Of a greedy search of so many steps, if no candidate is dropped and no state is kept.
 
-    The deepest units are taken to be removed first, which leaves most to run. `sets_in_all`: sets
-    that are run from the first layer on besides.
+    The deepest units are taken to be removed first, which leaves most to run.
     """
     engine = measured.engine
-    work = Work()
-    rows = [engine.rows(0, item) for task in measured.scored for item in task.items]
-    tokens = sum(len(row) for bundle in rows for row in bundle)
-    read = sum(
-        len({target.position for target in row.targets}) for bundle in rows for row in bundle
-    )
-    gone: frozenset[Unit] = frozenset()
-    for step in range(steps):
-        sets = with_each(gone, units)
-        plan = plan_removals(sets, engine.stack.depth)
-        work.layer_tokens += plan.layer_runs * tokens
-        work.reads += len(sets) * read
-        gone |= {units[-1 - step]}
-    work.layer_tokens += sets_in_all * engine.stack.depth * tokens
-    work.reads += sets_in_all * read
-    return operations(engine, work)
+    items = [item for task in measured.scored for item in task.items]
+    gone = [frozenset(units[len(units) - step :]) for step in range(steps)]
+    plans = [plan_removals(with_each(one, units), engine.stack.depth) for one in gone]
+    return sum(engine_cost(engine, plan, items).operations for plan in plans)

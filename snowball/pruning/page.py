@@ -31,24 +31,23 @@ _RULES = {
 }
 
 
-def write_page(folder: Path) -> Path:
-    """Writes `report.html` from the `prune.json` and the figures of a run folder.
+def draw_page(folder: Path) -> Path:
+    """Draws the figures and writes the page of a run folder, from its `prune.json` alone.
 
     Raises:
         PruningDocumentError, FileError: the document is none, or a file cannot be read or written.
     """
-    document = read_pruning(folder)
+    return write_page(folder, read_pruning(folder))
+
+
+def write_page(folder: Path, document: PruningDocument) -> Path:
+    """Draws the figures, and writes `report.html`; raises FileError if a file cannot be written."""
+    plot_all(document, folder)
     paths = {name: folder / f"{name}.png" for name in FIGURES}
     figures = {name: bytes_of(path, limit=None) for name, path in paths.items() if path.exists()}
     target = folder / PAGE
     write_text(target, page_html(document, figures))
     return target
-
-
-def draw_page(folder: Path) -> Path:
-    """Draws the figures again from `prune.json`, and writes the page; raises as `write_page`."""
-    plot_all(read_pruning(folder), folder)
-    return write_page(folder)
 
 
 def page_html(document: PruningDocument, figures: Mapping[str, bytes]) -> str:

@@ -40,6 +40,16 @@ class Item:
         return self.unscored or (0,) * len(self.continuations)
 
     @property
+    def packed_tokens(self) -> int:
+        """Tokens that the model reads if all continuations share the row of their context."""
+        return len(self.context) + sum(len(tokens) - 1 for tokens in self.continuations)
+
+    @property
+    def separate_tokens(self) -> int:
+        """Tokens that the model reads if each continuation has a row of its own."""
+        return sum(len(self.context) + len(tokens) - 1 for tokens in self.continuations)
+
+    @property
     def longest(self) -> int:
         """Tokens that the model reads for the longest continuation."""
         return len(self.context) + max(map(len, self.continuations)) - 1

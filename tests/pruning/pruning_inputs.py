@@ -12,10 +12,13 @@ from tiny_models import loglikelihoods_of, tiny_model
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.deletion import deleted
 from snowball.engine.removal import Removal, Unit
+from snowball.engine.self_check_result import SelfCheck
 from snowball.pretrained.loading import Pretrained, load_pretrained
 from snowball.tasks.item import Item
 
 DEPTH = 6
+# So that tests of searches need not compare the engine first: other tests do.
+CHECKED = SelfCheck(True, 0.0, 0, (), None, "packed", 0)
 THINGS = "Sky Grass Snow Coal Blood Sun Sea Ice Moss Sand Rust Tar Fog Ash Oak Ink".split()
 PLACES = "Here There Above Below".split()
 CHOICES = [" blue", " grey", " pink", " orange"]

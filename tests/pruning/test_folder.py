@@ -29,7 +29,7 @@ from snowball.pruning.measurements import MeasurementError, Measurements
 from snowball.pruning.method import read_method
 from snowball.pruning.objective import ObjectiveError
 from snowball.pruning.overlap import OverlapError
-from snowball.pruning.page import write_page
+from snowball.pruning.page import draw_page
 from snowball.results.store import Store
 from snowball.typed_json import to_json
 
@@ -124,7 +124,7 @@ def test_a_second_run_measures_nothing(
     monkeypatch.setattr(Measurements, "_measure", refuse)
     again = prune(model, inputs, pruned)
     assert again.cost.answers == 0
-    write_page(pruned)
+    draw_page(pruned)
 
 
 @pytest.mark.parametrize("portions", [1, 3, 7])
@@ -335,7 +335,7 @@ def test_a_page_can_be_written_again(pruned: Path, tmp_path: Path) -> None:
     (tmp_path / "x" / "report.html").unlink()
     (tmp_path / "x" / "curve.png").unlink()
     assert snowball("report", tmp_path / "x").status == 0
-    assert write_page(tmp_path / "x").read_bytes() == (pruned / "report.html").read_bytes()
+    assert draw_page(tmp_path / "x").read_bytes() == (pruned / "report.html").read_bytes()
     assert read_pruning(tmp_path / "x" / "prune.json").task("test").values
     with pytest.raises(KeyError, match="no task 'other'"):
         read_pruning(tmp_path / "x").task("other")

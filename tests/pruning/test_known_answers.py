@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from pruning_inputs import CHECKED
 
 import snowball
 from snowball.construction.universality.builder import UniversalModel
@@ -16,7 +17,6 @@ from snowball.construction.universality.corollaries import (
 )
 from snowball.data.dataset import Dataset
 from snowball.engine.removal import INTACT, Removal, Unit
-from snowball.engine.self_check_result import SelfCheck
 from snowball.model_tasks import read_tasks, task_of_dataset
 from snowball.pretrained.loading import load_pretrained
 from snowball.pruning.choice import Chooser
@@ -26,7 +26,6 @@ from snowball.pruning.tie_rules import TieRule
 from snowball.pruning.units import read_budget
 from snowball.results.store import Store
 
-CHECKED = SelfCheck(True, 0.0, 0, (), None, "packed", 0)
 TOKENS = 12
 DATASET = Dataset.from_rows(
     [

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pruning_inputs import (
     CALIBRATION,
+    CHECKED,
     CHOICES,
     DEPTH,
     items,
@@ -25,7 +26,6 @@ from scipy.special import rel_entr, softmax
 from snowball.engine.deletion import deleted
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Part, Removal, Unit
-from snowball.engine.self_check_result import SelfCheck
 from snowball.model_tasks import read_tasks
 from snowball.pretrained.loading import Pretrained
 from snowball.pruning.criteria.accuracy import Accuracy
@@ -41,7 +41,6 @@ from snowball.pruning.criteria.taylor import Taylor
 from snowball.pruning.measurements import Measurements
 from snowball.results.store import Store
 
-CHECKED = SelfCheck(True, 0.0, 0, (), None, "packed", 0)
 SETS = [layers(0), layers(2, 5), frozenset({Unit(1, Part.MLP), Unit(4, Part.ATTENTION)})]
 TOLERANCE = 1e-4
 
@@ -65,7 +64,7 @@ def measured(model: Pretrained, store: Store, file: str = "train", **settings: A
 @pytest.mark.parametrize("removed", SETS)
 def test_accuracy(model: Pretrained, store: Store, removed: Removal) -> None:
     objective = Accuracy(measured(model, store))
-    assert objective.total(removed) == (~right(model.model, removed)).sum()
+    assert objective.totals([removed])[removed] == (~right(model.model, removed)).sum()
     intact, without = right(model.model, INTACT).mean(), right(model.model, removed).mean()
     expected = 1 - max(without - 0.25, 0) / (intact - 0.25)
     assert objective.value(removed) == pytest.approx(expected)
@@ -80,11 +79,11 @@ def test_likelihood_and_perplexity_of_answers(
     answers = labels(model.model, CALIBRATION)
     found = loglikelihoods(model.model, removed)[range(len(answers)), answers]
     likelihood, perplexity = Likelihood(items_of), Perplexity(items_of)
-    assert likelihood.total(removed) == pytest.approx(-found.sum(), abs=TOLERANCE)
+    assert likelihood.totals([removed])[removed] == pytest.approx(-found.sum(), abs=TOLERANCE)
     assert likelihood.value(removed) == pytest.approx(-found.mean(), abs=TOLERANCE)
     intact = loglikelihoods(model.model, INTACT)[range(len(answers)), answers]
     tokens = sum(len(CHOICES[answer]) for answer in answers)
-    perplexity.total(removed)
+    perplexity.totals([removed])[removed]
     expected = math.exp(-found.sum() / tokens) - math.exp(-intact.sum() / tokens)
     assert perplexity.value(removed) == pytest.approx(expected, rel=1e-3)
 
@@ -93,7 +92,7 @@ def test_perplexity_of_texts(model: Pretrained, store: Store) -> None:
     texts = measured(model, store, "text")
     removed = SETS[1]
     objective = Perplexity(texts)
-    objective.total(removed)
+    objective.totals([removed])[removed]
 
     def nats(gone: Removal) -> float:
         total = 0.0
@@ -125,7 +124,7 @@ def test_kl_is_from_the_intact_model(model: Pretrained, store: Store) -> None:
 
     intact, other = next_token(INTACT), next_token(removed)
     expected = rel_entr(softmax(intact, 1), softmax(other, 1)).sum(1)
-    objective.total(removed)
+    objective.totals([removed])[removed]
     assert objective.value(removed) == pytest.approx(expected.mean(), rel=1e-3)
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pruning_inputs import CALIBRATION, DEPTH, layers, loaded, right, write_inputs
+from pruning_inputs import CALIBRATION, CHECKED, DEPTH, layers, loaded, right, write_inputs
 
 from snowball.engine.removal import INTACT, Removal, Unit, parse_removal
-from snowball.engine.self_check_result import SelfCheck
 from snowball.engine.state_cache import StateCache
 from snowball.model_tasks import read_tasks
 from snowball.pretrained.loading import Pretrained
@@ -25,7 +24,6 @@ from snowball.pruning.tie_rules import TieRule
 from snowball.pruning.units import BudgetError, read_budget, read_kept
 from snowball.results.store import Store
 
-CHECKED = SelfCheck(True, 0.0, 0, (), None, "packed", 0)
 UNITS = [Unit(layer) for layer in range(DEPTH)]
 Measure = Callable[..., Measurements]
 
@@ -86,13 +84,12 @@ def test_greedy_is_the_plain_loop(
 
 def test_ties_go_to_the_likeliest_answers(measure: Measure, wrong: dict[Removal, int]) -> None:
     measured = measure()
-    objective = Accuracy(measured)
     choice = Chooser(measured, Method(), read_budget("3", DEPTH)).choose(TieRule.LIKELIHOOD)
     for before, after in zip(choice.path, choice.path[1:], strict=False):
         sets = [before | {unit} for unit in UNITS if unit not in before]
         least = min(wrong[one] for one in sets)
         ties = [one for one in sets if wrong[one] == least]
-        assert after == max(ties, key=objective.likelihood)
+        assert after == max(ties, key=measured.likelihood)
 
 
 def test_one_shot_is_the_order_of_single_removals(

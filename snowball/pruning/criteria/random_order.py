@@ -9,7 +9,7 @@ import numpy as np
 
 from snowball import criteria
 from snowball.criteria import Criterion
-from snowball.engine.removal import Removal, Unit
+from snowball.engine.removal import INTACT, Removal, Unit
 
 
 @dataclass(frozen=True)
@@ -25,3 +25,9 @@ class RandomOrder:
     def values(self, removed: Removal, units: Sequence[Unit]) -> dict[Unit, float]:
         drawn = np.random.default_rng(self.seed).random(1 + max(unit.layer for unit in units))
         return {unit: float(drawn[unit.layer]) for unit in units}
+
+
+def random_sets(units: Sequence[Unit], size: int, count: int) -> list[Removal]:
+    """Random sets of `size` units, one for each of the seeds 0 .. count - 1."""
+    orders = [RandomOrder(seed).values(INTACT, units) for seed in range(count)]
+    return [frozenset(sorted(values, key=values.__getitem__)[:size]) for values in orders]

@@ -47,7 +47,7 @@ def greedy(
             break
         value = objective.value(chosen[rule])
         considered = tuple(_considered(objective, one, gone, found) for one in sets)
-        steps.append(step_of(unit, gone, value, found.best, chosen, considered))
+        steps.append(step_of(gone, rule, value, found.best, chosen, considered))
         likeliest = _units(found.ranking(), gone, without=unit)
         gone |= {unit}
         advance(1)

@@ -33,8 +33,8 @@ def one_shot(
     steps: list[Step] = []
     gone: Removal = INTACT
     while left := allowed(values, gone, allows):
-        unit, step = _take({unit: values[unit] for unit in left}, gone, rule, likelihood)
-        gone |= {unit}
+        more, step = take(_alone({unit: values[unit] for unit in left}), gone, rule, likelihood)
+        gone |= more
         steps.append(step)
     return steps
 
@@ -51,8 +51,8 @@ def greedy_ranking(
     steps: list[Step] = []
     gone: Removal = INTACT
     while left := allowed(units, gone, allows):
-        unit, step = _take(ranking.values(gone, left), gone, rule, likelihood)
-        gone |= {unit}
+        more, step = take(_alone(ranking.values(gone, left)), gone, rule, likelihood)
+        gone |= more
         steps.append(step)
         advance(1)
     return steps
@@ -63,31 +63,35 @@ def allowed(units: Iterable[Unit], gone: Removal, allows: Allows) -> list[Unit]:
     return [unit for unit in units if unit not in gone and allows(gone | {unit})]
 
 
-def _take(
-    values: Mapping[Unit, float], gone: Removal, rule: TieRule, likelihood: Likelihood
-) -> tuple[Unit, Step]:
+def take(
+    values: Mapping[Removal, float], gone: Removal, rule: TieRule, likelihood: Likelihood
+) -> tuple[Removal, Step]:
+    """What is removed next, of several units or blocks by their values, and the step that does."""
     least = min(values.values())
-    ties = [gone | {unit} for unit, value in values.items() if value == least]
+    ties = [gone | more for more, value in values.items() if value == least]
     chosen = {one: in_order(ties, one, likelihood)[0] for one in TieRule}
-    (unit,) = chosen[rule] - gone
-    considered = tuple(Considered(str(unit), value) for unit, value in values.items())
-    return unit, step_of(unit, gone, least, ties, chosen, considered)
+    considered = tuple(Considered(removal_name(more), value) for more, value in values.items())
+    return chosen[rule] - gone, step_of(gone, rule, least, ties, chosen, considered)
 
 
 def step_of(
-    unit: Unit,
     gone: Removal,
+    rule: TieRule,
     value: float,
     ties: Sequence[Removal],
     chosen: Mapping[TieRule, Removal],
     considered: tuple[Considered, ...],
 ) -> Step:
-    """A step that removes one more unit; `ties` and `chosen` are sets that hold `gone`."""
+    """A step that removes more; `ties`, and what each rule has `chosen`, are sets with `gone`."""
     return Step(
-        unit=str(unit),
-        removed=removal_name(gone | {unit}),
+        unit=removal_name(chosen[rule] - gone),
+        removed=removal_name(chosen[rule]),
         value=value,
         ties=tuple(removal_name(one - gone) for one in ties) if len(ties) > 1 else (),
         other_rules={rule.value: removal_name(one - gone) for rule, one in chosen.items()},
         considered=considered,
     )
+
+
+def _alone(values: Mapping[Unit, float]) -> dict[Removal, float]:
+    return {frozenset({unit}): value for unit, value in values.items()}
