@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,10 +58,17 @@ def export_model(
         command=provenance()["command"],
     )
     recipes = _recipes(pretrained, kept_layers(removed, calibration[0].engine.stack.depth))
-    _remove_older(target)
+    _refuse_foreign(target)
     try:
         accepted = export_pruned(
-            pretrained, removed, target, facts, measured=items, revision=revision, progress=progress
+            pretrained,
+            removed,
+            target,
+            facts,
+            measured=items,
+            revision=revision,
+            replace=True,
+            progress=progress,
         )
     except AcceptanceError:
         raise
@@ -71,13 +77,12 @@ def export_model(
     return Exported(FOLDER, accepted, None, recipes)
 
 
-def _remove_older(target: Path) -> None:
+def _refuse_foreign(target: Path) -> None:
     """Only what an export has written is replaced."""
     if not target.exists():
         return
     if not (target / RECORD).is_file() or "acceptance" not in read_json(target / RECORD):
         raise FileError(f"{target} is no exported model: move it, for the pruned one goes there")
-    shutil.rmtree(target)
 
 
 def _accuracies(role: str, results: Sequence[TaskResult], removed: Removal) -> list[TaskAccuracy]:

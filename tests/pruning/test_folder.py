@@ -16,6 +16,7 @@ from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, parse_removal
 from snowball.engine.self_check import SelfCheckError
 from snowball.errors import SnowballError
+from snowball.files import FileError
 from snowball.model_tasks import read_tasks
 from snowball.pretrained.loading import Pretrained
 from snowball.pruning.document import (
@@ -289,6 +290,30 @@ def test_a_folder_with_another_pruning_is_refused(
     with pytest.raises(PruningError, match="another pruning, of other evaluation"):
         run_pruning(model, *tasks, pruned, remove="2")
     assert (pruned / "prune.json").read_bytes() == before
+
+
+def test_the_exported_model_stays_until_another_is_accepted(
+    model: Pretrained, inputs: Path, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pruned, tmp_path / "x")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "x" / "model").iterdir()}
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("snowball.pruning.export.checkpoint.accept", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prune(model, inputs, tmp_path / "x")
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "x" / "model").iterdir()}
+    prune(model, inputs, tmp_path / "x")
+    assert (tmp_path / "x" / "model" / "pruning.json").exists()
+    shutil.rmtree(tmp_path / "x" / "model")
+    (tmp_path / "x" / "model").mkdir()
+    (tmp_path / "x" / "model" / "mine.txt").touch()
+    with pytest.raises(FileError, match="is no exported model: move it"):
+        prune(model, inputs, tmp_path / "x")
+    assert (tmp_path / "x" / "model" / "mine.txt").exists()
 
 
 # --- the command line -------------------------------------------------------------------------

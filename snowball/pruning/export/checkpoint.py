@@ -10,7 +10,14 @@ from typing import Any
 
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import Removal
-from snowball.files import make_folder, new_folder, refuse_existing, write_json, write_text
+from snowball.files import (
+    make_folder,
+    new_folder,
+    refuse_existing,
+    replaced_folder,
+    write_json,
+    write_text,
+)
 from snowball.pretrained.config import check_folder, read_config, read_settings
 from snowball.pretrained.loading import Pretrained, quiet
 from snowball.pretrained.location import CONFIG, Location, locate
@@ -68,6 +75,7 @@ def export_pruned(
     measured: Sequence[MeasuredItem] = (),
     prompts: Sequence[TokenIds] = (),
     revision: str | None = None,
+    replace: bool = False,
     progress: Progress = silent,
 ) -> Acceptance:
     """Writes the model without what is removed as a checkpoint, and tests it before it is there.
@@ -77,7 +85,7 @@ def export_pruned(
     dtype. A GGUF file is written as it was loaded: dequantised, in the dtype of the run. The
     acceptance test (`acceptance.accept`) runs on what is written; `measured` are items with the
     log-likelihoods that the engine found after this removal, `prompts` are continued instead of
-    random tokens.
+    random tokens. `replace`: whatever is at `folder` goes, but not before the new one is accepted.
 
     Raises:
         ExportError: the pruned model cannot be said in a config of transformers, or its files
@@ -85,15 +93,16 @@ def export_pruned(
         AcceptanceError: what was written is not the model that was measured. Nothing stays.
         RemovalError, LayerStackError: the model has no such unit.
         PretrainedError: the model is no longer where it was loaded from.
-        FileError: something is at `folder` already, or it cannot be written.
+        FileError: something is at `folder` that is not to be replaced, or it cannot be written.
     """
-    refuse_existing(folder)
+    if not replace:
+        refuse_existing(folder)
     stack = LayerStack(pretrained.model)
     kept = kept_layers(removal, stack.depth)
     with quiet(), tempfile.TemporaryDirectory() as temporary:
         location = locate(pretrained.name, revision, Path(temporary))
         inherited = _inherited(location, revision)
-        with new_folder(folder) as partial:
+        with (replaced_folder if replace else new_folder)(folder) as partial:
             whole = partial / _WHOLE
             if location.gguf is not None:
                 location = _as_safetensors(pretrained, whole)
