@@ -120,3 +120,19 @@ def test_removals_that_agree_below_share_the_slot_in_which_they_join() -> None:
     # Layer 3 is the first that tells the removals 1 and 2 apart.
     assert plan.steps[2].slot_of == (0, 1, 1, 3)
     assert plan.steps[3].slot_of == (0, 1, 2, 3)
+
+
+def test_every_removal_but_one_joins_where_it_can() -> None:
+    """Behind the removed layer 2 the one that joins runs layer 3, the other nothing.
+
+    The third, which a pass runs from the first layer on, runs the layers 1 and 3.
+    """
+    model, states = tiny_model("llama"), StateCache(ENOUGH)
+    (first, gone), (second, _), *_ = steps(DEPTH)
+    states.keep([gone])
+    answers(AblationEngine(model, first), states)
+    engine = AblationEngine(model, second)
+    answers(engine, states)
+    tokens = sum(len(row) for item in ITEMS for row in engine.rows(0, item))
+    assert engine.work.layer_tokens == 3 * tokens
+    assert plan_removals(second, DEPTH).layer_runs == 5
