@@ -10,24 +10,20 @@ All variants start with empty stores, in one run, and must remove the same layer
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study import arguments, load, origin
+from study import GIBIBYTE, Source, Study, arguments, open_study, origin, written
 
-from snowball.cli.terminal import out as console
 from snowball.cli.terminal import say
 from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
 from snowball.engine.removal import INTACT, Removal, Unit, layer_removals, removal_name
 from snowball.engine.self_check import check_engine
 from snowball.engine.self_check_result import SelfCheck
 from snowball.engine.state_cache import StateCache
-from snowball.files import write_json, write_text
-from snowball.model_tasks import read_tasks
 from snowball.presentation.sheet import Sheet
 from snowball.pretrained.loading import Pretrained
 from snowball.provenance import provenance
@@ -39,10 +35,8 @@ from snowball.pruning.operations import obvious_operations, operations
 from snowball.pruning.tie_rules import TieRule
 from snowball.pruning.units import deepest_first, read_budget, with_each
 from snowball.results.store import Store
-from snowball.tasks.item import Item
-from snowball.tasks.task import ScoredTask, Task
+from snowball.tasks.task import Task
 
-GIBIBYTE = 2**30
 # The obvious loop knows no likelihoods of ties; all variants take the deeper layer of two.
 RULE = TieRule.HIGHEST
 
@@ -51,51 +45,39 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--obvious-items", type=int, default=4)
     options = parser.parse_args()
-    model = load(options)
-    found = [one_task(options, model, task) for task in options.tasks]
-    path = options.out / "cost.json"
-    write_json(path, {**origin(options, model), "tasks": found})
-    sheet = table(found)
-    console.print(sheet.rich())
-    write_text(options.out / "cost.csv", sheet.csv())
-    say(f"Written to {path}.")
+    with open_study(options) as study:
+        found = {**origin(study), "tasks": [one_task(study, source) for source in study.sources]}
+    written(options, "cost", found, table(found["tasks"]))
 
 
-def one_task(options: argparse.Namespace, model: Pretrained, task: str) -> dict[str, Any]:
-    name, _, metric = task.partition(":")
-    tasks = read_tasks(
-        model,
-        f"{options.data / name}.jsonl:train",
-        limit=options.calibration,
-        metric=metric or None,
-    )
-    depth = int(model.model.config.get_text_config().num_hidden_layers)
-    checked = check_engine(model.model, tasks, layer_removals(depth))
+def one_task(study: Study, source: Source) -> dict[str, Any]:
+    """Every variant on the training items of a task; all must remove the same layers."""
+    task, remove = study.training(source), study.options.remove
+    checked = check_engine(study.model.model, [task], layer_removals(study.depth))
+    kept = int(study.options.memory * GIBIBYTE)
     variants = {
-        "one pass, all items": lambda: one_pass(model, tasks, checked, options.remove),
-        "with dropping": lambda: searched(model, tasks, checked, options.remove, 0),
-        "with dropping and kept states": lambda: searched(
-            model, tasks, checked, options.remove, int(options.memory * GIBIBYTE)
-        ),
+        "one pass, all items": lambda: one_pass(study.model, task, checked, remove),
+        "with dropping": lambda: searched(study.model, task, checked, remove, 0),
+        "with dropping and kept states": lambda: searched(study.model, task, checked, remove, kept),
     }
     found: dict[str, Any] = {}
     for variant, run in variants.items():
         found[variant] = run()
-        say(f"{name}: {variant}: {found[variant]}")
+        say(f"{source.name}: {variant}: {found[variant]}")
     removed = {one["removed"] for one in found.values()}
     assert len(removed) == 1, f"different layers: {removed}"
-    obvious = obvious_loop(model, tasks[0], options)
-    return {"task": name, "items": len(tasks[0].items), "variants": found, "obvious": obvious}
+    obvious = obvious_loop(study, task)
+    return {"task": source.name, "items": len(task.items), "variants": found, "obvious": obvious}
 
 
 def searched(
-    model: Pretrained, tasks: Sequence[Task], checked: SelfCheck, remove: str, memory: int
+    model: Pretrained, task: Task, checked: SelfCheck, remove: str, memory: int
 ) -> dict[str, Any]:
     """The search of `snowball prune`, from an empty store."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "s.sqlite") as store:
         states = StateCache(memory)
         run = store.begin_run(provenance())
-        measured = Measurements(model, tasks, store, run, checked, states=states)
+        measured = Measurements(model, [task], store, run, checked, states=states)
         budget = read_budget(remove, measured.engine.stack.depth)
         chooser = Chooser(measured, Method(tie_rule=RULE), budget)
         started = time.perf_counter()
@@ -104,12 +86,10 @@ def searched(
         return spent(measured, chooser.units, choice.path, seconds)
 
 
-def one_pass(
-    model: Pretrained, tasks: Sequence[Task], checked: SelfCheck, remove: str
-) -> dict[str, Any]:
+def one_pass(model: Pretrained, task: Task, checked: SelfCheck, remove: str) -> dict[str, Any]:
     """Every candidate on all items, all of a step in one pass."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "s.sqlite") as store:
-        measured = Measurements(model, tasks, store, store.begin_run(provenance()), checked)
+        measured = Measurements(model, [task], store, store.begin_run(provenance()), checked)
         objective, depth = Accuracy(measured), measured.engine.stack.depth
         count = read_budget(remove, depth).count
         assert count is not None
@@ -139,19 +119,17 @@ def spent(
     }
 
 
-def obvious_loop(model: Pretrained, task: Task, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the first step of the obvious loop on a few items, and the operations of it."""
-    assert isinstance(task, ScoredTask)
-    items: list[Item] = list(task.items[: options.obvious_items])
-    depth = int(model.model.config.get_text_config().num_hidden_layers)
+def obvious_loop(study: Study, task: Task) -> dict[str, Any]:
+    """Seconds of the first step of the obvious loop on a few items."""
+    model, items = study.model.model, task.items[: study.options.obvious_items]
     started = time.perf_counter()
-    for removal in layer_removals(depth):
-        with deleted(model.model, removal):
+    for removal in layer_removals(study.depth):
+        with deleted(model, removal):
             for item in items:
-                loglikelihoods_one_by_one(model.model, item)
+                loglikelihoods_one_by_one(model, item)
     seconds = time.perf_counter() - started
     tokens = sum(len(item.context) + len(e) - 1 for item in items for e in item.continuations)
-    return {"items": len(items), "candidates": depth, "tokens": tokens, "seconds": seconds}
+    return {"items": len(items), "candidates": study.depth, "tokens": tokens, "seconds": seconds}
 
 
 def table(tasks: Sequence[dict[str, Any]]) -> Sheet:
