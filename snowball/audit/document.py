@@ -19,12 +19,11 @@ from snowball.results.intervals import Interval
 from snowball.results.paired import McNemarMatrix, TaskDependence
 from snowball.results.ranks import MisjudgementIntervals, NoiseCeiling
 from snowball.results.relevance import RelevanceIntervals
-from snowball.results.store import Store, StoreError
+from snowball.results.store import STORE, Store, StoreError
 from snowball.typed_json import FLAT, MalformedError, from_json, to_json
 
-# Files of a run folder.
+# In a run folder.
 DOCUMENT = "audit.json"
-STORE = "results.sqlite"
 
 # The score that is judged first.
 COSINE = criteria.COSINE.name

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snowball.audit.document import STORE, AuditDocument, AuditedModel, Run, write_audit
+from snowball.audit.document import AuditDocument, AuditedModel, Run, write_audit
 from snowball.audit.estimate import estimate
 from snowball.audit.page import write_report
 from snowball.audit.run import Audit, AuditError
@@ -28,7 +28,7 @@ from snowball.files import make_folder, refuse_file, write_text
 from snowball.pretrained.loading import device_name
 from snowball.progress import Progress, Tell, say_nothing, silent
 from snowball.provenance import provenance
-from snowball.results.store import Store
+from snowball.results.store import STORE, Store
 from snowball.tasks.reading import check_names
 from snowball.tasks.task import Task
 from snowball.typed_json import MalformedError, from_json, to_json

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from snowball.progress import Advance
 from snowball.results.recomputed import DIFFERENCE, invalidating, note_difference, recomputed
 from snowball.results.store import ItemResult, Key, Store
 from snowball.tasks.item import Item
-from snowball.tasks.task import GenerationTask, ScoredTask, Task
+from snowball.tasks.task import GenerationTask, ScoredTask, Task, document_of
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
@@ -264,7 +264,7 @@ class Audit:
                         values=values,
                         arrays=scores[index].arrays(),
                         answers=texts,
-                        document=_document(task, index),
+                        document=document_of(task, index),
                     )
                 )
             store.write(run, self.key(task), self.names(), results)
@@ -290,13 +290,8 @@ def _result(task: ScoredTask, index: int, found: ItemAblation) -> ItemResult:
         values={name: v.tolist() for name, v in values.items()},
         arrays=found.activations.arrays(),
         answers=found.pairs(),
-        document=_document(task, index),
+        document=document_of(task, index),
     )
-
-
-def _document(task: Task, index: int) -> dict[str, Any] | None:
-    """What the item asks, if the task says so."""
-    return task.documents[index].to_json() if task.documents else None
 
 
 def _until(text: str, stops: Sequence[str]) -> str:

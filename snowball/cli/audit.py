@@ -129,28 +129,31 @@ def report(
         bool,
         typer.Option(
             "--lm-eval",
-            help="Also write every answer as lm-eval does, for the intact model and each removal.",
+            help="Also write every answer as lm-eval does: intact, and under each removal or after "
+            "each step.",
         ),
     ] = False,
 ) -> None:
     """Draw all figures of a finished audit or pruning, and write one page with all it found.
 
-    audit.json or prune.json is all that this takes, but for --lm-eval, which is for audits and
-    takes results.sqlite, too.
+    audit.json or prune.json is all that this takes, but for --lm-eval, which takes results.sqlite,
+    too.
     """
     with refusals():
         from snowball.pruning.document import DOCUMENT
 
-        if (folder / DOCUMENT).exists() and not lm_eval:
+        # The page comes last: if single answers are missing, nothing is written.
+        if (folder / DOCUMENT).exists():
+            from snowball.pruning.lm_eval_export import export_lm_eval as export_pruning
             from snowball.pruning.page import draw_page
 
+            exported = export_pruning(folder) if lm_eval else None
             say(f"Written to {draw_page(folder)}.")
-            return
-        from snowball.audit.lm_eval_export import export_lm_eval
-        from snowball.audit.page import write_report
+        else:
+            from snowball.audit.lm_eval_export import export_lm_eval
+            from snowball.audit.page import write_report
 
-        # The page comes last: if single answers are missing, nothing is written.
-        exported = export_lm_eval(folder) if lm_eval else None
-        say(f"Written to {write_report(folder, say)}.")
+            exported = export_lm_eval(folder) if lm_eval else None
+            say(f"Written to {write_report(folder, say)}.")
         if exported is not None:
             say(f"Written to {exported}.")

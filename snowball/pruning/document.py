@@ -16,11 +16,11 @@ from snowball.files import FileError, read_json, write_json
 from snowball.pruning.export.acceptance_result import Acceptance
 from snowball.pruning.search.step import Step
 from snowball.results.intervals import Interval
+from snowball.results.store import Key
 from snowball.typed_json import MalformedError, from_json, to_json
 
-# Files of a run folder.
+# In a run folder.
 DOCUMENT = "prune.json"
-STORE = "results.sqlite"
 
 
 class PruningDocumentError(FileError):
@@ -143,6 +143,12 @@ class PruningDocument:
             if one.name == name:
                 return one
         raise KeyError(f"no task {name!r} in the evaluation")
+
+
+def answers_key(model: str, task: str, task_sha256: str, with_kl: bool = False) -> Key:
+    """Under which the store keeps the answers to a task, and the divergences `with_kl`."""
+    kind = "answers and divergence" if with_kl else "answers"
+    return Key(model, f"{task}: {kind}", task_sha256)
 
 
 def write_pruning(folder: Path, document: PruningDocument) -> None:

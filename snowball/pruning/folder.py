@@ -30,7 +30,6 @@ from snowball.pruning.choice import Choice, Chooser
 from snowball.pruning.criteria.random_order import random_sets
 from snowball.pruning.document import (
     DOCUMENT,
-    STORE,
     Cost,
     Exported,
     MethodRecord,
@@ -51,7 +50,7 @@ from snowball.pruning.tables import steps_csv, tasks_csv
 from snowball.pruning.task_results import RESAMPLES, task_results
 from snowball.pruning.tie_rules import TieRule
 from snowball.pruning.units import Budget, candidates, read_budget, read_kept
-from snowball.results.store import Store
+from snowball.results.store import STORE, Store
 from snowball.tasks.reading import check_names
 from snowball.tasks.task import Task
 

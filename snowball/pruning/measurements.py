@@ -18,10 +18,11 @@ from snowball.engine.standing_check import sample
 from snowball.engine.state_cache import StateCache
 from snowball.errors import SnowballError
 from snowball.progress import Advance
+from snowball.pruning.document import answers_key
 from snowball.results.recomputed import invalidating, note_difference, recomputed
 from snowball.results.store import ItemResult, Key, Store
 from snowball.tasks.item import Item
-from snowball.tasks.task import ScoredTask, Task
+from snowball.tasks.task import ScoredTask, Task, document_of
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
@@ -155,8 +156,7 @@ class Measurements:
 
     def key(self, task: ScoredTask) -> Key:
         """Under which the store keeps the answers to a task."""
-        kind = "answers and divergence" if self.with_kl else "answers"
-        return Key(self.pretrained.sha256, f"{task.name}: {kind}", task.sha256)
+        return answers_key(self.pretrained.sha256, task.name, task.sha256, self.with_kl)
 
     def standing_check(self) -> StandingCheckResult:
         """What recomputing the random sample has shown so far."""
@@ -223,7 +223,8 @@ class Measurements:
         for one in (one for batch in batches for one in batch):
             index = indices[one.item]
             self._recompute(number, index, sets, one)
-            results.append(ItemResult(index, _values(task, index, one), {}, one.pairs()))
+            values, asked = _values(task, index, one), document_of(task, index)
+            results.append(ItemResult(index, values, {}, one.pairs(), asked))
         # What is kept for the next run would not fit beside a smaller budget.
         self.engine.token_budget = engine.token_budget
         self.store.write(self.run, self.key(task), [removal_name(one) for one in sets], results)

@@ -35,7 +35,10 @@ from snowball.results.item_result import (
     shown,
 )
 
-__all__ = ["ItemResult", "Key", "Store", "StoreError"]
+__all__ = ["STORE", "ItemResult", "Key", "Store", "StoreError"]
+
+# In a run folder.
+STORE = "results.sqlite"
 
 _KEYS = """
 SELECT models.sha256, datasets.name, datasets.sha256

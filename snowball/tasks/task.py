@@ -213,6 +213,11 @@ def correctness_metrics(task: Task) -> list[str]:
     return [metric for metric in found if metric.startswith(CORRECTNESS)]
 
 
+def document_of(task: Task, index: int) -> dict[str, Any] | None:
+    """What an item asks, as JSON values, if the task says so."""
+    return task.documents[index].to_json() if task.documents else None
+
+
 def _within_margin(
     loglikelihoods: Float[np.ndarray, "removals continuations"],
 ) -> Float[np.ndarray, " removals"]:

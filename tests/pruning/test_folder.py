@@ -326,6 +326,27 @@ def arguments(inputs: Path, out: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def test_answers_are_written_as_lm_eval_writes_them(pruned: Path, tmp_path: Path) -> None:
+    folder, document = tmp_path / "run", read_pruning(pruned)
+    shutil.copytree(pruned, folder)
+    said = snowball("report", str(folder), "--lm-eval")
+    assert said.status == 0, said.errors
+    assert str(folder / "lm-eval") in said.out
+    after = {
+        one.name.partition("--without-")[2] or "intact": one
+        for one in (folder / "lm-eval").iterdir()
+    }
+    assert set(after) == set(document.path)
+    for removed, model in after.items():
+        (samples,) = model.glob("samples_test_*.jsonl")
+        lines = [json.loads(line) for line in samples.read_text().splitlines()]
+        accuracy = sum(line["acc"] for line in lines) / len(lines)
+        assert accuracy == pytest.approx(document.task("test").values[removed].value)
+        assert set(lines[0]["metrics"]) == {"acc", "acc_norm"}
+        answers = [float(loglikelihood) for ((loglikelihood, _),) in lines[0]["resps"]]
+        assert (answers.index(max(answers)) == lines[0]["doc"]["label"]) == lines[0]["acc"]
+
+
 def test_the_command_line_does_the_same(inputs: Path, pruned: Path, tmp_path: Path) -> None:
     done = snowball(*arguments(inputs, tmp_path / "x"))
     assert done.status == 0, done.errors
