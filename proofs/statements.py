@@ -592,4 +592,13 @@ STATEMENTS = (
         "sets.",
         ("sets, items: finite", "losses >= 0 real", "B real", "k >= 1"),
     ),
+    Statement(
+        "lem:racing",
+        "Given losses in [0, 1] of K >= 2 sets on n items in uniformly random order, an error "
+        "alpha and an indifference d >= 0, a race whose capitals must reach 2 (K - 1) / alpha ends "
+        "with a set whose mean loss is less than the least plus d, or equal to the least, with "
+        "probability at least 1 - alpha.",
+        ("K, n: natural", "losses in [0, 1] real", "0 < alpha < 1", "d >= 0"),
+        source="Waudby-Smith & Ramdas 2020, 2024",
+    ),
 )

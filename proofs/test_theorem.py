@@ -19,7 +19,7 @@ HAND = [
         *("lem:reader-score", "lem:mirror", "lem:divergence", "lem:copy", "lem:recall-gate"),
         *("lem:recall", "lem:confidence", "lem:choices"),
         *("cor:calibration", "cor:inverse-ranking", "cor:correlation", "cor:blindness"),
-        *("cor:greedy", "cor:hardness", "cor:token-classes"),
+        *("cor:greedy", "cor:hardness", "cor:token-classes", "lem:racing"),
         *("lem:gram-norm", "lem:float-exponential", "thm:irrelevance", "cor:amplification-pays"),
         *("lem:parallel-residual", "thm:architectures", "lem:gate-pairs", "lem:any-input"),
         # Tools decide them for one plane, one set or three keys; the step to any number is by hand.

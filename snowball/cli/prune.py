@@ -86,6 +86,16 @@ def prune(
     generations: Annotated[
         int | None, typer.Option(help="Of an evolutionary search.", min=1)
     ] = None,
+    racing: Annotated[
+        float | None,
+        typer.Option(
+            help="Probability with which a step of greedy search by accuracy may miss, to stop it "
+            "early; by default no step does."
+        ),
+    ] = None,
+    indifference: Annotated[
+        float, typer.Option(help="Points of accuracy that count as no difference when racing.")
+    ] = 1.0,
     calibration_limit: TaskLimit = None,
     evaluation_limit: TaskLimit = None,
     metric: Annotated[
@@ -112,7 +122,8 @@ def prune(
     trust_task_code: TrustTaskCode = False,
     revision: Revision = None,
     seed: Annotated[
-        int, typer.Option(help="Seed of a random order, of evolution and of intervals.", min=0)
+        int,
+        typer.Option(help="Seed of random orders, of evolution and of intervals.", min=0),
     ] = 0,
 ) -> None:
     """Choose layers to remove on some items, and see on others what is left.
@@ -133,6 +144,8 @@ def prune(
             tie_rule=read_tie_rule(tie_rule),
             width=width,
             generations=generations,
+            racing=racing,
+            indifference=indifference,
             seed=seed,
         )
         check_amounts(remove, keep)

@@ -139,7 +139,9 @@ class Chooser:
             return greedy_ranking(
                 self._ranking, self.units, self._allows, rule, self.measured.likelihood
             )
-        return greedy(self._objective, self.units, self._allows, rule, self._keeps)
+        return greedy(
+            self._objective, self.units, self._allows, rule, self._keeps, self.method.races
+        )
 
     def _set(self, objective: Objective, rule: TieRule) -> Choice:
         assert self.budget.count is not None

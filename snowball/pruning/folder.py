@@ -308,6 +308,8 @@ def _record(method: Method, budget: Budget) -> MethodRecord:
         settings["width"] = method.width
     if method.search is Search.EVOLUTIONARY:
         settings["generations"] = method.generations
+    if method.racing is not None:
+        settings |= {"racing": method.racing, "indifference": method.indifference}
     return MethodRecord(
         criterion=method.criterion.name,
         search=method.search.value,

@@ -11,6 +11,7 @@ from snowball import criteria
 from snowball.criteria import SYNONYMS, Criterion
 from snowball.engine.removal import Part
 from snowball.errors import SnowballError
+from snowball.pruning.racing import Racing
 from snowball.pruning.tie_rules import TieRule
 
 # Ratios and signed changes are no order of importance, and states of several tasks no criterion.
@@ -62,8 +63,10 @@ class Method:
     """How units are chosen.
 
     `protect`: layers that stay, counted from the end if negative. `width`: sets that a beam keeps.
-    `generations` of an evolutionary search, its own number by default. `seed`: of a random order
-    and of evolution.
+    `generations` of an evolutionary search, its own number by default. `racing`: with which error
+    greedy search by accuracy may take a unit that is not the best, or not within `indifference`
+    points of accuracy of it; by default it takes the best. `seed`: of a random order, of evolution
+    and of races.
 
     Raises:
         MethodError: they do not go together, or are none.
@@ -76,6 +79,8 @@ class Method:
     tie_rule: TieRule = TieRule.LIKELIHOOD
     width: int = 4
     generations: int | None = None
+    racing: float | None = None
+    indifference: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,8 +99,27 @@ class Method:
             self.search is not Search.ONE_SHOT or self.unit is not Part.LAYER
         ):
             raise MethodError("a block of layers is removed at once: whole layers, search one-shot")
+        if self.racing is not None:
+            self._check_racing(self.racing)
         if self.criterion == criteria.COSINE_LAST and self.unit is not Part.LAYER:
             raise MethodError("cosine_last is a criterion of whole layers")
+
+    def _check_racing(self, error: float) -> None:
+        if self.criterion != criteria.RELEVANCE or self.search is not Search.GREEDY:
+            raise MethodError("racing is for greedy search by accuracy: losses of 0 and 1")
+        if not 0 < error < 1:
+            raise MethodError(f"the error of racing is a probability, such as 0.05, not {error}")
+        if not 0 <= self.indifference < 100:
+            raise MethodError(
+                f"the indifference is in points of accuracy, such as 1, not {self.indifference}"
+            )
+
+    @property
+    def races(self) -> Racing | None:
+        """How a step is decided before all items are run, if it may be."""
+        if self.racing is None:
+            return None
+        return Racing(self.racing, self.indifference / 100, self.seed)
 
     @property
     def by_removal(self) -> bool:

@@ -16,6 +16,7 @@ from snowball.errors import SnowballError
 from snowball.progress import Advance
 from snowball.pruning.measurements import LEAD, Measurements
 from snowball.pruning.ordered_dropping import Comparison, Order, least_loss
+from snowball.pruning.racing import Racing, race
 from snowball.pruning.tie_rules import TieRule, in_order
 
 
@@ -66,10 +67,11 @@ class Objective(ABC):
     def compare(self, sets: Sequence[Removal], leaders: Sequence[Removal]) -> Comparison:
         """The best of the sets, as many as there are leaders, and where the others were dropped."""
         order, items = self._order(leaders[-1]), len(self.measured)
-        found = least_loss(sets, leaders, items, self.losses, order)
-        # What need not be run is done, too.
-        self.advance(sum(items - partial.items for partial in found.dropped.values()))
-        return found
+        return self._done(least_loss(sets, leaders, items, self.losses, order))
+
+    def race(self, sets: Sequence[Removal], racing: Racing, step: int) -> Comparison:
+        """One of the best of the sets, or nearly so, with a stated probability (`racing.race`)."""
+        return self._done(race(sets, len(self.measured), self.losses, racing, step))
 
     def best(self, sets: Sequence[Removal], rule: TieRule) -> Removal:
         """The one to be taken of sets that are equally good."""
@@ -80,6 +82,12 @@ class Objective(ABC):
         levels = sorted(set(totals.values()))
         alike = [[one for one, total in totals.items() if total == level] for level in levels]
         return [one for sets in alike for one in in_order(sets, rule, self.measured.likelihood)]
+
+    def _done(self, found: Comparison) -> Comparison:
+        # What need not be run is done, too.
+        items = len(self.measured)
+        self.advance(sum(items - partial.items for partial in found.dropped.values()))
+        return found
 
     def _order(self, leader: Removal) -> Order:
         """The leader's largest losses first, then where its answer leads the others by least."""

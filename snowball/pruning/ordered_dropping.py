@@ -29,7 +29,7 @@ _SMALLEST_CHUNK = 4
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The loss of a set on some of the items, which exceeds that of the leader on all."""
+    """The loss of a set on some of the items: on them it has lost too much to be run on others."""
 
     loss: float
     items: int

@@ -35,7 +35,8 @@ def steps_sheet(document: PruningDocument) -> Sheet:
         rows=tuple(rows),
         note="Ties: units that were equally good; the rule for them is "
         f"'{document.method.tie_rule}'. Other rules: what the others would have removed here. Run "
-        "to the end: candidates that were not dropped before all items were run.",
+        "to the end: candidates that were not dropped before all items were run."
+        + _racing_note(document),
     )
 
 
@@ -122,6 +123,16 @@ def random_text(values: Sequence[float]) -> str:
 def len_of(name: str) -> int:
     """How many units a removal's name names."""
     return 0 if name == _INTACT else name.count("+") + 1
+
+
+def _racing_note(document: PruningDocument) -> str:
+    settings = document.method.settings
+    if "racing" not in settings:
+        return ""
+    return (
+        f" Racing: with probability {1 - settings['racing']:.0%} over the order of the items, each "
+        f"step removed the best unit or one less than {settings['indifference']:g} points worse."
+    )
 
 
 def _kinds(document: PruningDocument) -> Iterable[tuple[str, Sequence[TaskResult]]]:

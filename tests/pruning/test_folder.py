@@ -128,6 +128,14 @@ def test_a_second_run_measures_nothing(
     draw_page(pruned)
 
 
+def test_the_error_of_racing_is_said(model: Pretrained, inputs: Path, tmp_path: Path) -> None:
+    method = read_method("accuracy", racing=0.05, indifference=2)
+    document = prune(model, inputs, tmp_path, method=method, remove="1", export=False)
+    assert document.method.settings == {"racing": 0.05, "indifference": 2}
+    note = "with probability 95% over the order of the items, each step removed the best unit or"
+    assert note in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize("portions", [1, 3, 7])
 def test_an_interrupted_run_goes_on_and_ends_alike(
     model: Pretrained, inputs: Path, pruned: Path, tmp_path: Path,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,9 +200,13 @@ def test_a_share_of_the_parameters_and_protected_layers(measure: Measure) -> Non
         ({"criterion": "cosine_last", "unit": "mlp"}, "criterion of whole layers"),
         ({"search": "best"}, "'best' is none of one-shot, greedy"),
         ({"unit": "head"}, "'head' is none of layer, attention, mlp"),
+        ({"criterion": "kl", "search": "greedy", "racing": 0.05}, "greedy search by accuracy"),
+        ({"search": "beam", "racing": 0.05}, "greedy search by accuracy"),
+        ({"racing": 5}, "a probability, such as 0.05, not 5"),
+        ({"racing": 0.05, "indifference": -1}, "in points of accuracy, such as 1, not -1"),
     ],
 )
-def test_methods_that_mean_nothing_are_refused(settings: dict[str, str], message: str) -> None:
+def test_methods_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(MethodError, match=message):
         read_method(**settings)
 
@@ -229,6 +234,22 @@ def test_too_many_sets_are_not_compared(measure: Measure, monkeypatch: pytest.Mo
     monkeypatch.setattr("snowball.pruning.search.exact.MOST_SETS", 19)
     with pytest.raises(BudgetError, match="20 sets of 3 of 6 units: more than 19"):
         exact(Accuracy(measure()), UNITS, layers(0, 1, 2), TieRule.LOWEST)
+
+
+def test_a_race_without_error_takes_what_full_evaluation_takes(measure: Measure) -> None:
+    budget = read_budget("3", DEPTH)
+    exactly = Chooser(measure(), Method(), budget).choose(TieRule.LIKELIHOOD)
+    racing = Method(racing=1e-300, indifference=0)
+    raced = Chooser(measure(), racing, budget).choose(TieRule.LIKELIHOOD)
+    assert raced.path == exactly.path
+    assert [step.ties for step in raced.steps] == [step.ties for step in exactly.steps]
+
+
+def test_a_race_that_may_err_spares_answers(measure: Measure) -> None:
+    measured = measure()
+    racing = Method(racing=0.5, indifference=99)
+    Chooser(measured, racing, read_budget("2", DEPTH)).choose(TieRule.LIKELIHOOD)
+    assert measured.answers < (1 + 6 + 5) * len(measured)
 
 
 def test_dropping_spares_answers(measure: Measure) -> None:

@@ -8,6 +8,7 @@ from snowball.engine.removal import INTACT, Removal, Unit
 from snowball.progress import Advance
 from snowball.pruning.objective import Objective
 from snowball.pruning.ordered_dropping import Comparison
+from snowball.pruning.racing import Racing
 from snowball.pruning.search.probe import probe
 from snowball.pruning.search.ranking import Allows, allowed, step_of
 from snowball.pruning.search.step import Considered, Step
@@ -25,13 +26,14 @@ def greedy(
     allows: Allows,
     rule: TieRule,
     keeps: Keeps = lambda removed: True,
+    racing: Racing | None = None,
     advance: Advance = lambda amount: None,
 ) -> list[Step]:
     """Removes the unit whose removal gives the least loss, and so on while budget is left.
 
     Each step takes what full evaluation of all candidates would take, ties included: candidates are
-    dropped only once they cannot be the best (`ordered_dropping`). States are kept from one step
-    to the next (`StateCache`).
+    dropped only once they cannot be the best (`ordered_dropping`); or, by `racing`, one that is
+    nearly so with a stated probability. States are kept from one step to the next (`StateCache`).
     """
     steps: list[Step] = []
     gone: Removal = INTACT
@@ -40,7 +42,10 @@ def greedy(
         sets = [gone | {unit} for unit in left]
         guesses = [gone | {unit} for unit in likeliest if unit in left]
         _keep_states(objective, likeliest, left)
-        found = objective.compare(sets, guesses[:1] or sets[-1:])
+        if racing is None:
+            found = objective.compare(sets, guesses[:1] or sets[-1:])
+        else:
+            found = objective.race(sets, racing, len(steps))
         chosen = {one: objective.best(found.best, one) for one in TieRule}
         (unit,) = chosen[rule] - gone
         if not keeps(chosen[rule]):
