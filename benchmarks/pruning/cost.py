@@ -1,9 +1,10 @@
-"""What greedy pruning by accuracy costs: the obvious loop, one pass, dropping, kept states.
+"""What greedy pruning costs: the obvious loop, one pass, dropping, kept states, racing.
 
     python benchmarks/pruning/cost.py MODEL.gguf --data DIR --tasks arc_easy mmlu \\
-        --calibration 100 --remove 25% --stores DIR --out benchmarks/results/pruning
+        --calibration 100 --remove 25% --stores DIR --out benchmarks/results/pruning/NAME
 
-All variants start with empty stores, in one run, and must remove the same layers. The obvious loop
+All variants start with empty stores, in one run, and must remove the same layers; racing need not,
+for it may err. Where the model is not above chance, `--criterion likelihood`. The obvious loop
 (delete, score each choice alone, every candidate on all items) is run on the first items only
 (`--obvious-items`), timed there, and counted for all: its operations follow from the shapes.
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +28,15 @@ from snowball.engine.self_check import check_engine
 from snowball.engine.self_check_result import SelfCheck
 from snowball.engine.state_cache import StateCache
 from snowball.presentation.sheet import Sheet
-from snowball.pretrained.loading import Pretrained
 from snowball.provenance import provenance
 from snowball.pruning.choice import Chooser
-from snowball.pruning.criteria.accuracy import Accuracy
 from snowball.pruning.measurements import Measurements
-from snowball.pruning.method import Method
+from snowball.pruning.method import NAMES, Method, read_method
+from snowball.pruning.objectives import OBJECTIVES
 from snowball.pruning.operations import obvious_operations, operations
 from snowball.pruning.tie_rules import TieRule
-from snowball.pruning.units import deepest_first, read_budget, with_each
-from snowball.results.store import Store
+from snowball.pruning.units import Budget, deepest_first, read_budget, with_each
+from snowball.results.store import STORE, Store
 from snowball.tasks.task import Task
 
 # The obvious loop knows no likelihoods of ties; all variants take the deeper layer of two.
@@ -44,21 +46,26 @@ RULE = TieRule.HIGHEST
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--obvious-items", type=int, default=4)
+    parser.add_argument("--criterion", choices=["accuracy", "likelihood"], default="accuracy")
+    parser.add_argument("--racing", type=float, default=0.05, help="error of a race")
+    parser.add_argument("--indifference", type=float, default=1.0, help="points of accuracy")
     options = parser.parse_args()
     with open_study(options) as study:
-        found = {**origin(study), "tasks": [one_task(study, source) for source in study.sources]}
-    written(options, "cost", found, table(found["tasks"]))
+        tasks = [one_task(study, source) for source in study.sources]
+        found = {**origin(study), "criterion": options.criterion, "tasks": tasks}
+    written(options, f"cost_{'_'.join(one.name for one in study.sources)}", found, table(found))
 
 
 def one_task(study: Study, source: Source) -> dict[str, Any]:
-    """Every variant on the training items of a task; all must remove the same layers."""
-    task, remove = study.training(source), study.options.remove
-    checked = check_engine(study.model.model, [task], layer_removals(study.depth))
-    kept = int(study.options.memory * GIBIBYTE)
+    """Every variant on the training items of a task; all that are exact must remove the same."""
+    task, options = study.training(source), study.options
+    trial = Trial(study, task, check_engine(study.model.model, [task], layer_removals(study.depth)))
+    kept = int(options.memory * GIBIBYTE)
+    method = read_method(options.criterion, "greedy", tie_rule=RULE)
     variants = {
-        "one pass, all items": lambda: one_pass(study.model, task, checked, remove),
-        "with dropping": lambda: searched(study.model, task, checked, remove, 0),
-        "with dropping and kept states": lambda: searched(study.model, task, checked, remove, kept),
+        "one pass, all items": trial.one_pass,
+        "with dropping": lambda: trial.searched(method, 0),
+        "with dropping and kept states": lambda: trial.searched(method, kept),
     }
     found: dict[str, Any] = {}
     for variant, run in variants.items():
@@ -66,41 +73,54 @@ def one_task(study: Study, source: Source) -> dict[str, Any]:
         say(f"{source.name}: {variant}: {found[variant]}")
     removed = {one["removed"] for one in found.values()}
     assert len(removed) == 1, f"different layers: {removed}"
+    if options.criterion == "accuracy":
+        racing = replace(method, racing=options.racing, indifference=options.indifference)
+        found["with racing and kept states"] = trial.searched(racing, kept)
     obvious = obvious_loop(study, task)
     return {"task": source.name, "items": len(task.items), "variants": found, "obvious": obvious}
 
 
-def searched(
-    model: Pretrained, task: Task, checked: SelfCheck, remove: str, memory: int
-) -> dict[str, Any]:
-    """The search of `snowball prune`, from an empty store."""
-    with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "s.sqlite") as store:
-        states = StateCache(memory)
-        run = store.begin_run(provenance())
-        measured = Measurements(model, [task], store, run, checked, states=states)
-        budget = read_budget(remove, measured.engine.stack.depth)
-        chooser = Chooser(measured, Method(tie_rule=RULE), budget)
-        started = time.perf_counter()
-        choice = chooser.choose(RULE)
-        seconds = time.perf_counter() - started
-        return spent(measured, chooser.units, choice.path, seconds)
+@dataclass(frozen=True)
+class Trial:
+    """One task, on which every variant starts from nothing."""
 
+    study: Study
+    task: Task
+    checked: SelfCheck
 
-def one_pass(model: Pretrained, task: Task, checked: SelfCheck, remove: str) -> dict[str, Any]:
-    """Every candidate on all items, all of a step in one pass."""
-    with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "s.sqlite") as store:
-        measured = Measurements(model, [task], store, store.begin_run(provenance()), checked)
-        objective, depth = Accuracy(measured), measured.engine.stack.depth
-        count = read_budget(remove, depth).count
-        assert count is not None
-        units = [Unit(layer) for layer in range(depth)]
-        path: list[Removal] = [INTACT]
-        started = time.perf_counter()
-        for _ in range(count):
-            totals = objective.totals(with_each(path[-1], units))
-            path.append(min(totals, key=lambda one: (totals[one], deepest_first(one))))
-        seconds = time.perf_counter() - started
-        return spent(measured, units, path, seconds)
+    def searched(self, method: Method, memory: int) -> dict[str, Any]:
+        """The search of `snowball prune`."""
+        with self._measurements(memory) as measured:
+            chooser = Chooser(measured, method, self._budget)
+            started = time.perf_counter()
+            choice = chooser.choose(RULE)
+            seconds = time.perf_counter() - started
+            return spent(measured, chooser.units, choice.path, seconds)
+
+    def one_pass(self) -> dict[str, Any]:
+        """Every candidate on all items, all of a step in one pass."""
+        with self._measurements(0) as measured:
+            objective = OBJECTIVES[NAMES[self.study.options.criterion].name](measured)
+            assert self._budget.count is not None
+            units = [Unit(layer) for layer in range(self.study.depth)]
+            path: list[Removal] = [INTACT]
+            started = time.perf_counter()
+            for _ in range(self._budget.count):
+                totals = objective.totals(with_each(path[-1], units))
+                path.append(min(totals, key=lambda one: (totals[one], deepest_first(one))))
+            seconds = time.perf_counter() - started
+            return spent(measured, units, path, seconds)
+
+    @property
+    def _budget(self) -> Budget:
+        return read_budget(self.study.options.remove, self.study.depth)
+
+    @contextmanager
+    def _measurements(self, memory: int) -> Iterator[Measurements]:
+        with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / STORE) as store:
+            run = store.begin_run(provenance())
+            given = (store, run, self.checked)
+            yield Measurements(self.study.model, [self.task], *given, states=StateCache(memory))
 
 
 def spent(
@@ -132,10 +152,10 @@ def obvious_loop(study: Study, task: Task) -> dict[str, Any]:
     return {"items": len(items), "candidates": study.depth, "tokens": tokens, "seconds": seconds}
 
 
-def table(tasks: Sequence[dict[str, Any]]) -> Sheet:
+def table(study: dict[str, Any]) -> Sheet:
     """Operations and seconds beside those of the obvious loop."""
     rows = []
-    for task in tasks:
+    for task in study["tasks"]:
         for variant, found in task["variants"].items():
             scale = found["obvious_answers"] / (
                 task["obvious"]["items"] * task["obvious"]["candidates"]
@@ -153,7 +173,7 @@ def table(tasks: Sequence[dict[str, Any]]) -> Sheet:
                 )
             )
     return Sheet(
-        title="Greedy pruning by accuracy",
+        title=f"{study['model']}: greedy pruning of {study['remove']} by {study['criterion']}",
         headings=(
             "task", "variant", "answers", "operations", "times fewer", "seconds", "times faster",
         ),
