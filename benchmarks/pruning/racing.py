@@ -147,7 +147,7 @@ def table(found: dict[str, Any]) -> Sheet:
         text_columns=1,
         note=f"Indifference, worst: points of accuracy. {found['orders']} random orders of "
         f"{found['calibration_items']} items. Missed: how often the choice was neither the best "
-        "nor within the indifference. Rejects: successive rejects with as many answers as the race.",
+        "nor within the indifference. Rejects: successive rejects, with as many answers as a race.",
     )  # fmt: skip
 
 
