@@ -79,6 +79,7 @@ class TaskResult:
 class Cost:
     """What the search ran, beside what the obvious loop would have run for the same steps.
 
+    Of all runs, if some were interrupted; the most bytes of kept states are those of the last one.
     `answers`: of one set to one item. Operations: 2 for each parameter of a layer that a token
     passes and each of the unembedding that a state is multiplied by. The obvious loop runs every
     candidate on all items, each choice in a row of its own, with logits everywhere.

@@ -115,12 +115,15 @@ def run_pruning(
     _check_tasks(calibration, evaluation)
     depth = int(model.model.config.get_text_config().num_hidden_layers)
     budget = read_budget(remove, depth) if keep is None else read_kept(keep)
-    with progress("checking the engine against true deletion", 1, "checks") as advance:
-        singles = [frozenset({unit}) for unit in candidates(depth, method.unit)]
-        checked = check_engine(model.model, [*calibration, *evaluation], singles, token_budget)
-        advance(1)
+    finished = _finished(folder, model, method, budget, calibration, evaluation)
+    if finished is None:
+        with progress("checking the engine against true deletion", 1, "checks") as advance:
+            singles = [frozenset({unit}) for unit in candidates(depth, method.unit)]
+            checked = check_engine(model.model, [*calibration, *evaluation], singles, token_budget)
+            advance(1)
+    else:
+        checked = finished.self_check
     make_folder(folder)
-    _refuse_another(folder, model, method, budget, calibration, evaluation)
     with Store(folder / STORE) as store:
         given = (store, store.begin_run(provenance()), checked, token_budget)
         objective = OBJECTIVES.get(method.criterion.name)
@@ -169,17 +172,21 @@ def run_pruning(
     return document
 
 
-def _refuse_another(
+def _finished(
     folder: Path,
     model: Pretrained,
     method: Method,
     budget: Budget,
     calibration: Sequence[Task],
     evaluation: Sequence[Task],
-) -> None:
-    """Refuses a folder with the result of another pruning, which would be lost."""
+) -> PruningDocument | None:
+    """The result that the folder holds of this pruning, if it was finished there.
+
+    Raises:
+        PruningError: it holds that of another, which would be lost.
+    """
     if not (folder / DOCUMENT).exists():
-        return
+        return None
     found = read_pruning(folder)
     mine = {
         "model": (model.sha256, found.model.sha256),
@@ -192,6 +199,7 @@ def _refuse_another(
             f"{folder} holds another pruning, of other {', '.join(different)}: choose another "
             "folder, or delete it first"
         )
+    return found
 
 
 @dataclass(frozen=True)
@@ -215,12 +223,12 @@ def _check_tasks(calibration: Sequence[Task], evaluation: Sequence[Task]) -> Non
 def _choose(chooser: Chooser, tell: Tell, progress: Progress) -> _Chosen:
     if tell is not say_nothing:
         tell(_estimate(chooser))
-    begun = time.monotonic()
     with progress("choosing", chooser.most_answers, "answers") as advance:
         choice = chooser.choose(chooser.method.tie_rule, advance)
     if choice.removed == INTACT:
         raise PruningError(f"nothing can be removed within {chooser.budget.text}: allow more")
-    cost = _cost(chooser, choice, time.monotonic() - begun)
+    cost = _cost(chooser, choice)
+    chooser.measured.purpose = "other rules for ties"
     with progress("under other rules for ties", 1, "rules") as advance:
         others = _under_other_rules(chooser, choice)
         advance(1)
@@ -235,6 +243,7 @@ def _evaluate(
     progress: Progress,
 ) -> tuple[tuple[TaskResult, ...], tuple[TaskResult, ...]]:
     """Both kinds of items under every set of the path, of other rules, and `count` random ones."""
+    measured.purpose = judged.purpose = "evaluating"
     sets = list(dict.fromkeys([*chosen.choice.path, *chosen.others.values()]))
     random = random_sets(chosen.chooser.units, len(chosen.choice.removed), count)
     every = list(dict.fromkeys([*sets, *random]))
@@ -276,15 +285,16 @@ def _under_other_rules(chooser: Chooser, choice: Choice) -> dict[TieRule, Remova
     }
 
 
-def _cost(chooser: Chooser, choice: Choice, seconds: float) -> Cost:
+def _cost(chooser: Chooser, choice: Choice) -> Cost:
     measured = chooser.measured
+    spent = measured.spent(measured.purpose)
     answers, obvious = obvious_operations(measured, chooser.units, choice.path)
     return Cost(
-        answers=measured.answers,
+        answers=int(spent.answers),
         all_answers=answers,
-        operations=operations(measured.engine, measured.engine.work),
+        operations=operations(measured.engine, spent),
         obvious_operations=obvious,
-        seconds=seconds,
+        seconds=spent.seconds,
         kept_states_bytes=measured.states.most_bytes,
     )
 

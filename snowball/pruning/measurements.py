@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from snowball.errors import SnowballError
 from snowball.progress import Advance
 from snowball.pruning.document import answers_key
 from snowball.results.recomputed import invalidating, note_difference, recomputed
+from snowball.results.spending import Spending, note_spending, spending
 from snowball.results.store import ItemResult, Key, Store
 from snowball.tasks.item import Item
 from snowball.tasks.task import ScoredTask, Task, document_of
@@ -44,8 +46,9 @@ class Measurements:
 
     `require` measures what the store lacks; the other methods read. A random sample of the items is
     recomputed alone, by true deletion. With `with_kl` the KL divergence from the intact model is
-    measured too. `states`: kept from one call to the next. `answers`: of one set to one item each,
-    as many as were run.
+    measured too. `states`: kept from one call to the next. `purpose`: for what is measured, by
+    which the store keeps what it has cost. `answers`: of one set to one item each, as many as were
+    run.
 
     Raises:
         MeasurementError: a task of generated answers.
@@ -60,6 +63,7 @@ class Measurements:
     token_budget: int | None = None
     with_kl: bool = False
     states: StateCache = field(default_factory=lambda: StateCache(0))
+    purpose: str = "choosing"
     answers: int = 0
 
     def __post_init__(self) -> None:
@@ -162,6 +166,10 @@ class Measurements:
         """What recomputing the random sample has shown so far."""
         return recomputed(self.store, [self._check_key(task) for task in self.scored])
 
+    def spent(self, purpose: str) -> Spending:
+        """What measuring for a purpose has cost in all runs."""
+        return spending(self.store, self._spending_key(purpose))
+
     # --- measuring --------------------------------------------------------------------------
 
     def require(
@@ -214,6 +222,7 @@ class Measurements:
         return [(those, list(lacking)) for lacking, those in alike.items()]
 
     def _measure(self, sets: Sequence[Removal], places: Sequence[int]) -> None:
+        started, work = time.perf_counter(), replace(self.engine.work)
         number = self._places[places[0]][0]
         task, indices = self.scored[number], [self._places[place][1] for place in places]
         engine = self.engine.with_removals(sets)
@@ -234,6 +243,13 @@ class Measurements:
                 for one, value in zip(sets, values, strict=True):
                     self.known(metric, one)[place] = value
         self.answers += len(sets) * len(places)
+        done = Spending(
+            len(sets) * len(places),
+            engine.work.layer_tokens - work.layer_tokens,
+            engine.work.reads - work.reads,
+            time.perf_counter() - started,
+        )
+        note_spending(self.store, self.run, self._spending_key(self.purpose), done)
 
     def _recompute(
         self, number: int, index: int, sets: Sequence[Removal], found: ItemAnswers
@@ -253,6 +269,10 @@ class Measurements:
     def _check_key(self, task: ScoredTask) -> Key:
         key = self.key(task)
         return Key(key.model, f"{key.dataset}, recomputed", key.dataset_hash)
+
+    def _spending_key(self, purpose: str) -> Key:
+        tasks = "+".join(task.sha256 for task in self.scored)
+        return Key(self.pretrained.sha256, f"cost of {purpose}", tasks)
 
     def _item(self, place: int) -> Item:
         number, index = self._places[place]

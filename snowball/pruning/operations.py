@@ -9,9 +9,10 @@ from snowball.engine.cost import engine_cost
 from snowball.engine.removal import Part, Removal, Unit, plan_removals
 from snowball.pruning.measurements import Measurements
 from snowball.pruning.units import with_each
+from snowball.results.spending import Spending
 
 
-def operations(engine: AblationEngine, work: Work) -> float:
+def operations(engine: AblationEngine, work: Work | Spending) -> float:
     """Two for each parameter that a token passes, of layers and unembedding; attention is left out.
 
     A layer of which a half is removed counts as whole.

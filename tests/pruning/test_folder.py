@@ -116,15 +116,29 @@ def test_the_document_comes_back(pruned: Path, tmp_path: Path) -> None:
         read_pruning(tmp_path)
 
 
+def test_a_finished_pruning_does_not_check_the_engine_again(
+    model: Pretrained, inputs: Path, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(pruned, folder)
+    checked = read_pruning(folder).self_check
+    with monkeypatch.context() as patch:
+        patch.setattr("snowball.pruning.folder.check_engine", lambda *_: pytest.fail("checked"))
+        assert prune(model, inputs, folder).self_check == checked
+
+
 def test_a_second_run_measures_nothing(
     model: Pretrained, inputs: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("it was measured before")
 
+    cost = read_pruning(pruned).cost
     monkeypatch.setattr(Measurements, "_measure", refuse)
     again = prune(model, inputs, pruned)
-    assert again.cost.answers == 0
+    # What it has cost is not forgotten.
+    assert again.cost == replace(cost, kept_states_bytes=0)
+    assert cost.answers > 0
     draw_page(pruned)
 
 
@@ -147,10 +161,11 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
 
     def count(self: Store, run: int, key: Any, removals: Any, results: Any) -> None:
         results = list(results)
-        if len(written) == portions and "recomputed" not in key.dataset:
+        of_items = not key.dataset.startswith("cost of") and "recomputed" not in key.dataset
+        if len(written) == portions and of_items:
             raise KeyboardInterrupt
         write_rows(self, run, key, removals, results)
-        if "recomputed" not in key.dataset:
+        if of_items:
             items = tuple(one.item for one in results)
             written.append((key.dataset, tuple(removals), items))
 
@@ -172,6 +187,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
     expected = prune(model, inputs, tmp_path / "y", token_budget=256)
     assert apart_from_when(document) == apart_from_when(expected)
     assert document.removed == read_pruning(pruned).removed
+    assert document.cost.answers == expected.cost.answers
 
 
 @pytest.mark.parametrize(
