@@ -118,7 +118,12 @@ def _compare(family: str, folder: Path, rows: Path) -> Verdict:
     open_questions = task_of_rows("generation", prompts, pretrained.tokenizer)
     removals = [INTACT, *layer_removals(family_models.DEPTH)]
     checked = check_engine(pretrained.model, [task], removals)
-    engine = AblationEngine(pretrained.model, removals, layout=checked.rows)
+    engine = AblationEngine(
+        pretrained.model,
+        removals,
+        layout=checked.rows,
+        share_prefixes=bool(checked.shares_prefixes),
+    )
     found = {one.item: one for batch in engine.run(task.items) for one in batch}
     plain: Any = hf.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     nats, within = _loglikelihoods(plain, removals, task.items, found)

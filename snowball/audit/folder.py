@@ -164,6 +164,8 @@ def _tell_check(check: SelfCheck, tell: Tell, *, before: bool) -> None:
     )
     if check.reason is not None:
         tell(f"Answer choices do not share the row of their question: {check.reason}")
+    if check.prefix_reason is not None:
+        tell(f"Questions do not share the examples before them: {check.prefix_reason}")
 
 
 def _tell_standing_check(checked: StandingCheckResult, tell: Tell) -> None:

@@ -172,9 +172,10 @@ def _probes(check: SelfCheck) -> str:
 
 
 def _packing(check: SelfCheck) -> str:
-    if check.packed:
-        return "Answer choices share the row of their question."
-    return f"Answer choices have rows of their own: {check.reason or 'reason not recorded'}."
+    if not check.packed:
+        return f"Answer choices have rows of their own: {check.reason or 'reason not recorded'}."
+    shared = " Questions share the examples before them." if check.shares_prefixes else ""
+    return f"Answer choices share the row of their question.{shared}"
 
 
 def _kind(dataset: DatasetFindings) -> str:

@@ -271,8 +271,13 @@ class Audit:
             advance(sum(len(waiting[one.prompt]) for one in batch))
 
     def _engine(self, removals: Sequence[Removal], token_budget: int | None) -> AblationEngine:
-        model, layout = self.pretrained.model, self.self_check.rows
-        return AblationEngine(model, removals, token_budget=token_budget, layout=layout)
+        return AblationEngine(
+            self.pretrained.model,
+            removals,
+            token_budget=token_budget,
+            layout=self.self_check.rows,
+            share_prefixes=bool(self.self_check.shares_prefixes),
+        )
 
     def _check_items(self, task: Task) -> None:
         """Refuses now what would end the audit only after hours on the tasks before."""

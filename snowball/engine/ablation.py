@@ -17,9 +17,17 @@ import torch
 
 from snowball.engine.layer_pass import AblationError, ItemAblation, ItemAnswers, Pass
 from snowball.engine.layer_stack import LayerStack
-from snowball.engine.packing import Row, batch_rows, group_bundles, pack_row, plain_rows
+from snowball.engine.packing import (
+    Row,
+    RowGroup,
+    batch_rows,
+    group_bundles,
+    pack_row,
+    plain_rows,
+)
 from snowball.engine.removal import INTACT, Plan, Removal, Unit, plan_removals
 from snowball.engine.self_check_result import RowLayout
+from snowball.engine.shared_prefixes import group_rows
 from snowball.engine.state_cache import StateCache
 from snowball.tasks.item import Item
 
@@ -50,7 +58,8 @@ class AblationEngine:
     too if it is not among `removals`: the intact model, or a set that a search goes on from.
     `token_budget` is the number of tokens in one layer call; it halves itself when memory runs out.
     `layout` says how items become rows; an item that exceeds a sliding or chunked attention gets a
-    row for each continuation in any case.
+    row for each continuation in any case. `share_prefixes`: rows that begin alike run behind what
+    they share, where this spares enough.
 
     Raises:
         RemovalError: no removals, one twice, or one that the model lacks.
@@ -65,6 +74,7 @@ class AblationEngine:
         reference: Removal = INTACT,
         token_budget: int | None = None,
         layout: RowLayout = RowLayout.PACKED,
+        share_prefixes: bool = True,
     ) -> None:
         self.stack = LayerStack(model)
         self.plan = plan_removals(removals, self.stack.depth, reference=reference)
@@ -73,6 +83,9 @@ class AblationEngine:
                 self.stack.check(unit)
         packs = self.stack.takes_any_mask or layout is not RowLayout.PACKED
         self.layout = layout if packs else RowLayout.SEPARATE
+        # A length at which positions change would be that of the prefix, not of the row.
+        shares = self.stack.takes_any_mask and self.layout is not RowLayout.EQUAL_LENGTHS
+        self.share_prefixes = share_prefixes and shares
         self.token_budget = token_budget or default_token_budget(model.device)
         self.work = Work()
 
@@ -95,11 +108,11 @@ class AblationEngine:
             ActivationError: a state is zero, NaN or infinite.
         """
 
-        def through_all_layers(rows: Sequence[Row]) -> list[ItemAblation]:
-            batch = self.enter(items, rows)
+        def through_all_layers(group: RowGroup) -> list[ItemAblation]:
+            batch = self.enter(items, group.rows, group.prefix_length)
             for layer in range(self.stack.depth):
                 batch.advance(layer)
-            self._count(self.plan, rows)
+            self._count(self.plan, group)
             return batch.finish()
 
         return self._run(items, through_all_layers)
@@ -113,39 +126,38 @@ class AblationEngine:
         which keeps states of this run.
         """
 
-        def through_unknown_layers(rows: Sequence[Row]) -> list[ItemAnswers]:
-            return self._answer_batch(items, rows, states or StateCache(0))
+        def through_unknown_layers(group: RowGroup) -> list[ItemAnswers]:
+            return self._answer_batch(items, group, states or StateCache(0))
 
         return self._run(items, through_unknown_layers)
 
     def _answer_batch(
-        self, items: Sequence[Item], rows: Sequence[Row], states: StateCache
+        self, items: Sequence[Item], group: RowGroup, states: StateCache
     ) -> list[ItemAnswers]:
         wanted = self.plan.removals[: self.plan.wanted]
-        joins = states.joins(wanted, rows)
+        tokens = batch_rows(group.rows, self.stack.device, group.prefix_length)
+        joins = states.joins(wanted, tokens)
         first = next(removal for removal in wanted if removal not in joins)
         # Nothing is compared with the reference; it must be one that is run from the beginning.
         plan = plan_removals(wanted, self.stack.depth, reference=first, joins=joins)
-        tokens = batch_rows(rows, self.stack.device)
         batch = Pass(self.stack, plan, tokens, items, self.token_budget, answers_only=True)
         batch.enter()
         for layer, step in enumerate(plan.steps):
             joining = {
-                slot: states.states(layer, plan.removals[slot], rows, batch.states)
-                for slot in step.joins
+                slot: states.states(layer, plan.removals[slot], batch) for slot in step.joins
             }
             batch.advance(layer, joining)
-            states.record(layer + 1, batch, rows)
-        self._count(plan, rows)
+            states.record(layer + 1, batch)
+        self._count(plan, group)
         return batch.answers()
 
-    def _count(self, plan: Plan, rows: Sequence[Row]) -> None:
-        self.work.layer_tokens += plan.layer_runs * sum(map(len, rows))
-        self.work.reads += len(plan.removals) * sum(len(row.reads) for row in rows)
+    def _count(self, plan: Plan, group: RowGroup) -> None:
+        self.work.layer_tokens += plan.layer_runs * group.tokens
+        self.work.reads += len(plan.removals) * sum(len(row.reads) for row in group.rows)
 
     @torch.inference_mode()
     def _run(
-        self, items: Sequence[Item], run_batch: Callable[[Sequence[Row]], list[_Found]]
+        self, items: Sequence[Item], run_batch: Callable[[RowGroup], list[_Found]]
     ) -> Iterator[list[_Found]]:
         for item in items:
             self.check_item(item)
@@ -156,25 +168,32 @@ class AblationEngine:
             try:
                 results = run_batch(waiting[0])
             except (MemoryError, RuntimeError) as error:
-                self._halve_budget(error, items, waiting[0])
-                left = {id(row) for rows in waiting for row in rows}
-                waiting = deque(
-                    self._group([[r for r in rows if id(r) in left] for rows in bundles])
-                )
+                self._halve_budget(error, items, waiting[0].rows)
+                left = {id(row) for group in waiting for row in group.rows}
+                those = [[row for row in rows if id(row) in left] for rows in bundles]
+                waiting = deque(self._group(those))
                 continue
-            if complete := gathered.add(waiting.popleft(), results):
+            if complete := gathered.add(waiting.popleft().rows, results):
                 yield complete
 
-    def _group(self, bundles: Sequence[Sequence[Row]]) -> list[list[Row]]:
-        """The rows of each batch: those of an item together, unless all must be equally long."""
-        if self.layout is RowLayout.EQUAL_LENGTHS:
-            alone = [[row] for rows in bundles for row in rows]
-            return group_bundles(alone, self.token_budget, equal_lengths=True)
-        return group_bundles([rows for rows in bundles if rows], self.token_budget)
+    def groups(self, items: Sequence[Item]) -> list[RowGroup]:
+        """The batches in which items are run."""
+        return self._group([self.rows(index, item) for index, item in enumerate(items)])
 
-    def enter(self, items: Sequence[Item], rows: Sequence[Row]) -> Pass:
-        """A pass of some rows of the items, which has entered the first layer."""
-        batch = batch_rows(rows, self.stack.device)
+    def _group(self, bundles: Sequence[Sequence[Row]]) -> list[RowGroup]:
+        """The rows of each batch: those of an item together, unless all must be equally long."""
+        bundles = [rows for rows in bundles if rows]
+        if self.share_prefixes:
+            return group_rows(bundles, self.token_budget, self.stack.attention_window)
+        equal_lengths = self.layout is RowLayout.EQUAL_LENGTHS
+        if equal_lengths:
+            bundles = [[row] for rows in bundles for row in rows]
+        groups = group_bundles(bundles, self.token_budget, equal_lengths=equal_lengths)
+        return [RowGroup(tuple(rows)) for rows in groups]
+
+    def enter(self, items: Sequence[Item], rows: Sequence[Row], prefix_length: int = 0) -> Pass:
+        """A pass that has entered the first layer, of rows of the items behind their prefix."""
+        batch = batch_rows(rows, self.stack.device, prefix_length)
         entered = Pass(self.stack, self.plan, batch, items, self.token_budget)
         entered.enter()
         return entered

@@ -59,7 +59,8 @@ class ActivationError(SnowballError):
 class ActivationRecorder:
     """Watches one batch of the engine pass the layers.
 
-    Each item is counted once: where its continuations do not share a row, only its first row is.
+    Each item is counted once: where its continuations do not share a row, only its first row is. A
+    prefix that all rows share is looked at once, and counts for every item.
     """
 
     def __init__(self, batch: RowBatch, items: Sequence[Item], plan: Plan) -> None:
@@ -75,18 +76,18 @@ class ActivationRecorder:
         self._last_states: list[Tensor] = []
         self._divergence: dict[tuple[int, int], Tensor] = {}
 
-    def enter(self, hidden: Float[Tensor, "rows length hidden"]) -> None:
+    def enter(self, hidden: Float[Tensor, "places hidden"]) -> None:
         """Takes h_0."""
         self._before = self._all.of(hidden)  # [counted tokens, hidden]
         self._last_states.append(self._before[self._ends])
 
-    def leave(self, layer: int, states: Float[Tensor, "slots rows length hidden"]) -> None:
+    def leave(self, layer: int, states: Float[Tensor, "slots places hidden"]) -> None:
         """Takes the states after a layer, each in the slot that the plan gives it.
 
         Raises:
             ActivationError: a state is zero, NaN or infinite.
         """
-        reference = states[self._plan.reference_slot(layer)]  # [rows, length, hidden]
+        reference = states[self._plan.reference_slot(layer)]  # [places, hidden]
         before, after = self._before, self._all.of(reference)  # [counted tokens, hidden]
         slot_of = self._plan.steps[layer].slot_of
         with self._all.naming(layer):
@@ -100,7 +101,7 @@ class ActivationRecorder:
         self._before = after
         self._last_states.append(after[self._ends])
 
-    def _diverge(self, layer: int, states: Float[Tensor, "slots rows length hidden"]) -> None:
+    def _diverge(self, layer: int, states: Float[Tensor, "slots places hidden"]) -> None:
         # [prompt tokens, hidden], as is what each removal makes of them.
         reference = self._prompt.of(states[self._plan.reference_slot(layer)])
         slot_of = self._plan.steps[layer].slot_of
@@ -152,42 +153,55 @@ class ActivationRecorder:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Tokens of a batch: row and position of each, its item (counted from 0) and its role."""
+    """Tokens of a batch: where they stand, to which item they belong, and their roles.
+
+    `place` is that in the batch, `position` that in the row. Items are counted from 0; what belongs
+    to all of them comes after the last one.
+    """
 
     sources: tuple[str, ...]
-    row: Int[Tensor, " tokens"]
+    place: Int[Tensor, " tokens"]
     position: Int[Tensor, " tokens"]
     item: Int[Tensor, " tokens"]
     role: Int[Tensor, " tokens"]
 
     def where(self, mask: Bool[Tensor, " tokens"]) -> _Tokens:
         """Some of the tokens."""
-        chosen = (one[mask] for one in (self.row, self.position, self.item, self.role))
+        chosen = (one[mask] for one in (self.place, self.position, self.item, self.role))
         return _Tokens(self.sources, *chosen)
 
-    def of(self, states: Float[Tensor, "rows length hidden"]) -> Float[Tensor, "tokens hidden"]:
+    def of(self, states: Float[Tensor, "places hidden"]) -> Float[Tensor, "tokens hidden"]:
         """The states at these tokens."""
-        return states[self.row, self.position]
+        return states[self.place]
 
     def zeros(self, *shape: int) -> Float[Tensor, "items ..."]:
         """Zeros of the given shape for each item."""
         size = (len(self.sources), *shape)
-        return torch.zeros(size, dtype=torch.float64, device=self.row.device)
+        return torch.zeros(size, dtype=torch.float64, device=self.place.device)
 
     def sums(self, values: Sequence[Float[Tensor, " tokens"]]) -> Float[Tensor, "items values"]:
         """Sums over the tokens of each item, of each of several values per token."""
-        return self.zeros(len(values)).index_add_(0, self.item, torch.stack(list(values), 1))
+        return self._sums(self.item, 1, values)[:, 0]
 
     def sums_by_role(
         self, values: Sequence[Float[Tensor, " tokens"]]
     ) -> Float[Tensor, "items roles values"]:
         """Sums over the tokens of each item and role, of each of several values per token."""
-        sums = self.zeros(len(ROLES), len(values))
+        return self._sums(self.item * len(ROLES) + self.role, len(ROLES), values)
+
+    def _sums(
+        self,
+        group: Int[Tensor, " tokens"],
+        groups: int,
+        values: Sequence[Float[Tensor, " tokens"]],
+    ) -> Float[Tensor, "items groups values"]:
+        """Sums by group, of which each item has `groups`, and so has what belongs to all items."""
+        items = len(self.sources)
+        sums = self.zeros(0).new_zeros((items + 1) * groups, len(values))
         if values:
-            sums.flatten(0, 1).index_add_(
-                0, self.item * len(ROLES) + self.role, torch.stack(list(values), 1)
-            )
-        return sums
+            sums.index_add_(0, group, torch.stack(list(values), 1))
+        by_item = sums.unflatten(0, (items + 1, groups))
+        return by_item[:-1] + by_item[-1]
 
     @contextmanager
     def naming(self, layer: int) -> Iterator[None]:
@@ -196,29 +210,42 @@ class _Tokens:
             yield
         except metrics.UndefinedScoreError as error:
             token = error.token[0]
+            item = int(self.item[token]) % len(self.sources)  # of a prefix any item may be named
             raise ActivationError(
-                f"{self.sources[int(self.item[token])]}, token {int(self.position[token])}, layer "
-                f"{layer}: the {error.vector} {error.problem}"
+                f"{self.sources[item]}, token {int(self.position[token])}, layer {layer}: the "
+                f"{error.vector} {error.problem}"
             ) from error
 
 
 def _counted_tokens(batch: RowBatch, items: Sequence[Item]) -> tuple[tuple[int, ...], _Tokens]:
-    """The items of a batch, and the real tokens of the first row of each."""
+    """The items of a batch; the tokens of the prefix and the real ones of each item's first row."""
     first_row: dict[int, int] = {}  # by item, ascending rows
     for index, row in enumerate(batch.rows):
         first_row.setdefault(row.item, index)
     rows = torch.tensor(list(first_row.values()), device=batch.ids.device)  # [items]
     mask = torch.zeros_like(batch.real)  # [rows, length]
     mask[rows] = batch.real[rows]
-    row, position = mask.nonzero(as_tuple=True)  # [tokens] each, row by row
-    item = torch.searchsorted(rows, row)  # [tokens]: the place of its row among the first rows
+    row, behind = mask.nonzero(as_tuple=True)  # [tokens behind the prefix] each, row by row
+    item = torch.searchsorted(rows, row)  # the place of its row among the first rows
     ends = [
         len(batch.rows[at]) if items[index].running_text else batch.rows[at].context_length
         for index, at in first_row.items()
     ]  # [items]: where the prompt ends
-    role = _role(position, torch.tensor(ends, device=rows.device)[item] - 1)
+    last = torch.tensor(ends, device=rows.device)[item] - 1
+    prefix = torch.arange(batch.prefix_length, device=rows.device)
+    position = behind + batch.prefix_length
     sources = tuple(items[index].source for index in first_row)
-    return tuple(first_row), _Tokens(sources, row, position, item, role)
+    tokens = _Tokens(
+        sources,
+        place=torch.cat([prefix, batch.places(row, position)]),
+        position=torch.cat([prefix, position]),
+        item=torch.cat([torch.full_like(prefix, len(sources)), item]),
+        # Every prompt ends behind the prefix.
+        role=torch.cat(
+            [_role(prefix, torch.full_like(prefix, len(prefix))), _role(position, last)]
+        ),
+    )
+    return tuple(first_row), tokens
 
 
 def _role(position: Int[Tensor, " tokens"], last: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:

@@ -36,10 +36,10 @@ class Cost:
 
 
 def engine_cost(engine: AblationEngine, plan: Plan, items: Sequence[Item]) -> Cost:
-    """The cost of all removals of a plan on items, in the rows in which the engine runs them."""
+    """The cost of all removals of a plan on items, in the batches in which the engine runs them."""
     stack = engine.stack
     bundles = [engine.rows(index, item) for index, item in enumerate(items)]
-    tokens = sum(len(row) for rows in bundles for row in rows)
+    tokens = sum(group.tokens for group in engine.groups(items))
     reads = sum(_reads(rows, item) for rows, item in zip(bundles, items, strict=True))
     per_layer = 2 * stack.layer_parameters() / stack.depth
     return Cost(

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from snowball.engine.activations import ActivationRecorder, ItemActivations
-from snowball.engine.layer_stack import Entry, LayerCall, LayerStack
+from snowball.engine.batch_layers import BatchLayers
+from snowball.engine.layer_stack import LayerStack
 from snowball.engine.packing import RowBatch
 from snowball.engine.predictions import Predictions, ReadPositions
 from snowball.engine.removal import Plan, removal_name
@@ -70,8 +71,9 @@ class Pass:
     the pass ends with `answers` instead.
 
     Between two advances `states[slot]` may be read and kept: after layer l it is h_{l+1} of the
-    removals that this slot stands for. Another pass of the same batch takes it for a removal that
-    its plan lets join at layer l + 1. `token_budget` is the number of tokens in one layer call.
+    removals that this slot stands for, at the places of the batch (`RowBatch`). Another pass of the
+    same batch takes it for a removal that its plan lets join at layer l + 1. `token_budget` is the
+    number of tokens in one layer call.
     """
 
     def __init__(
@@ -85,21 +87,20 @@ class Pass:
         answers_only: bool = False,
     ) -> None:
         self.plan = plan
+        self.batch = batch
         self._stack = stack
-        self._batch = batch
         self._items = items
         self._token_budget = token_budget
         self._recorder = None if answers_only else ActivationRecorder(batch, items, plan)
-        self._repeated = _RepeatedCalls(len(batch.rows))
         self._next_layer = 0
-        self._entry: Entry
-        self.states: Float[Tensor, "slots rows length hidden"]
+        self._layers: BatchLayers
+        self.states: Float[Tensor, "slots places hidden"]
 
     @torch.inference_mode()
     def enter(self) -> None:
         """Runs all that comes before the layers: h_0 stands in the slot `plan.start`."""
-        self._entry = self._stack.enter(**self._model_inputs())
-        hidden = self._entry.hidden  # [rows, length, hidden]
+        self._layers = BatchLayers(self._stack, self.batch)
+        hidden = self._layers.entering()  # [places, hidden]
         self.states = hidden.new_empty(len(self.plan.removals), *hidden.shape)
         self.states[self.plan.start] = hidden
         if self._recorder is not None:
@@ -109,7 +110,7 @@ class Pass:
     def advance(
         self,
         layer: int,
-        joining: Mapping[int, Float[Tensor, "rows length hidden"]] | None = None,
+        joining: Mapping[int, Float[Tensor, "places hidden"]] | None = None,
     ) -> None:
         """Takes every slot from h_layer to h_{layer+1}; layers come in order.
 
@@ -171,8 +172,8 @@ class Pass:
         if self._next_layer < self._stack.depth:
             raise ValueError(f"layer {self._next_layer} is next: advance over all layers first")
         # Masks of all slots, which only the layers need: logits take their place in memory.
-        del self._entry, self._repeated
-        reads = ReadPositions(self._batch, self._items)
+        del self._layers
+        reads = ReadPositions(self.batch, self._items)
         return reads, self._predict(reads)
 
     def _answers(self, reads: ReadPositions, found: Predictions) -> list[ItemAnswers]:
@@ -181,31 +182,20 @@ class Pass:
         loglikelihoods = found.loglikelihoods[: self.plan.wanted].cpu()  # [removals, continuations]
         greedy = (found.misses[: self.plan.wanted] == 0).cpu()
         results = []
-        for item in dict.fromkeys(row.item for row in self._batch.rows):
+        for item in dict.fromkeys(row.item for row in self.batch.rows):
             columns = [c for row in self._rows_of(item) for c in reads.continuations_of(row)]
             results.append(ItemAnswers(item, loglikelihoods[:, columns], greedy[:, columns]))
         return results
 
     def _rows_of(self, item: int) -> list[int]:
-        return [index for index, row in enumerate(self._batch.rows) if row.item == item]
+        return [index for index, row in enumerate(self.batch.rows) if row.item == item]
 
     def _run(self, layer: int, slots: Sequence[int]) -> None:
         """Runs a layer on some slots in place, as many at once as the token budget holds."""
-        per_call = max(1, self._token_budget // self._batch.ids.numel())
+        per_call = max(1, self._token_budget // self.batch.size)
         for start in range(0, len(slots), per_call):
             chosen = as_slice(slots[start : start + per_call])
-            hidden = self.states[chosen]  # [chosen slots, rows, length, hidden]
-            call = self._repeated.times(len(hidden), self._entry.calls[layer])
-            out = self._stack.run(layer, hidden.flatten(0, 1), call)  # [slots * rows, ...]
-            self.states[chosen] = out.unflatten(0, hidden.shape[:2])
-
-    def _model_inputs(self) -> dict[str, object]:
-        """A tree mask and positions where rows branch; otherwise the model makes its own."""
-        batch, inputs = self._batch, {"input_ids": self._batch.ids, "use_cache": False}
-        if batch.branched:
-            mask = self._stack.mask(batch.tree_mask())
-            return {**inputs, "attention_mask": mask, "position_ids": batch.positions}
-        return {**inputs, "attention_mask": batch.real.long()} if batch.padded else inputs
+            self.states[chosen] = self._layers.run(layer, self.states[chosen])
 
     def _predict(self, reads: ReadPositions) -> Predictions:
         """Log-likelihoods of the targets, from the logits of the positions that are read only."""
@@ -221,7 +211,7 @@ class Pass:
         order = sorted(starts, key=lambda s: not s <= reference < s + slots_at_once)
         for first in range(0, len(reads), reads_at_once):
             chunk = slice(first, first + reads_at_once)
-            hidden = states[:, reads.rows[chunk], reads.positions[chunk]]  # [slots, reads, hidden]
+            hidden = states[:, reads.places[chunk]]  # [slots, reads, hidden]
             of_reference = None
             for slot in order:
                 slots = slice(slot, slot + slots_at_once)
@@ -253,26 +243,6 @@ class Pass:
             raise AblationError(
                 f"{reads.source(first_read + read)}: logits are NaN or infinite with removal {name}"
             )
-
-
-class _RepeatedCalls:
-    """Layer calls for several slots at once; what layers share is repeated once per batch."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        # Holding the tensor beside its copy keeps its id from being given to another.
-        self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-    def times(self, slots: int, call: LayerCall) -> LayerCall:
-        """The call of one slot, for `slots` of them one after the other."""
-
-        def repeat(value: Tensor) -> Tensor:
-            if (id(value), slots) not in self._made:
-                copies = value.repeat(slots, *(1 for _ in value.shape[1:]))
-                self._made[id(value), slots] = (value, copies)
-            return self._made[id(value), slots][1]
-
-        return call.with_rows(slots * self._rows, repeat)
 
 
 def as_slice(slots: Sequence[int]) -> slice | list[int]:

@@ -272,6 +272,13 @@ class LayerStack:
         return sum(p.numel() for p in unembedding.parameters())
 
 
+def empty_cache() -> Cache:
+    """A cache of keys and values that forgets nothing, whatever windows a model has."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
 @contextmanager
 def replaced_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
     """Within it the given modules run other functions; their attributes stay visible.

@@ -19,7 +19,7 @@ class ReadPositions:
 
     The continuations of the batch are numbered row by row. A *target* is a token to predict: target
     t is token `token[t]` of continuation `continuation[t]`, predicted at read `read_of[t]`; read r
-    is position `positions[r]` of row `rows[r]`.
+    is position `positions[r]` of row `rows[r]`, and place `places[r]` of the batch.
     """
 
     def __init__(self, batch: RowBatch, items: Sequence[Item]) -> None:
@@ -46,6 +46,7 @@ class ReadPositions:
         device = batch.ids.device
         self.rows: Int[Tensor, " reads"] = torch.tensor([r for r, _ in places], device=device)
         self.positions: Int[Tensor, " reads"] = torch.tensor([p for _, p in places], device=device)
+        self.places: Int[Tensor, " reads"] = batch.places(self.rows, self.positions)
         self.read_of: Int[Tensor, " targets"] = torch.tensor(read, device=device)
         self.token: Int[Tensor, " targets"] = torch.tensor(token, device=device)
         self.continuation: Int[Tensor, " targets"] = torch.tensor(continuation, device=device)

@@ -52,23 +52,29 @@ class InterferenceError(SnowballError):
 
 
 def probe_items(
-    model: PreTrainedModel, longest: int, tokens: Sequence[int], seed: int
+    model: PreTrainedModel,
+    longest: int,
+    tokens: Sequence[int],
+    seed: int,
+    prefix_length: int = 0,
 ) -> list[Item]:
     """Random items that make siblings, rows and padding of every kind meet.
 
     None has more tokens than `longest`, if that is enough for the smallest of them. Around each
     length below it at which the model switches there is one with branches on both sides. They are
-    made of the given `tokens`, for a model may have some that it never read.
+    made of the given `tokens`, for a model may have some that it never read. All begin with the
+    same `prefix_length` tokens.
     """
     random = np.random.default_rng(seed)
-    shapes = [_shortened(*shape, longest) for shape in _SHAPES]
+    prefix, rest = _drawn(random, tokens, prefix_length), longest - prefix_length
+    shapes = [_shortened(*shape, rest) for shape in _SHAPES]
     for length in length_switches(model.config.get_text_config().to_dict(), longest):
         back, branches = _AROUND
-        shapes.append(_shortened(max(1, length - back), branches, longest))
+        shapes.append(_shortened(max(1, length - prefix_length - back), branches, rest))
     return [
         Item(
             f"probe {place}",
-            _drawn(random, tokens, context),
+            prefix + _drawn(random, tokens, context),
             tuple(_drawn(random, tokens, size) for size in branches),
         )
         # Two of each shape, for some layouts put only rows of one length together.
@@ -105,12 +111,14 @@ def _drawn(random: np.random.Generator, tokens: Sequence[int], count: int) -> To
     return tuple(random.choice(tokens, size=count).tolist())
 
 
-def check_interference(engine: AblationEngine, items: Sequence[Item], seed: int) -> float:
+def check_interference(
+    engine: AblationEngine, items: Sequence[Item], seed: int, prefix_length: int = 0
+) -> float:
     """Largest change per token, in nats, that other rows and branches make to an item.
 
     Each item keeps its last continuation, which stands behind its siblings, while they change;
-    every second item keeps all while the rest change wholly; and each continuation is run without
-    any company.
+    every second item keeps all while the rest change wholly, but for the first `prefix_length`
+    tokens; and each continuation is run without any company.
 
     Raises:
         InterferenceError: a change is more than rounding.
@@ -120,7 +128,7 @@ def check_interference(engine: AblationEngine, items: Sequence[Item], seed: int)
     before = _loglikelihoods(engine, items)
     siblings = [_changed(random, tokens, item) for item in items]
     others = [
-        item if place % 2 else _changed(random, tokens, item, wholly=True)
+        item if place % 2 else _changed_wholly(random, tokens, item, prefix_length)
         for place, item in enumerate(items)
     ]
     after, among = _loglikelihoods(engine, siblings), _loglikelihoods(engine, others)
@@ -167,16 +175,20 @@ def _compare(
     return float(found.max())
 
 
-def _changed(
-    random: np.random.Generator, tokens: Sequence[int], item: Item, *, wholly: bool = False
-) -> Item:
-    """The item with other tokens, as many as before: in all continuations but the last, or all."""
+def _changed(random: np.random.Generator, tokens: Sequence[int], item: Item) -> Item:
+    """The item with other tokens, as many as before, in all continuations but the last."""
     *others, last = item.continuations
     drawn = [_drawn(random, tokens, len(one)) for one in others]
-    if not wholly:
-        return replace(item, continuations=(*drawn, last))
-    context = _drawn(random, tokens, len(item.context))
-    return replace(item, context=context, continuations=(*drawn, _drawn(random, tokens, len(last))))
+    return replace(item, continuations=(*drawn, last))
+
+
+def _changed_wholly(
+    random: np.random.Generator, tokens: Sequence[int], item: Item, kept: int
+) -> Item:
+    """The item with other tokens, as many as before, but for the first `kept` of its context."""
+    context = item.context[:kept] + _drawn(random, tokens, len(item.context) - kept)
+    drawn = tuple(_drawn(random, tokens, len(one)) for one in item.continuations)
+    return replace(item, context=context, continuations=drawn)
 
 
 def _loglikelihoods(

@@ -22,6 +22,7 @@ from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Removal, removal_name
 from snowball.engine.row_probe import check_interference, probe_items
 from snowball.engine.self_check_result import RowLayout, SelfCheck
+from snowball.engine.shared_prefixes import FEWEST_SHARED
 from snowball.errors import SnowballError
 from snowball.tasks.item import Item, TokenIds
 from snowball.tasks.task import GenerationTask, Task
@@ -53,7 +54,8 @@ def check_engine(
 
     Compared are items made to bring forth every interference (`row_probe`), and of each task those
     of every form: the shortest and the longest, that with most choices, and that with the longest.
-    Of the removals it takes the intact model and the first, the middle and the last one.
+    Of the removals it takes the intact model and the first, the middle and the last one. Where
+    items share a prefix, the same is asked of rows behind it; if they fail, nothing is shared.
 
     Raises:
         SelfCheckError: they disagree in every layout; or what the model generates with a cache is
@@ -74,7 +76,9 @@ def check_engine(
         if layout is RowLayout.PACKED and not stack.takes_any_mask:
             reasons.append(f"{layout}: the attention takes no mask of its own")
             continue
-        engine = AblationEngine(model, chosen, token_budget=token_budget, layout=layout)
+        engine = AblationEngine(
+            model, chosen, token_budget=token_budget, layout=layout, share_prefixes=False
+        )
         try:
             worst = _check_layout(engine, chosen, own, probes, seed)
         except Exception as error:  # what it raises depends on the model
@@ -84,7 +88,7 @@ def check_engine(
             reasons.append(f"{layout}: {kind}{error}")
             continue
         _check_generation(engine, chosen, tasks)
-        return SelfCheck(
+        checked = SelfCheck(
             packed=layout is RowLayout.PACKED,
             worst=worst,
             items=len(own),
@@ -93,6 +97,7 @@ def check_engine(
             layout=layout.value,
             probes=len(probes),
         )
+        return _with_prefixes(checked, model, tasks, chosen, tokens, token_budget, seed)
     raise SelfCheckError(f"{type(model).__name__} cannot be measured in one pass: {reasons[-1]}")
 
 
@@ -108,6 +113,60 @@ def _check_layout(
     found = {one.item: one.loglikelihoods for batch in engine.run(everything) for one in batch}
     ours = [found[place] for place in range(len(everything))]
     return max(worst, check_against_deletion(engine.stack.model, removals, everything, ours))
+
+
+def _with_prefixes(
+    checked: SelfCheck,
+    model: PreTrainedModel,
+    tasks: Sequence[Task],
+    removals: Sequence[Removal],
+    tokens: Sequence[int],
+    token_budget: int | None,
+    seed: int,
+) -> SelfCheck:
+    """Adds to a check whether rows may run behind a prefix that they share, if any would."""
+    engine = AblationEngine(model, removals, token_budget=token_budget, layout=checked.rows)
+    own = [pair for task in tasks if (pair := _sharing_items(engine, task.items))]
+    if not own:
+        return checked
+    longest = max(item.longest for pair in own for item in pair)
+    prefix = max(FEWEST_SHARED, longest // 2)
+    probes = probe_items(model, longest, tokens, seed, prefix)
+    worst = checked.worst
+    try:
+        engine.token_budget = _all_tokens(probes)
+        worst = max(worst, check_interference(engine, probes, seed, prefix))
+        for items in (probes, *own):
+            engine.token_budget = _all_tokens(items)
+            found = [one for batch in engine.run(items) for one in batch]
+            ours = [one.loglikelihoods for one in sorted(found, key=lambda one: one.item)]
+            worst = max(worst, check_against_deletion(model, removals, items, ours))
+    except Exception as error:  # what it raises depends on the model
+        if out_of_memory(error):
+            raise
+        kind = "" if isinstance(error, SnowballError) else f"{type(error).__name__}: "
+        return replace(checked, shares_prefixes=False, prefix_reason=f"{kind}{error}")
+    return replace(
+        checked,
+        worst=worst,
+        items=checked.items + sum(map(len, own)),
+        probes=(checked.probes or 0) + len(probes),
+        shares_prefixes=True,
+    )
+
+
+def _sharing_items(engine: AblationEngine, items: Sequence[Item]) -> list[Item]:
+    """The shortest and the longest item of the batch with the longest prefix, if any has one."""
+    group = max(engine.groups(items), key=lambda group: group.prefix_length, default=None)
+    if group is None or not group.prefix_length:
+        return []
+    by_length = sorted((items[row.item] for row in group.rows), key=lambda item: item.longest)
+    return [by_length[0], by_length[-1]]
+
+
+def _all_tokens(items: Sequence[Item]) -> int:
+    """A budget with which all items are one batch, so that they share what they can."""
+    return sum(item.separate_tokens for item in items)
 
 
 def forms(items: Sequence[Item]) -> list[int]:

@@ -25,7 +25,8 @@ class SelfCheck:
 
     `packed`: whether answer choices share the row of their question; `reason` why not. `layout`:
     how items become rows, the cheapest way in which the model gives what it gives alone. Compared
-    were `items` of the tasks, and `probes` made for the purpose.
+    were `items` of the tasks, and `probes` made for the purpose. `shares_prefixes`: whether rows
+    that begin alike run behind what they share, None where too few do; `prefix_reason`: why not.
     """
 
     packed: bool
@@ -35,6 +36,8 @@ class SelfCheck:
     reason: str | None
     layout: str | None = None
     probes: int | None = None
+    shares_prefixes: bool | None = None
+    prefix_reason: str | None = None
 
     @property
     def rows(self) -> RowLayout:

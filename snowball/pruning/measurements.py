@@ -73,6 +73,7 @@ class Measurements:
             [INTACT],
             token_budget=self.token_budget,
             layout=self.checked.rows,
+            share_prefixes=bool(self.checked.shares_prefixes),
         )
         self._places = [
             (number, index)

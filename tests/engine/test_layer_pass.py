@@ -11,7 +11,7 @@ from scipy.special import rel_entr
 from tiny_models import DEPTH, ITEMS, logits_of, loglikelihoods_of, shorter_llama, tiny_model
 from torch import Tensor
 
-from snowball.engine import ablation
+from snowball.engine import shared_prefixes
 from snowball.engine.ablation import AblationEngine
 from snowball.engine.deletion import deleted
 from snowball.engine.generation import generate
@@ -270,7 +270,7 @@ def test_rows_are_grouped_once_and_again_only_when_memory_runs_out(
         grouped.append(len(bundles))
         return group_bundles(bundles, budget)
 
-    monkeypatch.setattr(ablation, "group_bundles", counted)
+    monkeypatch.setattr(shared_prefixes, "group_bundles", counted)
     items = [Item(str(n), (1, 2, n), ((3,), (4,))) for n in range(40)]
     engine = AblationEngine(model_of("llama"), [INTACT], token_budget=12)
     assert len(list(engine.run(items))) == 10

@@ -1,0 +1,91 @@
+"""The layers of a model on one batch of rows, for several removals at once.
+
+A prefix that all rows share runs first, once for each removal, and every row of the removal reads
+the keys and values that it leaves. They are those of one layer, and are dropped after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from snowball.engine.layer_stack import Entry, LayerCall, LayerStack, empty_cache
+from snowball.engine.packing import RowBatch
+
+
+class BatchLayers:
+    """What the model makes of a batch before its layers, and each layer on some slots of it.
+
+    A slot holds the states of one removal at the places of the batch (see `RowBatch`).
+    """
+
+    def __init__(self, stack: LayerStack, batch: RowBatch) -> None:
+        self._stack = stack
+        self._batch = batch
+        self._prefix = _Calls(1, _enter_prefix(stack, batch)) if batch.prefix_length else None
+        self._rows = _Calls(len(batch.rows), _enter_rows(stack, batch))
+
+    def entering(self) -> Float[Tensor, "places hidden"]:
+        """h_0."""
+        parts = [self._prefix, self._rows] if self._prefix else [self._rows]
+        return torch.cat([part.entry.hidden.flatten(0, 1) for part in parts])
+
+    def run(
+        self, layer: int, hidden: Float[Tensor, "slots places hidden"]
+    ) -> Float[Tensor, "slots places hidden"]:
+        """h_{layer+1} from h_layer."""
+        slots, length = len(hidden), self._batch.prefix_length
+        of_rows = hidden[:, length:].unflatten(1, self._batch.ids.shape).flatten(0, 1)
+        if self._prefix is None:
+            out = self._stack.run(layer, of_rows, self._rows.call(layer, slots))
+            return out.view_as(hidden)
+        cache = empty_cache()  # of each slot, then of each of its rows
+        call = self._prefix.call(layer, slots).with_cache(cache)
+        of_prefix = self._stack.run(layer, hidden[:, :length], call)
+        cache.batch_repeat_interleave(len(self._batch.rows))
+        call = self._rows.call(layer, slots).with_cache(cache)
+        out = self._stack.run(layer, of_rows, call).unflatten(0, (slots, -1))
+        return torch.cat([of_prefix, out.flatten(1, 2)], dim=1)
+
+
+def _enter_prefix(stack: LayerStack, batch: RowBatch) -> Entry:
+    ids = batch.prefix[None]
+    return stack.enter(input_ids=ids, past_key_values=empty_cache(), use_cache=True)
+
+
+def _enter_rows(stack: LayerStack, batch: RowBatch) -> Entry:
+    """With a tree mask and positions where rows branch; otherwise the model makes its own."""
+    if not batch.branched and not batch.prefix_length:
+        mask = {"attention_mask": batch.real.long()} if batch.padded else {}
+        return stack.enter(input_ids=batch.ids, use_cache=False, **mask)
+    return stack.enter(
+        input_ids=batch.ids,
+        attention_mask=stack.mask(batch.tree_mask()),
+        position_ids=batch.positions,
+        past_key_values=empty_cache() if batch.prefix_length else None,
+        use_cache=batch.prefix_length > 0,
+    )
+
+
+@dataclass
+class _Calls:
+    """Layer calls for several slots at once; what layers share is repeated once per batch."""
+
+    rows: int
+    entry: Entry
+    # Holding the tensor beside its copy keeps its id from being given to another.
+    _made: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def call(self, layer: int, slots: int) -> LayerCall:
+        """The call of a layer for the rows of `slots` slots, one slot after the other."""
+
+        def repeat(value: Tensor) -> Tensor:
+            if (id(value), slots) not in self._made:
+                copies = value.repeat(slots, *(1 for _ in value.shape[1:]))
+                self._made[id(value), slots] = (value, copies)
+            return self._made[id(value), slots][1]
+
+        return self.entry.calls[layer].with_rows(slots * self.rows, repeat)
