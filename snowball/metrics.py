@@ -16,6 +16,10 @@ from torch import Tensor
 
 from snowball.errors import SnowballError
 
+# What is wrong with a vector that has no score.
+NOT_FINITE = "holds NaN or infinity"
+ZERO = "is the zero vector, which has no direction; mask such tokens out before scoring"
+
 
 class UndefinedScoreError(SnowballError):
     """A score was asked for at a vector that has no direction (zero) or no value (NaN, inf).
@@ -37,7 +41,10 @@ class LayerScores(NamedTuple):
 
 
 def layer_scores(
-    x: Float[Tensor, "*tokens hidden"], y: Float[Tensor, "*tokens hidden"]
+    x: Float[Tensor, "*tokens hidden"],
+    y: Float[Tensor, "*tokens hidden"],
+    *,
+    checked: bool = True,
 ) -> LayerScores:
     """Cosine score, angular distance and norm ratio of a layer at each token.
 
@@ -51,13 +58,19 @@ def layer_scores(
     `1 - x.y / (|x| |y|)` cancels to nothing at small angles; here the relative error of sin is a
     few roundings times `|w| / |w'|`, which is 1 for an update across x.
 
+    Who checks the vectors with `defects` may leave out `checked`, and so does not wait for a device
+    that still computes them; a score that is undefined is then any number or NaN.
+
     Raises:
         UndefinedScoreError: a vector is zero or not finite (the first such token is named).
     """
     x, y = x.double(), y.double()
+    if checked:
+        _check("layer input", x)
+        _check("layer output", y)
     # Scaling by powers of two is exact, and keeps squares from overflowing or vanishing. Vectors of
     # similar size share their power, so that the update between them stays exact too.
-    power_x, power_y = (_power(_size(n, v)) for n, v in (("layer input", x), ("layer output", y)))
+    power_x, power_y = _power(_size(x)), _power(_size(y))
     power_y = torch.where((power_y - power_x).abs() <= 1, power_x, power_y)
     x, y = _scale(x, -power_x), _scale(y, -power_y)
     update = y - x
@@ -163,28 +176,44 @@ def angular_distances(
 
 
 def divergence(
-    intact: Float[Tensor, "*tokens hidden"], ablated: Float[Tensor, "*runs_tokens hidden"]
+    intact: Float[Tensor, "*tokens hidden"],
+    ablated: Float[Tensor, "*runs_tokens hidden"],
+    *,
+    checked: bool = True,
 ) -> Float[Tensor, "*runs_tokens"]:
     """Relative distance of an ablated run from the intact one, `|h_k - h'_k| / |h_k|`.
 
     The snowball curve of a removal is this value against the depth k. Several ablated runs may be
-    given at once, on axes before those of the tokens.
+    given at once, on axes before those of the tokens. Without `checked` what is not finite gives
+    what is not finite; see `layer_scores`.
 
     Raises:
         UndefinedScoreError: the intact state is zero, or a state is not finite.
     """
-    size = _size("intact state", intact)
+    if checked:
+        _check("intact state", intact)
     if intact.dtype == torch.float64:  # whose squares may overflow or vanish
-        power = -_power(size)
+        power = -_power(_size(intact))
         intact, ablated = _scale(intact, power), _scale(ablated, power)
     else:  # float32 holds each narrower float, and rounds their difference by a relative 2^-24
         intact, ablated = intact.float(), ablated.float()
     distance = _norm(intact - ablated)
-    if not bool((finite := distance.isfinite()).all()):
-        raise UndefinedScoreError(
-            "ablated state", _first(~finite.unsqueeze(-1)), "holds NaN or infinity"
-        )
+    if checked and not bool((finite := distance.isfinite()).all()):
+        raise UndefinedScoreError("ablated state", _first(~finite), NOT_FINITE)
     return distance / _norm(intact)
+
+
+class Defects(NamedTuple):
+    """Which vectors have no value, and which have no direction."""
+
+    not_finite: Bool[Tensor, "*tokens"]
+    zero: Bool[Tensor, "*tokens"]
+
+
+def defects(x: Float[Tensor, "*tokens hidden"]) -> Defects:
+    """Which vectors hold NaN or infinity, and which are zero: they have no score."""
+    size = _size(x).squeeze(-1)  # propagates NaN
+    return Defects(~size.isfinite(), size == 0)
 
 
 # Where no logit moves by more, what `p e^t` loses in float64 by underflow of p is nothing.
@@ -207,8 +236,8 @@ def kl_divergence(
     Raises:
         UndefinedScoreError: a logit is NaN or infinite.
     """
-    _size("row of intact logits", intact, zero_allowed=True)
-    _size("row of logits", other, zero_allowed=True)
+    _check("row of intact logits", intact, zero_allowed=True)
+    _check("row of logits", other, zero_allowed=True)
     intact = intact.double()
     p = torch.softmax(intact, dim=-1)
     change = other.double() - intact
@@ -285,20 +314,18 @@ def accuracy_based_relevance(without: float, intact: float, chance: float) -> fl
     return 1 - max(without - chance, 0.0) / (intact - chance)
 
 
-def _size(
-    name: str, x: Float[Tensor, "*tokens hidden"], *, zero_allowed: bool = False
-) -> Float[Tensor, "*tokens 1"]:
-    """Largest absolute coordinate of each vector; refuses NaN, infinity and zero vectors."""
-    size = x.abs().amax(-1, keepdim=True)  # propagates NaN
-    if not bool((finite := size.isfinite()).all()):
-        raise UndefinedScoreError(name, _first(~finite), "holds NaN or infinity")
-    if not zero_allowed and bool((zero := size == 0).any()):
-        raise UndefinedScoreError(
-            name,
-            _first(zero),
-            "is the zero vector, which has no direction; mask such tokens out before scoring",
-        )
-    return size
+def _check(name: str, x: Float[Tensor, "*tokens hidden"], *, zero_allowed: bool = False) -> None:
+    """Refuses NaN, infinity and zero vectors."""
+    found = defects(x)
+    if bool(found.not_finite.any()):
+        raise UndefinedScoreError(name, _first(found.not_finite), NOT_FINITE)
+    if not zero_allowed and bool(found.zero.any()):
+        raise UndefinedScoreError(name, _first(found.zero), ZERO)
+
+
+def _size(x: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens 1"]:
+    """Largest absolute coordinate of each vector."""
+    return x.abs().amax(-1, keepdim=True)
 
 
 def _norm(x: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens"]:
@@ -316,5 +343,5 @@ def _scale(x: Float[Tensor, "*shape"], power: Int[Tensor, "*other"]) -> Float[Te
     return torch.ldexp(torch.ldexp(x, half), power - half)
 
 
-def _first(mask: Bool[Tensor, "*tokens 1"]) -> tuple[int, ...]:
-    return tuple(int(i) for i in mask.nonzero()[0, :-1])
+def _first(mask: Bool[Tensor, "*tokens"]) -> tuple[int, ...]:
+    return tuple(int(i) for i in mask.nonzero()[0])

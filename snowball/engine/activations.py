@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -60,60 +59,85 @@ class ActivationRecorder:
     """Watches one batch of the engine pass the layers.
 
     Each item is counted once: where its continuations do not share a row, only its first row is. A
-    prefix that all rows share is looked at once, and counts for every item.
+    prefix that all rows share is looked at once, and counts for every item. One call compares about
+    `tokens_at_once` states. Nothing waits for the device before `results`.
     """
 
-    def __init__(self, batch: RowBatch, items: Sequence[Item], plan: Plan) -> None:
+    def __init__(
+        self, batch: RowBatch, items: Sequence[Item], plan: Plan, tokens_at_once: int
+    ) -> None:
         self._items, self._all = _counted_tokens(batch, items)
         self._prompt = self._all.where(self._all.role != ROLES.index("answer"))
         self._ends = (self._all.role == ROLES.index("last")).nonzero()[:, 0]
         self._plan = plan
+        self._tokens_at_once = tokens_at_once
         self._single_layers = _single_removals(plan, Part.LAYER)
         self._single_mlps = _single_removals(plan, Part.MLP)
         self._scores: list[metrics.LayerScores] = []
         self._attention: list[Tensor] = []
         self._mlp: list[Tensor] = []
         self._last_states: list[Tensor] = []
-        self._divergence: dict[tuple[int, int], Tensor] = {}
+        depth = len(plan.steps)
+        self._divergence = self._all.zeros(depth if self._single_layers else 0, depth + 1)
+        self._undefined: list[_Undefined] = []
 
     def enter(self, hidden: Float[Tensor, "places hidden"]) -> None:
         """Takes h_0."""
         self._before = self._all.of(hidden)  # [counted tokens, hidden]
+        self._look("layer input", 0, self._before)
         self._last_states.append(self._before[self._ends])
 
     def leave(self, layer: int, states: Float[Tensor, "slots places hidden"]) -> None:
-        """Takes the states after a layer, each in the slot that the plan gives it.
-
-        Raises:
-            ActivationError: a state is zero, NaN or infinite.
-        """
+        """Takes the states after a layer, each in the slot that the plan gives it."""
         reference = states[self._plan.reference_slot(layer)]  # [places, hidden]
         before, after = self._before, self._all.of(reference)  # [counted tokens, hidden]
-        slot_of = self._plan.steps[layer].slot_of
-        with self._all.naming(layer):
-            self._scores.append(metrics.layer_scores(before, after))
-            if layer in self._single_mlps:
-                # Without its MLP a layer ends where the MLP would begin.
-                middle = self._all.of(states[slot_of[self._single_mlps[layer]]])
-                self._attention.append(metrics.cosine_score(before, middle))
-                self._mlp.append(metrics.cosine_score(middle, after))
+        self._look("layer output", layer, after)
+        self._scores.append(metrics.layer_scores(before, after, checked=False))
+        if layer in self._single_mlps:
+            # Without its MLP a layer ends where the MLP would begin.
+            slot = self._plan.steps[layer].slot_of[self._single_mlps[layer]]
+            middle = self._all.of(states[slot])
+            self._look("layer output", layer, middle)
+            self._attention.append(metrics.layer_scores(before, middle, checked=False).cosine)
+            self._mlp.append(metrics.layer_scores(middle, after, checked=False).cosine)
         self._diverge(layer, states)
         self._before = after
         self._last_states.append(after[self._ends])
 
+    def _look(
+        self, vector: str, layer: int, states: Float[Tensor, "counted_tokens hidden"]
+    ) -> None:
+        """Notes which states have no score."""
+        found = metrics.defects(states)
+        for problem, where in ((metrics.NOT_FINITE, found.not_finite), (metrics.ZERO, found.zero)):
+            self._undefined.append(_Undefined(vector, layer, problem, self._all, where))
+
     def _diverge(self, layer: int, states: Float[Tensor, "slots places hidden"]) -> None:
+        """Takes the divergences, after a layer, of all removals that have left the reference."""
         # [prompt tokens, hidden], as is what each removal makes of them.
         reference = self._prompt.of(states[self._plan.reference_slot(layer)])
         slot_of = self._plan.steps[layer].slot_of
-        for removed, removal in self._single_layers.items():
-            if removed <= layer:  # before that the two runs are one
-                ablated = self._prompt.of(states[slot_of[removal]])
-                with self._prompt.naming(layer):
-                    divergence = metrics.divergence(reference, ablated)
-                self._divergence[removed, layer + 1] = divergence  # [prompt tokens]
+        left = [removed for removed in self._single_layers if removed <= layer]
+        at_once = max(1, self._tokens_at_once // len(reference))
+        for start in range(0, len(left), at_once):
+            removed = left[start : start + at_once]
+            slots = torch.tensor([slot_of[self._single_layers[one]] for one in removed])
+            # [removed, prompt tokens, hidden]
+            ablated = states[slots.to(states.device)[:, None], self._prompt.place]
+            found = metrics.divergence(reference, ablated, checked=False)
+            self._divergence[:, removed, layer + 1] = self._prompt.sums(found.T)
+            broken = ~found.isfinite()
+            self._undefined.append(
+                _Undefined("ablated state", layer, metrics.NOT_FINITE, self._prompt, broken)
+            )
 
     def results(self) -> dict[int, ItemActivations]:
-        """The sums of each item of the batch."""
+        """The sums of each item of the batch.
+
+        Raises:
+            ActivationError: a state is zero, NaN or infinite.
+        """
+        _refuse(self._undefined)
         # Lists over layers, of one value for each counted token.
         cosine, angular, norm_ratio = (list(kind) for kind in zip(*self._scores, strict=True))
         ones = torch.ones_like(self._all.role, dtype=torch.float64)
@@ -125,30 +149,59 @@ class ActivationRecorder:
             self._all.sums_by_role(self._attention),
             self._all.sums_by_role(self._mlp),
             self._angular_pairs(),
-            self._divergence_table(),
+            self._divergence,
         ]
-        arrays = [one.cpu().numpy() for one in fields_of_items]
+        # All of them leave the device at once.
+        sizes = [one[0].numel() for one in fields_of_items]
+        flat = torch.cat([one.flatten(1) for one in fields_of_items], dim=1).cpu()
+        arrays = [
+            part.unflatten(1, one.shape[1:]).numpy()
+            for part, one in zip(flat.split(sizes, dim=1), fields_of_items, strict=True)
+        ]
         return {
             item: ItemActivations(*(array[place] for array in arrays))
             for place, item in enumerate(self._items)
         }
 
     def _angular_pairs(self) -> Float[Tensor, "items starts ends"]:
-        depth = len(self._last_states) - 1
-        pairs = self._all.zeros(depth + 1, depth + 1)
-        # Each item has one last token: the states below, [items, hidden], are in the items' order.
-        for length in range(1, depth + 1):
-            distances = metrics.angular_distances(self._last_states, length)
-            for start, distance in enumerate(distances):
-                pairs[:, start, start + length] = distance
+        # Each item has one last token: the states are in the items' order.
+        states = torch.stack(self._last_states).double()  # [depths, items, hidden]
+        depths, items, _ = states.shape
+        pairs = self._all.zeros(depths, depths)
+        starts, ends = torch.triu_indices(depths, depths, 1, device=states.device)
+        at_once = max(1, self._tokens_at_once // items)
+        for start, end in zip(starts.split(at_once), ends.split(at_once), strict=True):
+            found = metrics.layer_scores(states[start], states[end], checked=False).angular
+            pairs[:, start, end] = found.T  # [items, some pairs]
         return pairs
 
-    def _divergence_table(self) -> Float[Tensor, "items layers depths"]:
-        depth = len(self._scores)
-        table = self._prompt.zeros(depth if self._single_layers else 0, depth + 1)
-        for (removed, at), divergence in self._divergence.items():
-            table[:, removed, at] = self._prompt.sums([divergence])[:, 0]
-        return table
+
+@dataclass(frozen=True)
+class _Undefined:
+    """Where a vector has no score, noted on the device: at which of some tokens, after a layer."""
+
+    vector: str
+    layer: int
+    problem: str
+    tokens: _Tokens
+    where: Bool[Tensor, "*removals tokens"]
+
+    def error(self) -> ActivationError:
+        """Names the first of them."""
+        token = int(self.where.nonzero()[0, -1])
+        item = int(self.tokens.item[token]) % len(self.tokens.sources)  # any, of a shared prefix
+        return ActivationError(
+            f"{self.tokens.sources[item]}, token {int(self.tokens.position[token])}, layer "
+            f"{self.layer}: the {self.vector} {self.problem}"
+        )
+
+
+def _refuse(notes: Sequence[_Undefined]) -> None:
+    """Raises ActivationError for the first note that holds anywhere: waits for the device once."""
+    found = torch.stack([note.where.any() for note in notes]).tolist()
+    for note, holds in zip(notes, found, strict=True):
+        if holds:
+            raise note.error()
 
 
 @dataclass(frozen=True)
@@ -179,7 +232,7 @@ class _Tokens:
         size = (len(self.sources), *shape)
         return torch.zeros(size, dtype=torch.float64, device=self.place.device)
 
-    def sums(self, values: Sequence[Float[Tensor, " tokens"]]) -> Float[Tensor, "items values"]:
+    def sums(self, values: Float[Tensor, "tokens values"]) -> Float[Tensor, "items values"]:
         """Sums over the tokens of each item, of each of several values per token."""
         return self._sums(self.item, 1, values)[:, 0]
 
@@ -187,34 +240,19 @@ class _Tokens:
         self, values: Sequence[Float[Tensor, " tokens"]]
     ) -> Float[Tensor, "items roles values"]:
         """Sums over the tokens of each item and role, of each of several values per token."""
-        return self._sums(self.item * len(ROLES) + self.role, len(ROLES), values)
+        if not values:
+            return self.zeros(len(ROLES), 0)
+        group = self.item * len(ROLES) + self.role
+        return self._sums(group, len(ROLES), torch.stack(list(values), 1))
 
     def _sums(
-        self,
-        group: Int[Tensor, " tokens"],
-        groups: int,
-        values: Sequence[Float[Tensor, " tokens"]],
+        self, group: Int[Tensor, " tokens"], groups: int, values: Float[Tensor, "tokens values"]
     ) -> Float[Tensor, "items groups values"]:
         """Sums by group, of which each item has `groups`, and so has what belongs to all items."""
         items = len(self.sources)
-        sums = self.zeros(0).new_zeros((items + 1) * groups, len(values))
-        if values:
-            sums.index_add_(0, group, torch.stack(list(values), 1))
-        by_item = sums.unflatten(0, (items + 1, groups))
+        sums = values.new_zeros((items + 1) * groups, values.shape[1])
+        by_item = sums.index_add_(0, group, values).unflatten(0, (items + 1, groups))
         return by_item[:-1] + by_item[-1]
-
-    @contextmanager
-    def naming(self, layer: int) -> Iterator[None]:
-        """Names layer, item and token where a score of these tokens is undefined."""
-        try:
-            yield
-        except metrics.UndefinedScoreError as error:
-            token = error.token[0]
-            item = int(self.item[token]) % len(self.sources)  # of a prefix any item may be named
-            raise ActivationError(
-                f"{self.sources[item]}, token {int(self.position[token])}, layer {layer}: the "
-                f"{error.vector} {error.problem}"
-            ) from error
 
 
 def _counted_tokens(batch: RowBatch, items: Sequence[Item]) -> tuple[tuple[int, ...], _Tokens]:

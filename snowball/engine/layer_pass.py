@@ -91,7 +91,9 @@ class Pass:
         self._stack = stack
         self._items = items
         self._token_budget = token_budget
-        self._recorder = None if answers_only else ActivationRecorder(batch, items, plan)
+        self._recorder = (
+            None if answers_only else ActivationRecorder(batch, items, plan, token_budget)
+        )
         self._next_layer = 0
         self._layers: BatchLayers
         self.states: Float[Tensor, "slots places hidden"]
@@ -118,7 +120,6 @@ class Pass:
 
         Raises:
             ValueError: it is another layer's turn, or other slots than those of the plan join.
-            ActivationError: a state is zero, NaN or infinite.
         """
         if layer != self._next_layer:
             raise ValueError(f"layer {self._next_layer} is next, not {layer}: layers come in order")
@@ -143,11 +144,13 @@ class Pass:
         """What every removal makes of each item of the batch.
 
         Raises:
+            ActivationError: a state is zero, NaN or infinite.
             AblationError: a logit is NaN or infinite.
         """
         assert self._recorder is not None, "a pass for answers only has no scores"
+        activations = self._recorder.results()
         reads, found = self._read()
-        kl, activations = found.kl[: self.plan.wanted].cpu(), self._recorder.results()
+        kl = found.kl[: self.plan.wanted].cpu()
         results = []
         for one in self._answers(reads, found):
             # The KL is read in the first row of the item: its other rows repeat the context.
