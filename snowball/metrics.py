@@ -216,39 +216,81 @@ def defects(x: Float[Tensor, "*tokens hidden"]) -> Defects:
     return Defects(~size.isfinite(), size == 0)
 
 
-# Where no logit moves by more, what `p e^t` loses in float64 by underflow of p is nothing.
-_FARTHEST_LOGIT = 300.0
-
-
 def kl_divergence(
     intact: Float[Tensor, "*#tokens vocabulary"], other: Float[Tensor, "*#tokens vocabulary"]
 ) -> Float[Tensor, "*#tokens"]:
     """KL divergence of another next-token distribution from the intact one, in nats, from logits.
 
-    With p = softmax(intact), t = other - intact less its mean over p,
-
-        KL(p || q) = sum p log(p / q) = log sum p e^t = log(1 + sum p (e^t - 1 - t)),
-
-    whose terms are all >= 0, so that a small value does not cancel to nothing. Where a logit moves
-    by more than `_FARTHEST_LOGIT` the first sum is taken as it stands. In float64; the leading
-    dimensions broadcast.
+    See `KLDivergence`; the leading dimensions broadcast.
 
     Raises:
         UndefinedScoreError: a logit is NaN or infinite.
     """
     _check("row of intact logits", intact, zero_allowed=True)
     _check("row of logits", other, zero_allowed=True)
-    intact = intact.double()
-    p = torch.softmax(intact, dim=-1)
-    change = other.double() - intact
-    change -= torch.linalg.vecdot(p, change).unsqueeze(-1)
-    terms = change.clamp(max=_FARTHEST_LOGIT).expm1_().sub_(change)
-    divergence = torch.log1p(torch.linalg.vecdot(p, terms))
-    far = change.amax(-1) > _FARTHEST_LOGIT
-    if far.any():
-        log_p = torch.log_softmax(intact, dim=-1).expand_as(change)
-        divergence[far] = torch.logsumexp(log_p[far] + change[far], dim=-1)
-    return divergence
+    divergence = KLDivergence()
+    divergence.add(intact, other)
+    return divergence.value()
+
+
+# Where no logit moves by more, what `p e^u` loses in float64 by underflow of p is nothing.
+_FARTHEST_LOGIT = 300.0
+
+
+class KLDivergence:
+    """KL(p || q) in nats from logits that come piece by piece of the vocabulary, in float64.
+
+    With p = softmax(intact) and u = other - intact - c, where c is the mean of other - intact over
+    p in the first piece,
+
+        KL(p || q) = log sum p e^u - sum p u = log(1 + m + sum p (e^u - 1 - u)) - m,    m = sum p u,
+
+    so that a small value does not cancel to nothing: of a single piece m = 0, and of several it is
+    of the order of u. Where a logit moves by more than `_FARTHEST_LOGIT`, it is `log sum e^other -
+    log sum e^intact - c - m`. Logits that are NaN or infinite give NaN.
+    """
+
+    def __init__(self) -> None:
+        self._centre: Float[Tensor, "*tokens"] | None = None
+        # Sums over the vocabulary so far: of e^(intact - largest), times 1, u, and e^u - 1 - u.
+        self._largest = torch.tensor(-torch.inf, dtype=torch.float64)
+        self._weight = self._first = self._terms = torch.tensor(0.0, dtype=torch.float64)
+        self._normaliser = self._largest  # log sum e^other
+        self._far = torch.tensor(False)
+
+    def add(
+        self, intact: Float[Tensor, "*#tokens piece"], other: Float[Tensor, "*#tokens piece"]
+    ) -> None:
+        """Takes the next logits; the leading dimensions broadcast."""
+        intact, other = intact.double(), other.double()
+        largest = torch.maximum(self._largest.to(intact.device), intact.amax(-1))
+        before = (self._largest.to(intact.device) - largest).exp()
+        share = (intact - largest.unsqueeze(-1)).exp_()
+        change = other - intact
+        weight = share.sum(-1)
+        centre = self._centre
+        if centre is None:
+            centre = self._centre = torch.linalg.vecdot(share, change) / weight
+        change -= centre.unsqueeze(-1)
+        first = torch.linalg.vecdot(share, change)
+        self._far = self._far.to(intact.device) | (change.amax(-1) > _FARTHEST_LOGIT)
+        change.clamp_(max=_FARTHEST_LOGIT)
+        terms = torch.linalg.vecdot(share, change.expm1().sub_(change))
+        self._largest = largest
+        self._weight = before * self._weight + weight
+        self._first = before * self._first + first
+        self._terms = before * self._terms + terms
+        self._normaliser = torch.logaddexp(
+            self._normaliser.to(intact.device), torch.logsumexp(other, dim=-1)
+        )
+
+    def value(self) -> Float[Tensor, "*tokens"]:
+        """The divergence at each token."""
+        assert self._centre is not None, "there is something to compare"
+        mean, terms = self._first / self._weight, self._terms / self._weight
+        near = (torch.log1p(mean + terms) - mean).clamp(min=0)
+        far = self._normaliser - (self._largest + self._weight.log()) - self._centre - mean
+        return torch.where(self._far, far, near)
 
 
 @dataclass(frozen=True, slots=True)

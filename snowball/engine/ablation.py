@@ -86,7 +86,7 @@ class AblationEngine:
         # A length at which positions change would be that of the prefix, not of the row.
         shares = self.stack.takes_any_mask and self.layout is not RowLayout.EQUAL_LENGTHS
         self.share_prefixes = share_prefixes and shares
-        self.token_budget = token_budget or default_token_budget(model.device)
+        self.token_budget = token_budget or self._fitting_budget()
         self.work = Work()
 
     def with_removals(
@@ -98,6 +98,15 @@ class AblationEngine:
         for unit in frozenset[Unit]().union(*other.plan.removals):
             self.stack.check(unit)
         return other
+
+    def _fitting_budget(self) -> int:
+        """The default of the device, or less: a power of two that half of its free memory holds."""
+        device, budget = self.stack.device, default_token_budget(self.stack.device)
+        if device.type != "cuda":
+            return budget
+        free, _ = torch.cuda.mem_get_info(device)
+        bytes_of_token = self.stack.token_bytes(len(self.plan.removals))
+        return min(budget, 1 << max(0, (free // 2 // bytes_of_token).bit_length() - 1))
 
     def run(self, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
         """Yields the results of one batch after the other; `ItemAblation.item` is the index.

@@ -20,13 +20,15 @@ from snowball.engine.activations import ActivationRecorder, ItemActivations
 from snowball.engine.batch_layers import BatchLayers
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.packing import RowBatch
-from snowball.engine.predictions import Predictions, ReadPositions
+from snowball.engine.predictions import LogitSums, Predictions, ReadPositions
 from snowball.engine.removal import Plan, removal_name
 from snowball.errors import SnowballError
 from snowball.tasks.item import Item
 
 # Hidden units of an MLP per coordinate of the stream, in most decoders.
 _UNITS_PER_COORDINATE = 4
+# With fewer states at once a product with the unembedding waits for memory.
+_FEWEST_ROWS = 64
 
 
 class AblationError(SnowballError):
@@ -154,7 +156,7 @@ class Pass:
         results = []
         for one in self._answers(reads, found):
             # The KL is read in the first row of the item: its other rows repeat the context.
-            mine = (reads.in_kl & (reads.rows == self._rows_of(one.item)[0])).cpu()  # [reads]
+            mine = reads.in_kl_of(self._rows_of(one.item)[0])
             results.append(
                 ItemAblation(
                     one.item,
@@ -204,47 +206,45 @@ class Pass:
         """Log-likelihoods of the targets, from the logits of the positions that are read only."""
         states, reference = self.states, self.plan.reference
         found = Predictions.empty(len(states), reads)
-        # A call gives about as many logits as a layer call has hidden units.
+        # A call gives about as many logits as a layer call has hidden units. It is of few tokens of
+        # the vocabulary rather than of few states: the unembedding is read once for all of them.
         at_once = self._token_budget * _UNITS_PER_COORDINATE * states.shape[-1]
-        rows_at_once = max(1, at_once // self._stack.vocabulary_size)
+        rows_at_once = max(_FEWEST_ROWS, at_once // self._stack.vocabulary_size)
         reads_at_once = max(1, rows_at_once // len(states))
         slots_at_once = max(1, rows_at_once // reads_at_once)
-        # The slots of the reference go first: the KL of all others is from its logits.
+        pieces = self._stack.vocabulary_pieces(max(1, at_once // rows_at_once))
         starts = range(0, len(states), slots_at_once)
+        # The slots of the reference go first: the KL of all others is from its logits.
         order = sorted(starts, key=lambda s: not s <= reference < s + slots_at_once)
         for first in range(0, len(reads), reads_at_once):
-            chunk = slice(first, first + reads_at_once)
-            hidden = states[:, reads.places[chunk]]  # [slots, reads, hidden]
-            of_reference = None
-            for slot in order:
-                slots = slice(slot, slot + slots_at_once)
-                logits = self._logits(hidden[slots])
-                self._check_finite(logits, slot, first, reads)
-                if of_reference is None and self._recorder is not None:
-                    of_reference = logits[reference - slot].clone()
-                found.add(slots, first, reads, logits, of_reference)
+            chunk = range(first, min(first + reads_at_once, len(reads)))
+            hidden = states[:, reads.places[first : chunk.stop]]  # [slots, reads, hidden]
+            sums = {start: LogitSums(reads, chunk) for start in order}
+            for piece in pieces:
+                of_reference = None
+                for start, one in sums.items():
+                    logits = self._logits(hidden[start : start + slots_at_once], piece)
+                    if of_reference is None and self._recorder is not None:
+                        of_reference = logits[reference - start].clone()
+                    one.add(piece.start, logits, of_reference)
+            for start, one in sums.items():
+                found.add(slice(start, start + slots_at_once), one)
+        self._check_finite(found, reads)
         return found
 
     def _logits(
-        self, hidden: Float[Tensor, "slots reads hidden"]
-    ) -> Float[Tensor, "slots reads vocabulary"]:
-        logits = self._stack.unembed(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+        self, hidden: Float[Tensor, "slots reads hidden"], piece: range
+    ) -> Float[Tensor, "slots reads piece"]:
+        logits = self._stack.unembed(hidden.flatten(0, 1), piece).unflatten(0, hidden.shape[:2])
         # Narrow floats would round each log-likelihood to two or three digits.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _check_finite(
-        self,
-        logits: Float[Tensor, "some_slots some_reads vocabulary"],
-        first_slot: int,
-        first_read: int,
-        reads: ReadPositions,
-    ) -> None:
-        finite = logits.isfinite().all(-1)  # [slots, reads]
-        if not bool(finite.all()):
-            slot, read = (~finite).nonzero()[0].tolist()
-            name = removal_name(self.plan.removals[first_slot + slot])
+    def _check_finite(self, found: Predictions, reads: ReadPositions) -> None:
+        if not bool(found.finite.all()):
+            slot, read = (~found.finite).nonzero()[0].tolist()
+            name = removal_name(self.plan.removals[slot])
             raise AblationError(
-                f"{reads.source(first_read + read)}: logits are NaN or infinite with removal {name}"
+                f"{reads.source(read)}: logits are NaN or infinite with removal {name}"
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import starmap, takewhile
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,6 +31,13 @@ _CLASS_NAMES = {
     Part.ATTENTION: ("attention", "attn"),
     Part.MLP: ("mlp", "moe", "feedforward", "ffn"),
 }
+
+# What a token takes beside its states, as so many states: in a layer with its hidden units, and in
+# float64 in scores and in the comparison of logits.
+_STATES_IN_LAYER, _DOUBLE_STATES = 24, 20
+
+# Products of different shapes are rounded differently, to a few roundings of the largest logit.
+_ROUNDINGS = 16
 
 # What the layers of models with ALiBi (BLOOM, MPT, Falcon-RW) call it.
 _BIASES = ("alibi", "position_bias")
@@ -186,8 +194,14 @@ class LayerStack:
         """h_{layer+1} from h_layer."""
         return _hidden_of(self.layers[layer](hidden, *call.args, **call.kwargs))
 
-    def unembed(self, hidden: Float[Tensor, "reads hidden"]) -> Float[Tensor, "reads vocabulary"]:
-        """Logits of states h_L: whatever the model does after its last layer, and nothing else."""
+    def unembed(
+        self, hidden: Float[Tensor, "reads hidden"], piece: range | None = None
+    ) -> Float[Tensor, "reads piece"]:
+        """Logits of states h_L: whatever the model does after its last layer, and nothing else.
+
+        `piece`: the tokens of the vocabulary whose logits are wanted, by default all; one of
+        `vocabulary_pieces`.
+        """
 
         def source(*args: Any, **kwargs: Any) -> Any:
             return self._output(hidden[:, None])
@@ -196,10 +210,47 @@ class LayerStack:
             return self._output(_first_argument(args, kwargs))
 
         first, *others = self.layers
+        forwards: dict[nn.Module, Forward] = {first: source, **dict.fromkeys(others, skip)}
+        if piece is not None and len(piece) < self.vocabulary_size:
+            forwards[self._unembedding] = _product_with(self._unembedding, piece)
         # One token a row, so that all stand at position 0, which every model has.
         dummies = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.device)
-        with replaced_forwards({first: source, **dict.fromkeys(others, skip)}):
+        with replaced_forwards(forwards):
             return self.model(input_ids=dummies, use_cache=False).logits[:, 0]
+
+    def vocabulary_pieces(self, size: int) -> list[range]:
+        """The vocabulary in pieces of at most so many tokens; whole, where no piece can be had."""
+        total = self.vocabulary_size
+        if size >= total or not self._splits_vocabulary:
+            return [range(total)]
+        return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+    @property
+    def _unembedding(self) -> nn.Module:
+        unembedding = self.model.get_output_embeddings()
+        assert unembedding is not None, "a causal language model has one"
+        return unembedding
+
+    @cached_property
+    @torch.inference_mode()
+    def _splits_vocabulary(self) -> bool:
+        """Whether logits of a part of the vocabulary are a part of the logits: tried on two states.
+
+        What a model does to logits (scaling, a soft cap) may mix them, or ask for all of them.
+        """
+        if type(self._unembedding) is not nn.Linear:
+            return False
+        states = _hidden_of(self._runs[self.layers[-1]].output)[0]
+        cut, total = self.vocabulary_size // 3, self.vocabulary_size
+        try:
+            pieces = [self.unembed(states, piece) for piece in (range(cut), range(cut, total))]
+        except Exception:  # what it raises depends on the model
+            return False
+        whole, parts = self.unembed(states), torch.cat(pieces, dim=-1)
+        rounding = _ROUNDINGS * torch.finfo(whole.dtype).eps * float(whole.abs().nan_to_num().max())
+        return whole.shape == parts.shape and torch.allclose(
+            whole, parts, rtol=0, atol=rounding, equal_nan=True
+        )
 
     @contextmanager
     def silenced(self, layer: int, parts: frozenset[Part]) -> Iterator[None]:
@@ -261,15 +312,28 @@ class LayerStack:
         """Hidden states in the form in which this model's layers return them."""
         return _as_output(hidden, self._tuple_lengths[self.layers[0]])
 
+    def token_bytes(self, slots: int) -> int:
+        """About what a token takes in memory, with its states in all slots."""
+        state = _hidden_of(self._runs[self.layers[-1]].output)
+        width, size = state.shape[-1], state.element_size()
+        return width * (size * (slots + _STATES_IN_LAYER) + 8 * _DOUBLE_STATES)
+
     def layer_parameters(self) -> int:
         """Parameters of all layers, each of which costs 2 operations a token."""
         return sum(p.numel() for layer in self.layers for p in layer.parameters())
 
     def unembedding_parameters(self) -> int:
         """Parameters of the unembedding, each of which costs 2 operations a token read."""
-        unembedding = self.model.get_output_embeddings()
-        assert unembedding is not None, "a causal language model has one"
-        return sum(p.numel() for p in unembedding.parameters())
+        return sum(p.numel() for p in self._unembedding.parameters())
+
+
+def _product_with(unembedding: nn.Module, piece: range) -> Forward:
+    """The forward of a linear unembedding that gives some of its outputs only."""
+    assert isinstance(unembedding, nn.Linear)
+    rows = slice(piece.start, piece.stop)
+    weight = unembedding.weight[rows]
+    bias = None if unembedding.bias is None else unembedding.bias[rows]
+    return lambda states: nn.functional.linear(states, weight, bias)
 
 
 def empty_cache() -> Cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,14 @@ class ReadPositions:
     """The positions of a batch from which a token is predicted, each once, and what is predicted.
 
     The continuations of the batch are numbered row by row. A *target* is a token to predict: target
-    t is token `token[t]` of continuation `continuation[t]`, predicted at read `read_of[t]`; read r
-    is position `positions[r]` of row `rows[r]`, and place `places[r]` of the batch.
+    t is token `token[t]` of continuation `continuation[t]`, predicted at read `read_of[t]`, and
+    targets are in the order of their reads. Read r is position `positions[r]` of row `rows[r]`, and
+    place `places[r]` of the batch.
     """
 
     def __init__(self, batch: RowBatch, items: Sequence[Item]) -> None:
         places: dict[tuple[int, int], int] = {}  # the read of (row, position)
-        read, token, continuation = [], [], []  # of each target
+        targets: list[tuple[int, int, int]] = []  # read, token, continuation
         mean_over = []  # of each read: whether it counts for the KL
         starts = [0]  # the first continuation of each row, and how many there are
         for index, row in enumerate(batch.rows):
@@ -37,27 +39,43 @@ class ReadPositions:
                 place = places.setdefault((index, target.position), len(places))
                 if place == len(mean_over):  # a new read
                     mean_over.append(items[row.item].running_text)
-                read.append(place)
-                token.append(target.token)
-                continuation.append(starts[-1] + chosen.index(target.continuation))
+                continuation = starts[-1] + chosen.index(target.continuation)
+                targets.append((place, target.token, continuation))
             starts.append(starts[-1] + len(chosen))
         self._starts = starts
+        self._mean_over = mean_over
+        self._places = list(places)
+        targets.sort(key=lambda target: target[0])  # those of a continuation stay in order
+        self._reads_of_targets = [read for read, _, _ in targets]
         self._sources = [items[row.item].source for row in batch.rows]
         device = batch.ids.device
         self.rows: Int[Tensor, " reads"] = torch.tensor([r for r, _ in places], device=device)
         self.positions: Int[Tensor, " reads"] = torch.tensor([p for _, p in places], device=device)
         self.places: Int[Tensor, " reads"] = batch.places(self.rows, self.positions)
-        self.read_of: Int[Tensor, " targets"] = torch.tensor(read, device=device)
-        self.token: Int[Tensor, " targets"] = torch.tensor(token, device=device)
-        self.continuation: Int[Tensor, " targets"] = torch.tensor(continuation, device=device)
-        self.in_kl: Bool[Tensor, " reads"] = torch.tensor(mean_over, device=device)
+        read, token, continuation = torch.tensor(targets, device=device).T  # [targets] each
+        self.read_of: Int[Tensor, " targets"] = read
+        self.token: Int[Tensor, " targets"] = token
+        self.continuation: Int[Tensor, " targets"] = continuation
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def targets(self, reads: range) -> slice:
+        """The targets that are predicted at some consecutive reads."""
+        return slice(*(bisect_left(self._reads_of_targets, at) for at in (reads.start, reads.stop)))
+
+    def in_kl(self, reads: range) -> list[int]:
+        """Those of some reads at which the KL is taken."""
+        return [read for read in reads if self._mean_over[read]]
+
+    def in_kl_of(self, row: int) -> list[int]:
+        """The reads in a row at which the KL is taken."""
+        return [read for read in self.in_kl(range(len(self))) if self._places[read][0] == row]
+
     def source(self, read: int) -> str:
         """Item and token of a read, for people."""
-        return f"{self._sources[int(self.rows[read])]}, token {int(self.positions[read])}"
+        row, position = self._places[read]
+        return f"{self._sources[row]}, token {position}"
 
     @property
     def continuations(self) -> int:
@@ -71,14 +89,15 @@ class ReadPositions:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Per slot: sums over the tokens of each continuation of the batch, and KL of each read.
+    """Per slot: sums over the tokens of each continuation of the batch, and what each read gave.
 
-    KL is NaN at the reads that are not to be averaged.
+    KL is NaN at the reads that are not to be averaged. `finite`: whether all logits are.
     """
 
     loglikelihoods: Float[Tensor, "slots continuations"]
     misses: Int[Tensor, "slots continuations"]
     kl: Float[Tensor, "slots reads"]
+    finite: Bool[Tensor, "slots reads"]
 
     @classmethod
     def empty(cls, slots: int, reads: ReadPositions) -> Predictions:
@@ -88,36 +107,62 @@ class Predictions:
             torch.zeros(shape, dtype=torch.float64, device=device),
             torch.zeros(shape, dtype=torch.long, device=device),
             torch.full((slots, len(reads)), torch.nan, dtype=torch.float64, device=device),
+            torch.ones((slots, len(reads)), dtype=torch.bool, device=device),
         )
+
+    def add(self, slots: slice, logits: LogitSums) -> None:
+        """Adds the targets of some slots at some reads, all of whose logits were seen."""
+        reads, chunk = logits.reads, logits.chunk
+        targets = reads.targets(chunk)
+        read, continuation = reads.read_of[targets] - chunk.start, reads.continuation[targets]
+        # [some slots, targets]
+        nats = logits.chosen.double() - logits.normaliser[:, read]
+        self.loglikelihoods[slots].index_add_(1, continuation, nats)
+        missed = logits.chosen < logits.largest[:, read]
+        self.misses[slots].index_add_(1, continuation, missed.long())
+        self.finite[slots, chunk.start : chunk.stop] = logits.finite
+        if logits.kl is not None:
+            self.kl[slots, reads.in_kl(chunk)] = logits.kl.value()
+
+
+class LogitSums:
+    """What the logits of some slots at some consecutive reads say; they come in pieces.
+
+    A piece holds the logits of some consecutive tokens of the vocabulary. Kept are, for each slot
+    and read, the largest logit, `normaliser = log sum e^logit`, and whether all are finite; for
+    each target its logit; and the KL from the reference, where it is wanted.
+    """
+
+    def __init__(self, reads: ReadPositions, chunk: range) -> None:
+        self.reads, self.chunk = reads, chunk
+        self.largest: Float[Tensor, "slots reads"] = torch.tensor(-torch.inf)
+        self.normaliser: Float[Tensor, "slots reads"] = torch.tensor(-torch.inf)
+        self.finite: Bool[Tensor, "slots reads"] = torch.tensor(True)
+        self.chosen: Float[Tensor, "slots targets"] = torch.tensor(torch.nan)
+        self.kl: metrics.KLDivergence | None = None
 
     def add(
         self,
-        slots: slice,
-        first_read: int,
-        reads: ReadPositions,
-        logits: Float[Tensor, "some_slots some_reads vocabulary"],
-        reference: Float[Tensor, "some_reads vocabulary"] | None,
+        first_token: int,
+        logits: Float[Tensor, "slots reads piece"],
+        reference: Float[Tensor, "reads piece"] | None,
     ) -> None:
-        """Adds the targets of some slots at some consecutive reads.
+        """Takes a piece of the logits, in at least single precision.
 
         `reference`: the logits there of the removal that the KL is from; None: no KL is wanted.
         """
-        count = logits.shape[1]
-        # Targets that are predicted at these reads; a read has several where branches part.
-        wanted = (reads.read_of >= first_read) & (reads.read_of < first_read + count)  # [targets]
-        read, token = reads.read_of[wanted] - first_read, reads.token[wanted]
-        continuation = reads.continuation[wanted]
-        chosen = logits[:, read, token]  # [some slots, targets wanted]
-        most = logits.amax(-1)  # [some slots, some reads]
-        normaliser = torch.logsumexp(logits, dim=-1)  # [some slots, some reads]
-        self.loglikelihoods[slots].index_add_(
-            1, continuation, (chosen.double() - normaliser[:, read].double())
-        )
-        self.misses[slots].index_add_(1, continuation, (chosen < most[:, read]).long())
-        if reference is None:
-            return
-        averaged = reads.in_kl[first_read : first_read + count].nonzero()[:, 0]
-        if len(averaged):
-            self.kl[slots, first_read + averaged] = metrics.kl_divergence(
-                reference[averaged], logits[:, averaged]
-            )
+        device = logits.device
+        self.largest = torch.maximum(self.largest.to(device), logits.amax(-1))
+        self.finite = self.finite.to(device) & logits.isfinite().all(-1)
+        normaliser = torch.logsumexp(logits, dim=-1).double()
+        self.normaliser = torch.logaddexp(self.normaliser.to(normaliser), normaliser)
+        targets = self.reads.targets(self.chunk)
+        read = self.reads.read_of[targets] - self.chunk.start
+        place = self.reads.token[targets] - first_token  # in this piece, or in another one
+        here = (place >= 0) & (place < logits.shape[-1])
+        found = logits[:, read, place.clamp(0, logits.shape[-1] - 1)]  # [slots, targets]
+        self.chosen = torch.where(here, found, self.chosen.to(found))
+        if reference is not None and (averaged := self.reads.in_kl(self.chunk)):
+            self.kl = self.kl or metrics.KLDivergence()
+            at = [read - self.chunk.start for read in averaged]
+            self.kl.add(reference[at], logits[:, at])

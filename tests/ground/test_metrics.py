@@ -1,5 +1,6 @@
 """Metrics against exact rational arithmetic, known answers, and the definitions themselves."""
 
+import itertools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,12 +16,14 @@ from scipy.special import log_softmax, rel_entr
 from torch import Tensor
 
 from snowball.metrics import (
+    KLDivergence,
     UndefinedScoreError,
     accuracy,
     accuracy_based_relevance,
     angular_distance,
     angular_distances,
     cosine_score,
+    defects,
     divergence,
     kl_divergence,
     layer_scores,
@@ -461,3 +464,80 @@ def test_accuracies_outside_the_range_are_refused(place: int, bad: float) -> Non
     name = ("without", "intact", "chance")[place]
     with pytest.raises(ValueError, match=rf"{name} must be an accuracy in \[0, 1\], not {bad}"):
         accuracy_based_relevance(*values)
+
+
+# --- vectors without a score, and divergences piece by piece ------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_defects_are_vectors_without_a_value_or_a_direction(bad: float) -> None:
+    x = torch.ones(2, 3, 4)
+    x[0, 1] = 0
+    x[1, 2, 3] = bad
+    found = defects(x)
+    assert found.zero.nonzero().tolist() == [[0, 1]]
+    assert found.not_finite.nonzero().tolist() == [[1, 2]]
+
+
+def test_unchecked_scores_are_those_of_the_vectors_that_have_one() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 5, 8, generator=random, dtype=torch.float64)
+    expected = layer_scores(x, y)
+    broken_x, broken_y = x.clone(), y.clone()
+    broken_x[1], broken_y[3, 2] = 0, math.nan
+    found = layer_scores(broken_x, broken_y, checked=False)
+    kept = [0, 2, 4]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one[kept], other[kept])
+    assert found.cosine[[1, 3]].isnan().all()
+    away = divergence(x, broken_y, checked=False)
+    assert torch.equal(away[[0, 1, 2, 4]], divergence(x, y)[[0, 1, 2, 4]])
+    assert away[3].isnan()
+
+
+@given(
+    st.lists(st.tuples(st.floats(-60, 60), st.floats(-60, 60)), min_size=1, max_size=12),
+    st.lists(st.integers(0, 12), max_size=3),
+    st.sampled_from([1.0, 1e-3, 1e-7]),
+)
+def test_a_divergence_in_pieces_is_that_of_the_whole(
+    logits: list[tuple[float, float]], cuts: list[int], scale: float
+) -> None:
+    intact = torch.tensor([one for one, _ in logits], dtype=torch.float64)
+    other = intact + scale * torch.tensor([step for _, step in logits], dtype=torch.float64)
+    inner = sorted({cut for cut in cuts if 0 < cut < len(logits)})
+    pieces = KLDivergence()
+    for start, stop in itertools.pairwise([0, *inner, len(logits)]):
+        pieces.add(intact[None, start:stop], other[None, start:stop])
+    with mpmath.workprec(300):
+        p, q = (
+            [mpmath.exp(mpmath.mpf(value)) for value in one.tolist()] for one in (intact, other)
+        )
+        exact = sum(
+            a / sum(p) * mpmath.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q, strict=True)
+        )
+    # The change itself is rounded, and of several pieces the mean cancels once more.
+    step = float((other - intact).abs().max())
+    error = abs(float(pieces.value()[0] - float(exact)))
+    assert error <= 1e-12 * float(exact) + 1e-13 * step
+    assert float(pieces.value()[0]) >= 0
+
+
+def test_a_divergence_in_pieces_knows_logits_that_move_far() -> None:
+    intact = torch.tensor([0.0, -5.0, -800.0, 3.0], dtype=torch.float64)
+    other = torch.tensor([-700.0, 2.0, 900.0, 3.0], dtype=torch.float64)
+    log_p, log_q = (log_softmax(one.numpy()) for one in (intact, other))
+    wanted = float((np.exp(log_p) * (log_p - log_q)).sum())
+    for cut in (1, 2, 3):
+        pieces = KLDivergence()
+        pieces.add(intact[:cut], other[:cut])
+        pieces.add(intact[cut:], other[cut:])
+        assert float(pieces.value()) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_divergence_of_one_thing_from_itself_is_nothing_in_pieces_too() -> None:
+    logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(1))
+    pieces = KLDivergence()
+    for piece in logits.split(4, dim=-1):
+        pieces.add(piece, piece)
+    assert not pieces.value().any()

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from snowball.engine.ablation import check_item, default_token_budget
 from snowball.engine.packing import Row, batch_rows, group_bundles, plain_rows
-from snowball.engine.predictions import Predictions, ReadPositions
+from snowball.engine.predictions import LogitSums, Predictions, ReadPositions
 from snowball.progress import Progress, silent
 from snowball.pruning.slicing.sliced_model import SlicedModel
 from snowball.tasks.item import TokenIds
@@ -86,5 +86,7 @@ def _answers(model: SlicedModel, task: ScoredTask, rows: list[Row]) -> Predictio
     # Padding stands on the right, where no real token attends to it.
     states = model.last_states(batch.ids)[reads.rows, reads.positions]  # [reads, hidden]
     predictions = Predictions.empty(1, reads)
-    predictions.add(slice(0, 1), 0, reads, model.unembed(states)[None], None)
+    logits = LogitSums(reads, range(len(reads)))
+    logits.add(0, model.unembed(states)[None], None)
+    predictions.add(slice(0, 1), logits)
     return predictions
