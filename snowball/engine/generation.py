@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from snowball.engine.ablation import AblationEngine
 from snowball.engine.layer_pass import AblationError, as_slice
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import Part, Plan, plan_removals
+from snowball.engine.shared_prefixes import prompt_families
 from snowball.tasks.item import TokenIds
 
 if TYPE_CHECKING:
@@ -43,7 +45,9 @@ def generate(
     """Continues every prompt greedily with every removal, one batch of prompts after the other.
 
     The prompts pass the layers as one growing batch; then each removal continues its own text. A
-    row stops where `finished`, which sees its new tokens, says so, or after `new_tokens`.
+    row stops where `finished`, which sees its new tokens, says so, or after `new_tokens`. What
+    prompts begin with alike (few-shot examples) is read once for all batches, where the engine
+    shares prefixes and the texts fit the narrowest attention.
 
     Raises:
         AblationError: a prompt and its answer would exceed the model's context.
@@ -52,9 +56,14 @@ def generate(
     # Nothing is compared with the reference here, which need not be one of the removals.
     removals = engine.plan.removals[: engine.plan.wanted]
     plan = plan_removals(removals, engine.stack.depth)
-    for batch in _batches(len(removals), engine.token_budget, prompts):
-        run = _Run(engine.stack, plan, len(batch))
-        yield _generate_batch(run, batch, [prompts[i] for i in batch], new_tokens, finished)
+    for places, length in _families(engine, prompts, new_tokens):
+        prefix = _Run(engine.stack, plan, 1)
+        if length:
+            prefix.read_prompts([prompts[places[0]][:length]])
+        for batch in _batches(len(removals), engine.token_budget, prompts, places):
+            rest = [prompts[place][length:] for place in batch]
+            run = prefix.continued(len(batch)) if length else _Run(engine.stack, plan, len(batch))
+            yield _generate_batch(run, batch, rest, new_tokens, finished)
 
 
 def check_lengths(
@@ -70,9 +79,23 @@ def check_lengths(
             )
 
 
-def _batches(slots: int, token_budget: int, prompts: Sequence[TokenIds]) -> list[list[int]]:
+def _families(
+    engine: AblationEngine, prompts: Sequence[TokenIds], new_tokens: int
+) -> list[tuple[list[int], int]]:
+    """Prompts that are read behind the same prefix, by place, and its length."""
+    window = engine.stack.attention_window
+    # Padding between a prefix and the rest of a prompt would count for a window.
+    fits = window is None or max(map(len, prompts), default=0) + new_tokens <= window
+    if engine.share_prefixes and fits:
+        return prompt_families(prompts)
+    return [(list(range(len(prompts))), 0)]
+
+
+def _batches(
+    slots: int, token_budget: int, prompts: Sequence[TokenIds], places: Sequence[int]
+) -> list[list[int]]:
     """Prompts of similar length; all removals of a batch fit one layer call, if one prompt does."""
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    order = sorted(places, key=lambda index: len(prompts[index]), reverse=True)
     batches: list[list[int]] = []
     for index in order:
         longest = len(prompts[batches[-1][0]]) if batches else 0
@@ -112,13 +135,21 @@ class _Run:
     """The state of one batch: row `removal * prompts + prompt` of each tensor is one text.
 
     A layer that is called twice, with and without one of its sublayers, has a cache for each call.
+    `prefix`: what has read the beginning of all prompts, as a batch of one; its caches are copied
+    where they are needed.
     """
 
     stack: LayerStack
     plan: Plan
     prompts: int
+    prefix: _Run | None = None
     caches: dict[Silent, Cache] = field(default_factory=dict)
-    mask: Tensor = field(init=False)
+    mask: Int[Tensor, "rows length"] = field(init=False)
+
+    def continued(self, prompts: int) -> _Run:
+        """A batch of prompts that go on from what this one has read."""
+        caches = {silent: _shallow_copy(cache) for silent, cache in self.caches.items()}
+        return _Run(self.stack, self.plan, prompts, self, caches)
 
     @property
     def rows(self) -> int:
@@ -128,10 +159,12 @@ class _Run:
         """Logits of the first new token; the batch grows, then every removal gets its cache."""
         stack, plan = self.stack, self.plan
         ids, mask = _left_padded(prompts, stack.device)
+        before = self.prefix.mask[:1] if self.prefix else mask[:1, :0]  # [1, length of the prefix]
+        mask = torch.cat([before.expand(len(mask), -1), mask], dim=1)
         entry = stack.enter(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, before.shape[1] :],
             past_key_values=self._cache(frozenset()),
             use_cache=True,
         )
@@ -144,6 +177,7 @@ class _Run:
                 index = torch.arange(self.prompts, device=ids.device).repeat(len(slots))
                 call = entry.calls[layer].with_rows(len(index), lambda t, i=index: t[i])
                 chosen = as_slice(slots)
+                self._take_prefix(layer, silent, slots)
                 with stack.silenced(layer, silent):
                     hidden = states[chosen].flatten(0, 1)
                     out = stack.run(layer, hidden, call.with_cache(self._cache(silent)))
@@ -178,8 +212,24 @@ class _Run:
         cached: Any = self._cache(silent).layers[layer]
         if Part.ATTENTION in silent:  # which alone would have filled it
             return
-        places = [slots.index(slot) for slot in self.plan.steps[layer].slot_of if slot in slots]
+        places = [slots.index(slot) for slot in self._passing(layer, slots)]
         cached.batch_select_indices(self._rows(places))
+
+    def _take_prefix(self, layer: int, silent: Silent, slots: Sequence[int]) -> None:
+        """Copies the cache of the prefix for all prompts of each slot that passes a layer so."""
+        if self.prefix is None or Part.ATTENTION in silent:
+            return
+        passing = self._passing(layer, slots)
+        # The prefix has a row for each removal that passes; those of a slot are equal.
+        rows = torch.tensor([passing.index(slot) for slot in slots], device=self.stack.device)
+        cached: Any = self._cache(silent).layers[layer]
+        cached.batch_select_indices(rows.repeat_interleave(self.prompts))
+
+    def _passing(self, layer: int, slots: Sequence[int]) -> list[int | None]:
+        """The slots, among these, of the removals that are in one of them at a layer, in order."""
+        return [
+            slot for slot in self.plan.steps[layer].slot_of if slot is not None and slot in slots
+        ]
 
     def _rows(self, blocks: Sequence[int]) -> Int[Tensor, " rows"]:
         """The rows of blocks of one row per prompt."""
@@ -193,6 +243,13 @@ class _Run:
         if silent not in self.caches:
             self.caches[silent] = DynamicCache(config=self.stack.model.config)
         return self.caches[silent]
+
+
+def _shallow_copy(cache: Any) -> Any:
+    """A cache that holds the same tensors, and takes others without changing the first one."""
+    other = copy(cache)
+    other.layers = [copy(layer) for layer in cache.layers]
+    return other
 
 
 def _left_padded(

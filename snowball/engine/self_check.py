@@ -87,7 +87,9 @@ def check_engine(
             kind = "" if isinstance(error, SnowballError) else f"{type(error).__name__}: "
             reasons.append(f"{layout}: {kind}{error}")
             continue
-        _check_generation(engine, chosen, tasks)
+        for task in tasks:
+            if isinstance(task, GenerationTask):
+                _check_generation(engine, chosen, task, forms(task.items))
         checked = SelfCheck(
             packed=layout is RowLayout.PACKED,
             worst=worst,
@@ -126,7 +128,9 @@ def _with_prefixes(
 ) -> SelfCheck:
     """Adds to a check whether rows may run behind a prefix that they share, if any would."""
     engine = AblationEngine(model, removals, token_budget=token_budget, layout=checked.rows)
-    own = [pair for task in tasks if (pair := _sharing_items(engine, task.items))]
+    places = {task.name: _sharing(engine, task.items) for task in tasks}
+    own = [[task.items[place] for place in places[task.name]] for task in tasks]
+    own = [pair for pair in own if pair]
     if not own:
         return checked
     longest = max(item.longest for pair in own for item in pair)
@@ -141,6 +145,9 @@ def _with_prefixes(
             found = [one for batch in engine.run(items) for one in batch]
             ours = [one.loglikelihoods for one in sorted(found, key=lambda one: one.item)]
             worst = max(worst, check_against_deletion(model, removals, items, ours))
+        for task in tasks:
+            if isinstance(task, GenerationTask) and places[task.name]:
+                _check_generation(engine, removals, task, places[task.name])
     except Exception as error:  # what it raises depends on the model
         if out_of_memory(error):
             raise
@@ -155,12 +162,12 @@ def _with_prefixes(
     )
 
 
-def _sharing_items(engine: AblationEngine, items: Sequence[Item]) -> list[Item]:
+def _sharing(engine: AblationEngine, items: Sequence[Item]) -> list[int]:
     """The shortest and the longest item of the batch with the longest prefix, if any has one."""
     group = max(engine.groups(items), key=lambda group: group.prefix_length, default=None)
     if group is None or not group.prefix_length:
         return []
-    by_length = sorted((items[row.item] for row in group.rows), key=lambda item: item.longest)
+    by_length = sorted((row.item for row in group.rows), key=lambda place: items[place].longest)
     return [by_length[0], by_length[-1]]
 
 
@@ -185,29 +192,28 @@ def forms(items: Sequence[Item]) -> list[int]:
 
 
 def _check_generation(
-    engine: AblationEngine, removals: Sequence[Removal], tasks: Sequence[Task]
+    engine: AblationEngine,
+    removals: Sequence[Removal],
+    task: GenerationTask,
+    places: Sequence[int],
 ) -> None:
     """Compares the first tokens of some answers with what the model alone makes likeliest."""
-    for task in tasks:
-        if not isinstance(task, GenerationTask):
-            continue
-        places = forms(task.items)
-        prompts = [task.prompts[place] for place in places]
-        sources = [task.sources[place] for place in places]
-        try:
-            batches = list(generate(engine, prompts, sources, _GENERATED_TOKENS, lambda _: False))
-        except Exception as error:  # what it raises depends on the model
-            if isinstance(error, SnowballError) or out_of_memory(error):
-                raise
-            raise SelfCheckError(
-                f"task {task.name}: this model ({type(engine.stack.model).__name__}) cannot "
-                f"generate with all removals at once: {type(error).__name__}: {error}"
-            ) from error
-        for one in (one for batch in batches for one in batch):
-            for removal, tokens in zip(removals, one.tokens, strict=True):
-                check_generated(
-                    engine.stack.model, removal, prompts[one.prompt], tokens, sources[one.prompt]
-                )
+    prompts = [task.prompts[place] for place in places]
+    sources = [task.sources[place] for place in places]
+    try:
+        batches = list(generate(engine, prompts, sources, _GENERATED_TOKENS, lambda _: False))
+    except Exception as error:  # what it raises depends on the model
+        if isinstance(error, SnowballError) or out_of_memory(error):
+            raise
+        raise SelfCheckError(
+            f"task {task.name}: this model ({type(engine.stack.model).__name__}) cannot "
+            f"generate with all removals at once: {type(error).__name__}: {error}"
+        ) from error
+    for one in (one for batch in batches for one in batch):
+        for removal, tokens in zip(removals, one.tokens, strict=True):
+            check_generated(
+                engine.stack.model, removal, prompts[one.prompt], tokens, sources[one.prompt]
+            )
 
 
 @torch.inference_mode()

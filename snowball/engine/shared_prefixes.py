@@ -31,7 +31,8 @@ def group_rows(bundles: Sequence[Bundle], token_budget: int, window: int | None)
     alone: list[int] = []
     for places, prefix in _families([_beginning(bundle, window) for bundle in bundles]):
         members = [bundles[place] for place in places]
-        if _is_worth_it(members, prefix, token_budget):
+        lengths = [len(row) for bundle in members for row in bundle]
+        if _is_worth_it(lengths, prefix, token_budget):
             batches = group_bundles(members, token_budget, prefix_length=prefix)
             groups += [RowGroup(tuple(rows), prefix) for rows in batches]
         else:
@@ -47,8 +48,22 @@ def _beginning(bundle: Bundle, window: int | None) -> TokenIds:
     return bundle[0].ids[: bundle[0].context_length - 1]
 
 
-def _is_worth_it(bundles: Sequence[Bundle], prefix: int, token_budget: int) -> bool:
-    lengths = [len(row) for bundle in bundles for row in bundle]
+def prompt_families(prompts: Sequence[TokenIds]) -> list[tuple[list[int], int]]:
+    """A partition of prompts, by place, and the length of the prefix that those of a part share.
+
+    It is 0 where none is worth it, and leaves at least one token of each prompt.
+    """
+    families, alone = [], []
+    for places, prefix in _families([prompt[:-1] for prompt in prompts]):
+        if _is_worth_it([len(prompts[place]) for place in places], prefix):
+            families.append((places, prefix))
+        else:
+            alone += places
+    return [*families, (sorted(alone), 0)] if alone else families
+
+
+def _is_worth_it(lengths: Sequence[int], prefix: int, token_budget: int = 0) -> bool:
+    """Whether rows of these lengths, which begin with a prefix, should share it."""
     least = max(_LEAST_OF_ROWS * sum(lengths), _LEAST_OF_CALL * token_budget)
     return prefix >= FEWEST_SHARED and (len(lengths) - 1) * prefix >= least
 
