@@ -85,7 +85,7 @@ def _round(
     engine_seconds = time.perf_counter() - start
     rate = median([rate, matmul_rate(engine.stack, engine.token_budget)])
     start = time.perf_counter()
-    theirs = _obvious_loop(loaded, removals, items, rows)
+    theirs = obvious_loop(loaded, removals, items, rows)
     _synchronise(loaded)
     loop_seconds = time.perf_counter() - start
     needed = engine_cost(engine, engine.plan, items)
@@ -111,7 +111,7 @@ def _round(
 
 
 @torch.inference_mode()
-def _obvious_loop(
+def obvious_loop(
     loaded: Pretrained, removals: Sequence[Removal], items: Sequence[Item], rows: int
 ) -> list[torch.Tensor]:
     """Log-likelihoods (removals, continuations) of each item, one deletion after the other."""
@@ -204,7 +204,7 @@ def _warm_up(engine: AblationEngine, items: Sequence[Item], loaded: Pretrained) 
     """First calls choose kernels and allocate."""
     for _ in engine.run(items[:1]):
         pass
-    _obvious_loop(loaded, [INTACT], items[:1], rows=1)
+    obvious_loop(loaded, [INTACT], items[:1], rows=1)
 
 
 def _synchronise(loaded: Pretrained) -> None:
