@@ -10,6 +10,7 @@ A page may say of the example below, in a comment of HTML:
 
 import contextlib
 import csv
+import importlib
 import io
 import json
 import re
@@ -273,6 +274,27 @@ def test_tables_of_audits_are_those_of_the_committed_results(page: str, results:
             ]
             value, random, ceiling = (f"{share[at - 1]:.2f}" for share in shares)
             assert cell == f"{value} ({random}, {ceiling})"
+
+
+def test_the_readme_says_of_a_pruning_what_the_committed_results_say() -> None:
+    path = RESULTS / "pruning" / "gemma-3-270m" / "task_specific.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        known = {row[0]: row[1:] for row in csv.reader(file)}
+    table = rows_of(ROOT / "README.md", "criterion")
+    assert len(table) == 5
+    for name, *found in table:
+        assert found == [cell.replace("*", "") for cell in known[name]], name
+
+
+def test_tables_of_studies_are_those_of_the_committed_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "pruning"))
+    page = importlib.import_module("page")
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert "<!-- table: gemma-3-270m/task_specific.csv -->" in text
+    assert page.filled(text) == text
+    assert page.filled(text.replace("| intact |", "| intakt |")) == text
 
 
 def interval(body: dict[str, float]) -> str:

@@ -100,25 +100,47 @@ def summary(options: argparse.Namespace) -> None:
 
 
 def table(tasks: list[dict[str, Any]]) -> Sheet:
-    """One row for each method, one column for each task, and the mean over tasks."""
-    names = [str(task["task"]) for task in tasks]
-    intact = [unpacked(task["right_intact"]) for task in tasks]
-    rows = [("intact", *(shown(task["intact"]) for task in tasks), shown(mean_interval(intact)))]
-    for method in METHODS:
-        if all(method in task["methods"] for task in tasks):
-            found = [task["methods"][method] for task in tasks]
-            mean = mean_interval([unpacked(one["right"]) for one in found])
-            rows.append((method, *(_cell(one) for one in found), shown(mean)))
-    means = np.mean([task["random"] for task in tasks], 0).tolist()
-    rows.append(("random", *(random_text(task["random"]) for task in tasks), random_text(means)))
+    """One row for each method: of one task the layers, too, of several the mean over them."""
+    columns = _of_one(tasks[0]) if len(tasks) == 1 else _of_several(tasks)
+    methods = [name for name in METHODS if all(name in task["methods"] for task in tasks)]
+    rows = ("intact", *methods, "random")
     return Sheet(
         title=f"{tasks[0]['model']}: accuracy on test items, {tasks[0]['remove']} removed",
-        headings=("criterion", *names, "mean"),
-        rows=tuple(rows),
+        headings=("criterion", *columns),
+        rows=tuple((row, *(cells.get(row, "") for cells in columns.values())) for row in rows),
         note="[ ]: 95% interval over resamples of the items. * p < 0.05 by McNemar's exact test "
         f"against '{REFERENCE}' on the same items. Random: mean of "
         f"{len(tasks[0]['random'])} sets, ( ) 5th to 95th percentile.",
     )
+
+
+def _of_one(task: dict[str, Any]) -> dict[str, dict[str, str]]:
+    methods = task["methods"].items()
+    return {
+        "removed": {name: one["removed"] for name, one in methods},
+        "training items": {name: f"{one['calibration']:.3f}" for name, one in methods},
+        f"test items of {task['task']}": _accuracies(task),
+    }
+
+
+def _of_several(tasks: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """By task, and the mean over tasks."""
+    right = {"intact": [unpacked(task["right_intact"]) for task in tasks]}
+    for name in METHODS:
+        found = [task["methods"][name] for task in tasks if name in task["methods"]]
+        if len(found) == len(tasks):
+            right[name] = [unpacked(one["right"]) for one in found]
+    means = {name: shown(mean_interval(of_tasks)) for name, of_tasks in right.items()}
+    random = np.mean([task["random"] for task in tasks], 0).tolist()
+    return {
+        **{str(task["task"]): _accuracies(task) for task in tasks},
+        "mean": {**means, "random": random_text(random)},
+    }
+
+
+def _accuracies(task: dict[str, Any]) -> dict[str, str]:
+    found = {name: _cell(one) for name, one in task["methods"].items()}
+    return {"intact": shown(task["intact"]), **found, "random": random_text(task["random"])}
 
 
 def _cell(found: dict[str, Any]) -> str:
