@@ -71,6 +71,7 @@ def one_task(study: Study, source: Source) -> dict[str, Any]:
         "chance": float(chance.mean()),
         "above_chance_p": above_chance(right[INTACT], chance),
         "intact": interval(right[INTACT]),
+        "intact_calibration": float(calibrated[INTACT].mean()),
         "random": [float(right[one].mean()) for one in random],
         "random_sets": [removal_name(one) for one in random],
         "methods": {
@@ -118,7 +119,10 @@ def _of_one(task: dict[str, Any]) -> dict[str, dict[str, str]]:
     methods = task["methods"].items()
     return {
         "removed": {name: one["removed"] for name, one in methods},
-        "training items": {name: f"{one['calibration']:.3f}" for name, one in methods},
+        "training items": {
+            "intact": f"{task['intact_calibration']:.3f}",
+            **{name: f"{one['calibration']:.3f}" for name, one in methods},
+        },
         f"test items of {task['task']}": _accuracies(task),
     }
 
