@@ -48,6 +48,7 @@ ROWS = (
     {"tasks"},
     {"engine"},
     {"results"},
+    {"workers"},
     {"audit", "pruning"},
     {"construction"},
     {"checks"},
@@ -71,7 +72,7 @@ ROOMS = (
 )
 # Two halves, each the other's oracle: what is built and proved, what is measured of real models.
 THEORY = {"decoders", "data", "measurement", "construction", "checks", "certificates", "lipschitz"}
-PRACTICE = {"pretrained", "tasks", "engine", "results", "audit", "pruning"}
+PRACTICE = {"pretrained", "tasks", "engine", "results", "workers", "audit", "pruning"}
 
 
 def _name(path: Path) -> str:

@@ -18,6 +18,7 @@ from snowball.audit.document import AuditDocument, AuditedModel, Run, write_audi
 from snowball.audit.estimate import estimate
 from snowball.audit.page import write_report
 from snowball.audit.run import Audit, AuditError
+from snowball.audit.sharing import AuditJob, run_by_workers
 from snowball.audit.summary import Summary, dataset_numbers, summarise
 from snowball.audit.tables import layer_csv, removal_csv
 from snowball.dtypes import DType
@@ -32,6 +33,8 @@ from snowball.results.store import STORE, Store
 from snowball.tasks.reading import check_names
 from snowball.tasks.task import Task
 from snowball.typed_json import MalformedError, from_json, to_json
+from snowball.workers.pool import maybe_pool
+from snowball.workers.workers import Workers
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
@@ -50,6 +53,7 @@ def run_audit(
     remove: Sequence[str] = (),
     seed: int = 0,
     token_budget: int | None = None,
+    workers: Workers | None = None,
     tell: Tell = say_nothing,
     progress: Progress = silent,
 ) -> AuditDocument:
@@ -58,8 +62,9 @@ def run_audit(
     `remove`: "attention", "mlp", "pairs", "blocks:N", or sets such as "2+5" and
     "3.attention+4.mlp". `seed` is that of the bootstrap behind the intervals, and of the halves
     behind the noise ceiling; nothing is measured again for another one. `token_budget` bounds the
-    tokens in one layer call, and so the memory; default 2048 (CPU) or 32768 (GPU). `tell` is called
-    with sentences: how the self-check went, how long it will take.
+    tokens in one layer call, and so the memory; default 2048 (CPU) or 32768 (GPU). `workers`
+    measure the items, each with a model of its own. `tell` is called with sentences: how the
+    self-check went, how long it will take.
 
     Every result is in `results.sqlite` as soon as it is computed, and what is there is not measured
     again: after an interruption, or with more tasks or removals, the same call goes on. If nothing
@@ -73,6 +78,7 @@ def run_audit(
         SelfCheckError: the engine disagrees with true deletion of layers.
         AblationError, ActivationError, GradientError: an item too long for the model, a value that
             is NaN or infinite, too little memory.
+        WorkerError: workers cannot be started, or die.
         FileError, StoreError: a file cannot be written, or is another program's.
     """
     started = time.monotonic()
@@ -91,7 +97,7 @@ def run_audit(
         if tell is not say_nothing:
             tell(estimate(audit, store))
         if finished is None:
-            _measure(audit, store, progress)
+            _measure(audit, store, workers, tell, progress)
         with progress("statistics", 1, "summaries") as advance:
             summary = _summary(audit, store, seed)
             advance(1)
@@ -175,13 +181,21 @@ def _tell_standing_check(checked: StandingCheckResult, tell: Tell) -> None:
     )
 
 
-def _measure(audit: Audit, store: Store, progress: Progress) -> None:
+def _measure(
+    audit: Audit, store: Store, workers: Workers | None, tell: Tell, progress: Progress
+) -> None:
     hashes = tuple(task.sha256 for task in audit.tasks)
     check = _CheckedRun(audit.pretrained.sha256, hashes, audit.self_check)
     run = store.begin_run({**provenance(), _SELF_CHECK: to_json(check)})
-    with progress("measuring", audit.cost(store).tokens, "tokens") as advance:
-        for task in audit.tasks:
-            audit.run(task, store, run, advance)
+    with (
+        maybe_pool(workers, audit.pretrained, AuditJob.of(audit), tell, progress) as pool,
+        progress("measuring", audit.cost(store).tokens, "tokens") as advance,
+    ):
+        if pool is not None:
+            run_by_workers(audit, pool, store, run, advance)
+        else:
+            for task in audit.tasks:
+                audit.run(task, store, run, advance)
     with progress("gradients", len(audit.tasks), "tasks") as advance:
         for task in audit.tasks:
             audit.measure_taylor(task, store, run)

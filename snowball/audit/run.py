@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,6 +100,18 @@ class Audit:
         indices = sorted({*missing, *self.to_recompute(task, store)})
         return indices, [items[index] for index in indices]
 
+    def batches(self, task: Task) -> list[list[int]]:
+        """The items of each batch in which a task is measured that the store has nothing of.
+
+        Prompts to be continued are each by itself, the longest first: how they are batched depends
+        on which of them are there.
+        """
+        if isinstance(task, GenerationTask):
+            lengths = [len(prompt) for prompt in task.prompts]
+            return [[index] for index in sorted(range(len(lengths)), key=lambda i: -lengths[i])]
+        groups = self.engine.groups(task.items)
+        return [sorted({row.item for row in group.rows}) for group in groups]
+
     def to_recompute(self, task: Task, store: Store) -> set[int]:
         """The places of the items whose results are still to be compared with true deletion."""
         checked = {item for item, _ in store.each_value(self._check_key(task), DIFFERENCE)}
@@ -117,10 +129,18 @@ class Audit:
         intact = plan_removals([INTACT], self.engine.stack.depth)
         return _PASSES_OF_A_GRADIENT * engine_cost(self.engine, intact, items).operations
 
-    def run(self, task: Task, store: Store, run: int, advance: Advance) -> None:
+    def run(
+        self,
+        task: Task,
+        store: Store,
+        run: int,
+        advance: Advance,
+        only: Collection[int] | None = None,
+    ) -> None:
         """Measures the items of a task that the store lacks, batch by batch, and counts tokens.
 
-        A random sample of the items is recomputed alone, by true deletion.
+        A random sample of the items is recomputed alone, by true deletion. With `only` these of the
+        `batches` are measured, whatever the store has.
 
         Raises:
             AblationError, ActivationError: a value is NaN or infinite.
@@ -130,10 +150,14 @@ class Audit:
         """
         indices, items = self.waiting(task, store)
         if isinstance(task, GenerationTask):
+            if only is not None:
+                indices = sorted(item for n in only for item in self.batches(task)[n])
             self._run_generation(task, indices, store, run, advance)
             return
+        if only is not None:  # numbered among the batches of all items
+            indices, items = list(range(len(task.items))), list(task.items)
         check = self._standing_check(task)
-        for batch in self.engine.run(items):
+        for batch in self.engine.run(items, only):
             for one in batch:
                 index = indices[one.item]
                 if index in check.sample:

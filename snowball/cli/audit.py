@@ -13,10 +13,12 @@ from snowball.cli.options import (
     Device,
     LmEvalTasks,
     Model,
+    RayAddress,
     Revision,
     TaskLimit,
     TokenBudget,
     TrustTaskCode,
+    WorkerCount,
 )
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say, spinner
@@ -54,6 +56,8 @@ def audit(
     device: Device = "cpu",
     dtype: ComputeDType = DType.float32,
     token_budget: TokenBudget = None,
+    workers: WorkerCount = 1,
+    ray: RayAddress = None,
     lm_eval_tasks: LmEvalTasks = None,
     trust_task_code: TrustTaskCode = False,
     revision: Revision = None,
@@ -73,6 +77,9 @@ def audit(
     """
     with refusals(), resumable("the same command goes on with what is not yet measured"):
         refuse_file(out)
+        from snowball.workers.workers import read_workers
+
+        chosen = read_workers(workers, ray)
         _refuse_early(model, task or [], metric, limit, remove or [], device, revision)
         from snowball.audit.folder import run_audit
         from snowball.audit.tables import sheets
@@ -96,6 +103,7 @@ def audit(
             remove=remove or [],
             seed=seed,
             token_budget=token_budget,
+            workers=chosen,
             tell=say,
             progress=progress_bar,
         )

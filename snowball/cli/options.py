@@ -42,3 +42,19 @@ TrustTaskCode = Annotated[
         "Also takes their templates out of the sandbox in which they run otherwise.",
     ),
 ]
+WorkerCount = Annotated[
+    int,
+    typer.Option(
+        help="Processes that measure, each with a model of its own; more than one need Ray "
+        "(pip install 'snowball[scale]').",
+        min=1,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Address of a Ray cluster on which the workers run, instead of this machine.",
+    ),
+]

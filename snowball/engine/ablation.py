@@ -8,7 +8,7 @@ all of them, and the intact states are at hand for every score.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -108,8 +108,12 @@ class AblationEngine:
         bytes_of_token = self.stack.token_bytes(len(self.plan.removals))
         return min(budget, 1 << max(0, (free // 2 // bytes_of_token).bit_length() - 1))
 
-    def run(self, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
+    def run(
+        self, items: Sequence[Item], only: Container[int] | None = None
+    ) -> Iterator[list[ItemAblation]]:
         """Yields the results of one batch after the other; `ItemAblation.item` is the index.
+
+        `only`: the batches to run, by their numbers in `groups`; by default all of them.
 
         Raises:
             AblationError: an item is longer than the model's context or has ids that it lacks, a
@@ -124,7 +128,7 @@ class AblationEngine:
             self._count(self.plan, group)
             return batch.finish()
 
-        return self._run(items, through_all_layers)
+        return self._run(items, through_all_layers, only)
 
     def answers(
         self, items: Sequence[Item], states: StateCache | None = None
@@ -166,13 +170,17 @@ class AblationEngine:
 
     @torch.inference_mode()
     def _run(
-        self, items: Sequence[Item], run_batch: Callable[[RowGroup], list[_Found]]
+        self,
+        items: Sequence[Item],
+        run_batch: Callable[[RowGroup], list[_Found]],
+        only: Container[int] | None = None,
     ) -> Iterator[list[_Found]]:
         for item in items:
             self.check_item(item)
         bundles = [self.rows(index, item) for index, item in enumerate(items)]
         gathered = _Gathered[_Found](bundles)
-        waiting = deque(self._group(bundles))
+        groups = self._group(bundles)
+        waiting = deque(one for n, one in enumerate(groups) if only is None or n in only)
         while waiting:
             try:
                 results = run_batch(waiting[0])

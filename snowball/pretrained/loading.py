@@ -50,7 +50,7 @@ class Pretrained:
     `sha256` identifies what is computed: every tensor of the state dict in its dtype, and the
     config entries that matter. So it does not depend on the files, but does on the dtype.
     `source` is "hub", "folder", "counterexample" or "gguf". Only a counterexample for token ids
-    has no tokenizer. `device` is as it was asked for.
+    has no tokenizer. `device` and `revision` are as they were asked for.
     """
 
     model: PreTrainedModel
@@ -59,6 +59,7 @@ class Pretrained:
     sha256: str
     source: str
     device: str
+    revision: str | None = None
 
 
 def load_pretrained(
@@ -99,7 +100,7 @@ def load_pretrained(
         torch.nn.Module.to(model, device)
     except RuntimeError as error:  # out of memory, most likely
         raise PretrainedError(f"{name}: cannot move to {device}: {reason(error)}") from error
-    return Pretrained(model, tokenizer, name, sha256, location.source, device)
+    return Pretrained(model, tokenizer, name, sha256, location.source, device, revision)
 
 
 def check_device(device: str) -> None:

@@ -119,8 +119,11 @@ class Store:
     ) -> None:
         self.close()
 
-    def begin_run(self, provenance: Mapping[str, Any]) -> int:
+    def begin_run(self, provenance: Mapping[str, Any], started: str | None = None) -> int:
         """Records the start of a run with its provenance, and returns the id to write under.
+
+        `started`: when, for a run that began in another store and which that store is to know
+        again when it absorbs this one; by default the run begins at this moment.
 
         Raises:
             StoreError: the provenance is not JSON (which has no NaN or infinity).
@@ -129,9 +132,8 @@ class Store:
             text = json.dumps(dict(provenance), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise StoreError(f"{self._path}: provenance must be JSON values: {error}") from error
-        started = _now()
+        row = (started or _now(), text)
         with self._database.transaction("BEGIN IMMEDIATE", "record a run"):
-            row = (started, text)
             insert = "INSERT INTO runs (started, provenance) VALUES (?, ?)"
             run = self._database.execute(insert, row).lastrowid
         assert run is not None  # only so before the first insertion
