@@ -178,6 +178,14 @@ def test_short_or_rare_beginnings_are_not_shared() -> None:
     assert {g.prefix_length for g in group_rows(pair, 100_000, None)} == {0}
 
 
+def test_the_last_token_of_a_context_is_never_part_of_a_prefix() -> None:
+    """Where a context is the beginning of all others, and where two questions are the same."""
+    same = Item("same", PREFIX, ((3, 4), (5,)))
+    for items in ([same, same], [same, *FAMILY]):
+        groups = group_rows(bundles_of(items, True), 200, None)
+        assert {group.prefix_length for group in groups} == {len(PREFIX) - 1}
+
+
 def test_items_beyond_a_window_share_nothing() -> None:
     longest = max(item.longest for item in FAMILY)
     bundles = bundles_of(FAMILY, packed=True)
