@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import sys
@@ -152,3 +153,26 @@ def test_committed_tables_are_those_of_the_document(script: Any, path: Path) -> 
         sheets |= {"settings": tables.settings_sheet, "removals": tables.removals_sheet}
     for name, sheet in sheets.items():
         assert (path.parent / f"{name}.csv").read_text(encoding="utf-8") == sheet(document).csv()
+
+
+def test_the_page_says_what_the_committed_results_say() -> None:
+    """Of the table of epsilons, and of the largest errors of each dtype."""
+    document = json.loads((RESULTS / "metric_behaviour_cpu" / "metric_behaviour.json").read_text())
+    page = (ROOT / "benchmarks" / "gpu" / "README.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    with (RESULTS / "metric_behaviour_cpu" / "lost.csv").open(encoding="utf-8") as file:
+        lost = list(csv.reader(file))[1:]
+    assert [row for row in rows if row[0] in {one[0] for one in lost}] == lost
+    for name in ("float64", "float32", "bfloat16", "float16"):
+        found = [
+            one
+            for one in document["checkpoint"]["settings"]
+            if one["setting"]["dtype"] == name and "unavailable" not in one
+        ]
+        largest = [
+            f"{max(one['scores']['ours']['largest_error'] for one in found):.1e}",
+            str(max(one["scores"]["ours"]["ranks_changed"] for one in found)),
+            f"{max(one['nats']['largest'] for one in found):.1e}",
+            f"{max(one['from_plain']['nats'] for one in found):.1e}",
+        ]
+        assert [row[1:] for row in rows if row[0] == name] == [largest]
