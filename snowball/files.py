@@ -251,15 +251,16 @@ def sha256_of(path: Path, limit: int | None = TEXT_BYTES) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict[str, object]:
-    """The JSON object that a file holds, of any size and with numbers of any kind.
+def read_json(path: Path, limit: int = TEXT_BYTES) -> dict[str, object]:
+    """The JSON object that a file holds, of at most `limit` bytes, with numbers of any kind.
 
     Raises:
         FileError: the file cannot be read, or holds anything else.
+        OutOfResources: it is larger.
     """
     if not path.exists():
         raise FileError(f"{path} does not exist: is {path.parent} the right folder?")
-    text = bytes_of(path, limit=None)
+    text = bytes_of(path, limit)
     found = strict_json(text, str(path), floats=True, not_finite=True, long_integers=True)
     if not isinstance(found, dict):
         raise FileError(f"{path}: must be a JSON object, got {type(found).__name__}")

@@ -7,6 +7,7 @@ make it, and a size in a short file may ask for any amount.
 from __future__ import annotations
 
 TEXT_BYTES = 1 << 24  # of a certificate, a config, a dataset, a safetensors header
+DOCUMENT_BYTES = 1 << 30  # of what an audit or a pruning found
 WEIGHT_BYTES = 1 << 36  # of a safetensors file, holes included
 ROW_BYTES = 1 << 29  # of all rows with an entry that is not zero
 SIZE, WIDTH = 1 << 20, 1 << 15  # of the model; WIDTH is that of the residual stream

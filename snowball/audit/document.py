@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 from snowball import criteria
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import FileError, read_json, write_json
+from snowball.limits import DOCUMENT_BYTES
 from snowball.results.correlation import Correlations, PooledCorrelations
 from snowball.results.intervals import Interval
 from snowball.results.paired import McNemarMatrix, TaskDependence
@@ -333,7 +334,7 @@ def read_as_written(folder: str | Path) -> AuditDocument:
     path = Path(folder) / DOCUMENT
     if not path.exists():
         _refuse_unfinished(path)
-    return AuditDocument.from_json(read_json(path), str(path))
+    return AuditDocument.from_json(read_json(path, DOCUMENT_BYTES), str(path))
 
 
 def _refuse_unfinished(path: Path) -> None:

@@ -302,6 +302,11 @@ class Maybe(NamedTuple):
     kind: Any
 
 
+def is_text(value: Any) -> bool:
+    """Whether a JSON value is a text that has a UTF-8 form: a lone surrogate has none."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 def conform(value: Any, kind: Any, where: str) -> Any:
     """The value if it is of a kind, decimal strings as exact rationals, numbers as doubles.
 
@@ -547,8 +552,10 @@ def layout(header: Any, size: int, path: str, config: SimpleNamespace) -> dict[s
     """Matrices yet to be filled, whose bytes follow each other as the header lists them."""
     found, end = {}, 0
     header = header if isinstance(header, dict) else {}
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
     wrong = Verdict(MALFORMED, f"{path}: the header is not that of the tensors of config.json")
+    if not isinstance(metadata, dict) or not all(map(is_text, metadata.values())):
+        raise wrong  # safetensors would not load it
     if len(header) != 9 * config.num_hidden_layers + 3:  # so many names would take long
         raise wrong
     shapes = tensor_shapes(config)

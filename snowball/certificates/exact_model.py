@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snowball.certificates.rejection import Rejection
-from snowball.decoders.checkpoint_files import IRRELEVANT_KEYS, LLAMA_KEYS
+from snowball.decoders.checkpoint_files import LLAMA_KEYS, is_irrelevant, is_one_of
 from snowball.dtypes import BUILT
 from snowball.files import FileError, bytes_of, open_file, strict_json
 from snowball.limits import (
@@ -100,10 +100,9 @@ def read_config(folder: Path) -> Config:
         )
     for key, value in entries.items():
         if key in LLAMA_KEYS:
-            allowed = (*LLAMA_KEYS[key], *([0] if key == "attention_dropout" else []))
-            if not any(type(value) is type(v) and value == v for v in allowed):
+            if not is_one_of(value, LLAMA_KEYS[key]):
                 raise FileError(f"{path}: {key}={value!r:.60} is not understood")
-        elif key not in _READ and key not in IRRELEVANT_KEYS:
+        elif key not in _READ and not is_irrelevant(key, value):
             raise FileError(f"{path}: unknown key {key!r:.60}, which might change the computation")
     for key in ("model_type", "hidden_act", "tie_word_embeddings"):
         if key not in entries:

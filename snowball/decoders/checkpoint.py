@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from snowball.decoders.checkpoint_files import IRRELEVANT_KEYS, LLAMA_KEYS
+from snowball.decoders.checkpoint_files import LLAMA_KEYS, is_irrelevant, is_one_of
 from snowball.decoders.decoder import DecoderConfig, check_weights, parameter_shapes
 from snowball.dtypes import DType
 from snowball.files import FileError, new_folder, open_file, read_json, write_json
@@ -199,10 +199,11 @@ def _check_entries(path: Path, entries: Mapping[str, object]) -> None:
     # model_type first: it explains the keys that only another architecture has.
     for key in sorted(entries, key=lambda key: key != "model_type"):
         value = entries[key]
-        if key in LLAMA_KEYS and value not in LLAMA_KEYS[key]:
+        if key in LLAMA_KEYS and not is_one_of(value, LLAMA_KEYS[key]):
             allowed = " or ".join(map(repr, LLAMA_KEYS[key]))
             raise CheckpointError(f"{path}: {key}={value!r} is not implemented, only {allowed}")
-        if key not in LLAMA_KEYS and key not in IRRELEVANT_KEYS and key not in _IMPLEMENTED:
+        known = key in LLAMA_KEYS or key in _IMPLEMENTED
+        if not known and not is_irrelevant(key, value):
             raise CheckpointError(
                 f"{path}: unknown key {key}={value!r}, which might change the computation"
             )

@@ -7,7 +7,9 @@ suppressed tokens. (`certificates/checker.py`, which stands alone, has a list of
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from types import NoneType
 
 from snowball.files import FileError, read_json
 
@@ -23,10 +25,15 @@ FILES = frozenset(
         "chat_template.jinja",
     }
 )
-# Keys of config.json that no number depends on, and the values of others that are implemented.
-IRRELEVANT_KEYS = frozenset(
-    {"_name_or_path", "initializer_range", "pad_token_id", "transformers_version", "use_cache"}
-)
+# Keys of config.json that no number depends on, with the types that transformers takes, and the
+# values of others that are implemented.
+IRRELEVANT_KEYS: dict[str, tuple[type, ...]] = {
+    "_name_or_path": (str, NoneType),
+    "initializer_range": (float, int),
+    "pad_token_id": (int, NoneType),
+    "transformers_version": (str, NoneType),
+    "use_cache": (bool,),
+}
 LLAMA_KEYS: dict[str, tuple[object, ...]] = {
     "model_type": ("llama",),
     "architectures": (["LlamaForCausalLM"], None),
@@ -34,7 +41,7 @@ LLAMA_KEYS: dict[str, tuple[object, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "tie_word_embeddings": (False,),
-    "attention_dropout": (0.0, None),
+    "attention_dropout": (0.0, 0, None),
     "pretraining_tp": (1, None),
     "rope_scaling": (None,),
     "quantization_config": (None,),
@@ -42,8 +49,21 @@ LLAMA_KEYS: dict[str, tuple[object, ...]] = {
 }
 
 
+def is_irrelevant(key: str, value: object) -> bool:
+    """Whether an entry of config.json changes no number, and lets transformers load the model."""
+    return type(value) in IRRELEVANT_KEYS.get(key, ())
+
+
+def is_one_of(value: object, allowed: Iterable[object]) -> bool:
+    """Whether a value equals one of these and is of its type: False is not 0."""
+    return any(type(value) is type(one) and value == one for one in allowed)
+
+
 def refuse_unknown_files(folder: Path) -> None:
-    """Raises FileError if a folder holds what is not on the list, or generates by other rules."""
+    """Raises FileError if a folder holds what is not on the list, or generates by other rules.
+
+    Without a mask of its own, `generate` takes tokens that equal `pad_token_id` for padding.
+    """
     try:
         with os.scandir(folder) as entries:
             unknown = sorted(e.name for e in entries if e.name not in FILES or not e.is_file())
@@ -54,10 +74,15 @@ def refuse_unknown_files(folder: Path) -> None:
             f"{folder / unknown[0]} is not known, and might change what from_pretrained or "
             "generate do: remove it, or measure the folder with `snowball audit`"
         )
-    path = folder / GENERATION
+    config, path = read_json(folder / CONFIG), folder / GENERATION
+    if config.get("pad_token_id") is not None:
+        raise FileError(
+            f"{folder / CONFIG}: pad_token_id={config['pad_token_id']!r:.60} hides that token from "
+            "generate: remove it"
+        )
     if not os.path.lexists(path):  # then those of config.json hold, which are greedy
         return
-    config, found = read_json(folder / CONFIG), read_json(path)
+    found = read_json(path)
     for key, value in found.items():
         wanted = {
             "bos_token_id": config.get("bos_token_id"),

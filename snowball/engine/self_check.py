@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +21,7 @@ from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
 from snowball.engine.generation import generate
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Removal, removal_name
-from snowball.engine.row_probe import check_interference, probe_items
+from snowball.engine.row_probe import check_interference, length_switches, probe_items
 from snowball.engine.self_check_result import RowLayout, SelfCheck
 from snowball.engine.shared_prefixes import FEWEST_SHARED
 from snowball.errors import SnowballError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # Of running text only the beginning is compared, of generation the first tokens.
 _CHECKED_TOKENS = 32
 _GENERATED_TOKENS = 5
+_PROMPTS_PER_SWITCH = 4
 
 # Measured disagreement of two correct ways to compute a log-likelihood stays below 40 roundings
 # (depth 30, float32 and bfloat16); an error of masks or positions shows as thousands in float32.
@@ -64,7 +66,7 @@ def check_engine(
     """
     stack, chosen = LayerStack(model), _some(removals)
     own = [_beginning(task.items[index]) for task in tasks for index in forms(task.items)]
-    longest = max((item.longest for item in own), default=0)
+    longest = max(map(_longest, tasks), default=0)
     tokens = sorted(
         {token for item in own for ids in (item.context, *item.continuations) for token in ids}
     )
@@ -90,6 +92,7 @@ def check_engine(
         for task in tasks:
             if isinstance(task, GenerationTask):
                 _check_generation(engine, chosen, task, forms(task.items))
+                _check_generation_over_switches(engine, chosen, task, longest, seed)
         checked = SelfCheck(
             packed=layout is RowLayout.PACKED,
             worst=worst,
@@ -200,13 +203,42 @@ def _check_generation(
     """Compares the first tokens of some answers with what the model alone makes likeliest."""
     prompts = [task.prompts[place] for place in places]
     sources = [task.sources[place] for place in places]
+    _check_generated_from(engine, removals, task.name, prompts, sources)
+
+
+def _check_generation_over_switches(
+    engine: AblationEngine,
+    removals: Sequence[Removal],
+    task: GenerationTask,
+    longest: int,
+    seed: int,
+) -> None:
+    """The same for prompts made up to end just before a length at which the model switches."""
+    random, tokens = np.random.default_rng(seed), sorted({t for one in task.prompts for t in one})
+    switches = length_switches(engine.stack.model.config.get_text_config().to_dict(), longest)
+    lengths = [max(1, switch - _GENERATED_TOKENS // 2) for switch in switches]
+    lengths *= _PROMPTS_PER_SWITCH
+    prompts = [tuple(random.choice(tokens, size=length).tolist()) for length in lengths]
+    sources = [f"a made-up prompt of {length} tokens" for length in lengths]
+    _check_generated_from(engine, removals, task.name, prompts, sources)
+
+
+def _check_generated_from(
+    engine: AblationEngine,
+    removals: Sequence[Removal],
+    task: str,
+    prompts: Sequence[TokenIds],
+    sources: Sequence[str],
+) -> None:
+    if not prompts:
+        return
     try:
         batches = list(generate(engine, prompts, sources, _GENERATED_TOKENS, lambda _: False))
     except Exception as error:  # what it raises depends on the model
         if isinstance(error, SnowballError) or out_of_memory(error):
             raise
         raise SelfCheckError(
-            f"task {task.name}: this model ({type(engine.stack.model).__name__}) cannot "
+            f"task {task}: this model ({type(engine.stack.model).__name__}) cannot "
             f"generate with all removals at once: {type(error).__name__}: {error}"
         ) from error
     for one in (one for batch in batches for one in batch):
@@ -287,6 +319,12 @@ def _some(removals: Sequence[Removal]) -> list[Removal]:
     models = [INTACT, *(removal for removal in removals if removal != INTACT)]
     places = {0, 1, len(models) // 2, len(models) - 1}
     return [models[place] for place in sorted(places) if place < len(models)]
+
+
+def _longest(task: Task) -> int:
+    """Tokens of the longest text that the model will read of a task, answers included."""
+    longest = max((item.longest for item in task.items), default=0)
+    return longest + task.new_tokens if isinstance(task, GenerationTask) else longest
 
 
 def _beginning(item: Item) -> Item:

@@ -13,6 +13,7 @@ from typing import Any
 
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import FileError, read_json, write_json
+from snowball.limits import DOCUMENT_BYTES
 from snowball.pruning.export.acceptance_result import Acceptance
 from snowball.pruning.search.step import Step
 from snowball.results.intervals import Interval
@@ -167,6 +168,6 @@ def read_pruning(folder: str | Path) -> PruningDocument:
     path = Path(folder)
     path = path / DOCUMENT if path.is_dir() else path
     try:
-        return from_json(PruningDocument, read_json(path), str(path))
+        return from_json(PruningDocument, read_json(path, DOCUMENT_BYTES), str(path))
     except MalformedError as error:
         raise PruningDocumentError(str(error)) from error

@@ -373,6 +373,31 @@ def test_keys_that_cannot_matter_are_ignored(folder: Path) -> None:
     assert read_checkpoint(folder)[0] == CONFIG
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"pad_token_id": "abc"},
+        {"initializer_range": "abc"},
+        {"use_cache": "x"},
+        {"attention_bias": 0},
+        {"mlp_bias": 0.0},
+        {"tie_word_embeddings": 0},
+        {"attention_dropout": False},
+        {"pretraining_tp": True},
+    ],
+)
+def test_values_of_another_type_are_refused_as_by_transformers(
+    folder: Path, entry: dict[str, object]
+) -> None:
+    edit_json(folder / "config.json", **entry)
+    with pytest.raises(CheckpointError, match=next(iter(entry))):
+        read_checkpoint(folder)
+    from transformers import LlamaForCausalLM
+
+    with pytest.raises(Exception, match=next(iter(entry))):
+        LlamaForCausalLM.from_pretrained(folder)
+
+
 def test_absent_keys_mean_what_they_mean_to_transformers(tmp_path: Path) -> None:
     config = replace(CONFIG, num_key_value_heads=4, hidden_size=24, head_dim=6)
     write_checkpoint(tmp_path / "model", config, random_weights(config))

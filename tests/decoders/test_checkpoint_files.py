@@ -8,6 +8,7 @@ import pytest
 
 from snowball.decoders.checkpoint_files import FILES, refuse_unknown_files
 from snowball.files import FileError
+from snowball.limits import OutOfResources
 
 IDS = {"bos_token_id": 4, "eos_token_id": 5}
 GREEDY = {**IDS, "do_sample": False}
@@ -47,6 +48,25 @@ def test_folders_are_refused_by_name(folder: Path) -> None:
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot read"):
         refuse_unknown_files(tmp_path / "none")
+
+
+@pytest.mark.parametrize("token", [4, 0, -1, 10**9])
+def test_a_token_that_generate_would_hide_is_refused(folder: Path, token: int) -> None:
+    (folder / "config.json").write_text(json.dumps({**IDS, "pad_token_id": token}))
+    with pytest.raises(FileError, match=rf"pad_token_id={token} hides that token from generate"):
+        refuse_unknown_files(folder)
+
+
+def test_no_padding_is_accepted(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({**IDS, "pad_token_id": None}))
+    refuse_unknown_files(folder)
+
+
+def test_larger_files_than_a_config_may_be_are_not_read(folder: Path) -> None:
+    with (folder / "config.json").open("ab") as file:
+        file.truncate(1 << 35)  # sparse
+    with pytest.raises(OutOfResources, match=r"bytes of .*config\.json"):
+        refuse_unknown_files(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The probe: it finds every way in which rows or branches disturb each other, and nothing else."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import transformers as hf
 from tiny_models import CONFIGS, CONTEXT, DEPTH, VOCABULARY, WINDOW, tiny_model
 from torch import Tensor, nn
 
+from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.ablation import AblationEngine
 from snowball.engine.removal import INTACT, Unit
 from snowball.engine.row_probe import (
@@ -20,7 +22,7 @@ from snowball.engine.self_check import SelfCheckError, check_engine
 from snowball.engine.self_check_result import RowLayout
 from snowball.jsonl import Row
 from snowball.tasks.item import Item
-from snowball.tasks.task import ScoredTask, multiple_choice_task
+from snowball.tasks.task import ScoredTask, multiple_choice_task, task_of_rows
 
 TOKENS = range(1, VOCABULARY)
 REMOVALS = (INTACT, frozenset({Unit(1)}))
@@ -118,30 +120,72 @@ def test_what_a_row_of_the_batch_holds_is_named() -> None:
         check_interference(engine, items, seed=0)
 
 
-def test_tables_of_positions_that_follow_the_longest_row_keep_lengths_apart() -> None:
-    """Phi-3 with longrope: short texts among long ones would get the factors of the long ones."""
+def longrope(switch: int, **sizes: int) -> Any:
+    """Phi-3 with longrope: short texts among longer ones than `switch` get the factors of these."""
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,
         "short_factor": [1.0] * 4,
         "long_factor": [1.0, 3.0, 9.0, 27.0],
-        "original_max_position_embeddings": 12,
+        "original_max_position_embeddings": switch,
     }
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48}
+    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, **sizes}
     config = hf.Phi3Config(
         **sizes,  # pyright: ignore[reportArgumentType]
         num_hidden_layers=DEPTH,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        original_max_position_embeddings=12,
+        hidden_size=32,
+        intermediate_size=48,
+        original_max_position_embeddings=switch,
         rope_parameters=rope,
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    model: Any = hf.Phi3ForCausalLM(config).eval()
+    return hf.Phi3ForCausalLM(config).eval()
+
+
+def test_tables_of_positions_that_follow_the_longest_row_keep_lengths_apart() -> None:
+    model = longrope(12)
     assert check_engine(model, [one_token_choices(10)], REMOVALS).rows is RowLayout.PACKED
     assert check_engine(model, [one_token_choices(20)], REMOVALS).rows is RowLayout.EQUAL_LENGTHS
+
+
+@pytest.mark.parametrize(("longest", "layout"), [(40, "packed"), (90, "equal lengths")])
+def test_texts_are_probed_as_far_as_they_go(longest: int, layout: str) -> None:
+    """Of a text the beginning is compared with true deletion; where the model switches lies behind.
+
+    None but the longest of many texts gets there.
+    """
+    rows = [Row(f"row {n}", {"text": "a b" * (n + 2)}) for n in range(9)]
+    rows.append(Row("longest", {"text": "a" * longest}))
+    task = task_of_rows("text", rows, byte_tokenizer())
+    model = longrope(64, vocab_size=258, max_position_embeddings=200)
+    assert check_engine(model, [task], REMOVALS).rows is RowLayout(layout)
+
+
+@pytest.mark.parametrize("new_tokens", [20, 50])
+def test_generation_is_checked_where_the_model_switches(new_tokens: int) -> None:
+    """The keys that longrope has cached are those of short texts, and stay so."""
+    text = "The quick brown fox"
+    rows = [Row(f"row {n}", {"prompt": text[:n], "answer": "b"}) for n in (4, 10, 19)]
+    task = replace(task_of_rows("open", rows, byte_tokenizer()), new_tokens=new_tokens)
+    model = longrope(64, vocab_size=258, max_position_embeddings=200)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.qkv_proj.weight.mul_(20)  # as sharp as attention is after training
+    if new_tokens == 20:
+        assert check_engine(model, [task], REMOVALS).rows is RowLayout.PACKED
+    else:
+        with pytest.raises(SelfCheckError, match="a made-up prompt of 62 tokens, removal intact"):
+            check_engine(model, [task], REMOVALS)
+
+
+def test_generation_over_a_window_is_right() -> None:
+    rows = [Row(f"row {n}", {"prompt": "ab" * n, "answer": "b"}) for n in (1, 3)]
+    task = replace(task_of_rows("open", rows, byte_tokenizer()), new_tokens=2 * WINDOW)
+    model = tiny_model("mistral", vocab_size=258, sliding_window=WINDOW)
+    check_engine(model, [task], REMOVALS)
 
 
 # --- the items --------------------------------------------------------------------------------
@@ -199,9 +243,7 @@ def test_rows_are_compared_that_have_every_form() -> None:
 
 
 def test_a_task_of_generation_is_checked_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    from snowball.decoders.tokenizer import byte_tokenizer
     from snowball.engine import generation, self_check
-    from snowball.tasks.task import task_of_rows
 
     rows = [Row(f"row {n}", {"prompt": "a" * n, "answer": "b"}) for n in (1, 4, 9)]
     task = task_of_rows("open", rows, byte_tokenizer())

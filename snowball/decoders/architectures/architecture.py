@@ -27,7 +27,7 @@ from snowball.decoders.checkpoint import (
     read_weights,
     write_files,
 )
-from snowball.decoders.checkpoint_files import IRRELEVANT_KEYS
+from snowball.decoders.checkpoint_files import is_irrelevant, is_one_of
 from snowball.decoders.decoder import SIZES, TOKENS, DecoderConfig
 from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
 from snowball.dtypes import DType
@@ -84,12 +84,12 @@ class ConfigFormat:
         fixed |= {**self.stated, **self.assumed}
         known = {*self.sizes.values(), self.norm_eps, "dtype", "torch_dtype"}
         for key, value in entries.items():
-            if key in fixed and value != fixed[key]:
+            if key in fixed and not is_one_of(value, [fixed[key]]):
                 raise CheckpointError(
                     f"{path}: {key}={value!r} is not implemented for {self.model_type}, only "
                     f"{fixed[key]!r}"
                 )
-            if key not in fixed and key not in known and key not in IRRELEVANT_KEYS:
+            if key not in fixed and key not in known and not is_irrelevant(key, value):
                 raise CheckpointError(
                     f"{path}: unknown key {key}={value!r}, which might change the computation"
                 )
