@@ -669,6 +669,11 @@ HEADERS: dict[str, Callable[[File], object]] = {
     "header type": lambda f: setattr(f, "header", [1]),
     "header null": lambda f: setattr(f, "header", None),
     "header empty": lambda f: setattr(f, "header", {}),
+    # These safetensors would not load.
+    "metadata of numbers": lambda f: f.header.update(__metadata__={"format": 5}),
+    "metadata as a list": lambda f: f.header.update(__metadata__=[1]),
+    "metadata null": lambda f: f.header.update(__metadata__=None),
+    "metadata of no text": lambda f: f.header.update(__metadata__={"format": "\ud800"}),
     "trailing byte": lambda f: setattr(f, "data", f.data + b"\0"),
     "missing byte": lambda f: setattr(f, "data", f.data[:-1]),
     "no data": lambda f: setattr(f, "data", b""),
