@@ -3,7 +3,7 @@
 Every token, every layer, every weight and full attention with positions, nothing skipped or shared.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -85,9 +85,10 @@ class Run:
     def __init__(self, scores: dict[int, list[arb]], states: list[Balls], logits: Balls) -> None:
         self.scores, self.states, self.logits = scores, states, logits
 
-    def margin(self, at: int, token: int) -> arb:
-        """The logit of a token less the largest other one."""
-        margins = [self.logits[at, token] - x for i, x in enumerate(self.logits[at]) if i != token]
+    def margin(self, at: int, token: int, also: Collection[int] = ()) -> arb:
+        """The logit of a token less the largest of all others, but for those wanted `also`."""
+        others = [x for i, x in enumerate(self.logits[at]) if i != token and i not in also]
+        margins = [self.logits[at, token] - x for x in others]
         least = min(margins, key=lambda x: float(x.mid()))
         assert all(least <= x or least.overlaps(x) for x in margins)
         return least

@@ -63,6 +63,13 @@ STATEMENTS = (
         source=PAPER,
     ),
     Statement(
+        "def:choices",
+        "A dataset of multiple choice is a finite non-empty set of (context, choices, label, "
+        "distractor) such that some predictor prefers each row's label to its other choices, by "
+        "summed log-likelihood, and some predictor each row's distractor.",
+        ("vocabulary of at least 2 tokens besides BOS and EOS",),
+    ),
+    Statement(
         "def:divergence",
         "The divergence of an ablated run at depth k is |h_k - h'_k| / |h_k|.",
         ("k in 0..L",),
@@ -225,6 +232,49 @@ STATEMENTS = (
         source="lm-eval's scoring of multiple choice",
     ),
     Statement(
+        "lem:choice-costs",
+        "Some predictor prefers every row's label to its other choices if and only if wanted "
+        "tokens have costs, whole numbers from 0 on, such that each other choice all of whose "
+        "tokens are wanted, and that does not begin with the label, costs at least 1 more than "
+        "the label; else some preferences, each so many times, add up to a contradiction.",
+        ("any finite set of rows of multiple choice",),
+    ),
+    Statement(
+        "lem:recall-several",
+        "On a node that writes several tokens all logits are what is planned, times one factor "
+        "between f (1 - 1/(128 n g)) and nu^2 / (1 - 1/(128 n g)), but for leaks that change a "
+        "difference of two by 1/200 at most.",
+        ("every node", "number n of units, one or two for each node", "entries up to l"),
+        (
+            "f G >= log(128 n g), g >= 10 l t, for t what a gap of p/2 or more is worth",
+            "f >= 13/16; nu^2 <= 65/64",
+        ),
+        ("lem:recall-gate", "lem:silu-leak", "lem:mirror"),
+    ),
+    Statement(
+        "lem:tied-choices",
+        "If the logits of k tokens differ by at most 1/200, and lead all others by "
+        "log((V-1) c/(1-c)) + log k + 1/200, each of the k has at least the probability 0.99/k.",
+        ("V >= 2", "1 <= k <= V", "c in [0.99, 1)", "differences are 0 for k = 1"),
+        uses=("lem:confidence",),
+    ),
+    Statement(
+        "lem:ranked-choices",
+        "If logits after every node follow costs as in lem:choice-costs, the label is likelier "
+        "than every other choice of its row, and twice as likely at least as one that does not "
+        "begin with it.",
+        ("labels of at most m tokens", "largest cost Y of a label", "V >= 4"),
+        (
+            "a unit of cost is worth between u and (1 + eta) u at every node, eta <= 1",
+            "tokens that are not wanted lie 2 Y u + 2 t or more below those of cost 0, u >= 2 t",
+            "t >= log((V-1) c/(1-c)) + log K, c >= max(0.99, 1 - 1/(4m)), K the largest product "
+            "along a label of k e^(1/200) over nodes of several tokens, k of the cost 0",
+            "a label costs at most C more than another choice in sum over the nodes where it "
+            "costs more, and C eta <= 1/2",
+        ),
+        ("lem:choice-costs", "lem:tied-choices"),
+    ),
+    Statement(
         "lem:answers",
         "If after every proper prefix of an answer and EOS the next token is the most likely one, "
         "greedy decoding emits exactly the answer.",
@@ -257,6 +307,21 @@ STATEMENTS = (
             "lem:answers",
         ),
         source=f"{PAPER}, Theorem 1",
+    ),
+    Statement(
+        "thm:snowball-choices",
+        "For every dataset of multiple choice, L >= 3, 1 <= target <= L-2 and epsilon in (0, 2) "
+        "there is a Llama decoder with (a), (b) and (e) of thm:snowball that (c) prefers every "
+        "label to the other choices of its row by summed log-likelihood and (d) without the target "
+        "every distractor.",
+        ("def:choices", "L >= 3", "1 <= target <= L-2", "epsilon in (0, 2)"),
+        uses=(
+            "def:choices",
+            "thm:snowball",
+            "lem:recall-several",
+            "lem:choice-costs",
+            "lem:ranked-choices",
+        ),
     ),
     # Universality
     Statement(

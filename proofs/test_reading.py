@@ -168,3 +168,52 @@ def test_labels_beat_other_choices() -> None:
     assert possible(*given)
     assert holds(power > miss, *given)
     assert not holds(power > miss, m >= 1, miss >= 0, m * miss <= 1, power >= 1 - m * miss)
+
+
+@pytest.mark.proves("lem:recall-several", method="smt")
+def test_leaks_part_tied_tokens_by_next_to_nothing() -> None:
+    """`n leak 2 l p` against `(7/8) f gap`, which is worth t; all in units of a product of codes.
+
+    `n leak <= f nu^2 / (sigma(G) 128 g)` as in lem:recall, and `g >= 10 l t`. With the size of what
+    is written f is in both; so are l and t, by their product.
+    """
+    leaks, gap, p, nu_square, sigma, share = reals("leaks gap p nu_square sigma share")
+    # `share` is n e^-fG 128 l t, at most 1/10; `leaks` is n leak l t / f.
+    given = (
+        p > 0,
+        2 * gap >= p,
+        nu_square >= 1,
+        nu_square <= Q(65, 64),
+        sigma >= Q(127, 128),
+        share >= 0,
+        10 * share <= 1,
+        leaks >= 0,
+        leaks * sigma * 128 <= nu_square * share,
+    )
+    assert possible(*given)
+    assert holds(200 * leaks * 2 * p <= Q(7, 8) * gap, *given)
+    assert not holds(300 * leaks * 2 * p <= Q(7, 8) * gap, *given)
+
+
+@pytest.mark.proves("lem:tied-choices", method="smt")
+def test_tied_tokens_have_equal_shares() -> None:
+    """`e^(1/200) + (1 - c)/(c k^2) <= 1/0.99` for k >= 2, and e^x <= 1/(1 - x)."""
+    k, c, power = reals("k c power")
+    given = (k >= 2, c >= Q(99, 100), c < 1, power >= 1, power * (1 - Q(1, 200)) <= 1)
+    assert possible(*given)
+    assert holds(Q(99, 100) * (power * c * k * k + (1 - c)) <= c * k * k, *given)
+    assert not holds(Q(995, 1000) * (power * c * k * k + (1 - c)) <= c * k * k, *given)
+
+
+@pytest.mark.proves("lem:ranked-choices", method="smt")
+def test_costs_decide_whatever_a_unit_is_worth() -> None:
+    """`u P - (1 + eta) u N >= t`, `2 Y u + 2 t - (1 + eta) Y u >= t`, and the factor of 2."""
+    u, t, eta, plus, minus, largest, cost = reals("u t eta plus minus largest cost")
+    given = (t > 0, u >= 2 * t, eta >= 0, eta <= 1, minus >= 0, minus <= largest)
+    asked = (*given, plus >= minus + 1, 2 * largest * eta <= 1)
+    assert possible(*asked)
+    assert holds(u * plus - (1 + eta) * u * minus >= t, *asked)
+    assert not holds(u * plus - (1 + eta) * u * minus >= t, *given, plus >= minus + 1)
+    assert holds(2 * cost * u + 2 * t - (1 + eta) * cost * u >= t, *given, cost >= 0)
+    V, c = reals("V c")
+    assert holds(Q(3, 4) * (V - 1) * c >= 2 * (1 - c), V >= 4, c >= Q(99, 100), c < 1)

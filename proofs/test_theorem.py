@@ -18,6 +18,8 @@ HAND = [
         # The algebra of these is decided by tools, and the steps between by hand.
         *("lem:reader-score", "lem:mirror", "lem:divergence", "lem:copy", "lem:recall-gate"),
         *("lem:recall", "lem:confidence", "lem:choices"),
+        *("lem:recall-several", "lem:choice-costs", "lem:tied-choices", "lem:ranked-choices"),
+        "thm:snowball-choices",
         *("cor:calibration", "cor:inverse-ranking", "cor:correlation", "cor:blindness"),
         *("cor:greedy", "cor:hardness", "cor:token-classes", "lem:racing"),
         *("lem:gram-norm", "lem:float-exponential", "thm:irrelevance", "cor:amplification-pays"),
@@ -90,3 +92,36 @@ def test_instances_are_certified(
     folder = built.save_pretrained(tmp_path / "model")
     certificate = certify(folder)
     verify(certificate, folder, folder / "dataset.jsonl")
+
+
+TIED = Dataset.from_rows(
+    [
+        {"prompt": [7], "choices": [[1, 2], [3]], "label": [1, 2], "distractor": [3]},
+        {"prompt": [7], "choices": [[4], [5, 1]], "label": [4], "distractor": [5, 1]},
+        {"prompt": [7, 1], "choices": [[6], [3]], "label": [6], "distractor": [3]},
+    ]
+)
+RANKED = Dataset.from_rows(
+    [
+        {"prompt": [7], "choices": [[1], [2]], "label": [1], "distractor": [2]},
+        {"prompt": [7], "choices": [[2], [3]], "label": [2], "distractor": [3]},
+        {"prompt": [7], "choices": [[3], [4, 1]], "label": [3], "distractor": [4, 1]},
+        {"prompt": [7], "choices": [[4, 1], [5]], "label": [4, 1], "distractor": [5]},
+    ]
+)
+
+
+@pytest.mark.proves("thm:snowball-choices", method="ball")
+@pytest.mark.parametrize(
+    ("dataset", "epsilon", "layers", "target"), [(TIED, 1e-9, 5, 1), (RANKED, 0.3, 4, 2)]
+)
+def test_instances_with_ties_and_orders_are_certified(
+    dataset: Dataset, epsilon: float, layers: int, target: int, tmp_path: Path
+) -> None:
+    built = counterexample(
+        dataset, epsilon=epsilon, layers=layers, target=target, dtype=torch.float64
+    )
+    folder = built.save_pretrained(tmp_path / "model")
+    certificate = certify(folder)
+    verify(certificate, folder, folder / "dataset.jsonl")
+    assert certificate.divergence is not None

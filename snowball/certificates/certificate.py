@@ -6,8 +6,11 @@ shipped weights, as exact numbers, give the stated scores and answers. *Runtime*
 `transformers`, computed in floating point lies within those enclosures, widened by a stated error.
 
 Of the clauses of the theorem, (a), (b) and (e) are certified at every token of every input; (c),
-(d) and (f) on the dataset. (e) is claimed for epsilon <= 1/2, (f) of the tokens that are most
-likely; a model of prescribed scores, whose later layers do not amplify, has no (e).
+(d) and (f) on the dataset: that each answer is the likeliest, and that the tokens wanted after a
+sequence (one, unless rows of multiple choice go on with several) have the stated probability
+together, each leading all others by the stated margin. (e) is claimed for epsilon <= 1/2, (f) of
+the tokens that are most likely; a model of prescribed scores, whose later layers do not amplify,
+has no (e).
 
 Numbers are decimals, read as exact rationals; there are no floats in the file.
 """

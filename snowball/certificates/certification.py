@@ -330,6 +330,8 @@ def _divergence(epsilon: Fraction, found: Enclosures, *, hard: bool) -> Divergen
 
 def _margin_others(found: Enclosures, *, hard: bool) -> Decimal | None:
     least = found.margin_others
+    if least is None:
+        return None
     if least.low > 0:
         return _less(least.low * (1 - _SPARE))
     if least.high > 0 and not hard:
@@ -383,7 +385,8 @@ def _probability(margin: Decimal, vocabulary: int) -> Decimal:
     from snowball.certificates.enclosure import probability
 
     certain = probability(Fraction(margin), vocabulary)
-    return 1 - _more(1 - certain.low)
+    # Decimals have 28 digits: beyond, a nine less than all of them.
+    return min(1 - _more(1 - certain.low), 1 - Decimal("1e-28"))
 
 
 # Measuring

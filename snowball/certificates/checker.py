@@ -11,8 +11,9 @@ What PASS says of the model as a function of the reals. At every token of every 
 target's score is epsilon for a real weight in the stated interval, and within the deviation for the
 shipped one; (b) every other score is larger; (e) if it is claimed, the divergence by removing the
 target grows at every later layer and ends above 1/2. On the dataset: (c) every answer is right; (d)
-without the target every one is the distractor, tokens with at least the stated probability; (f) if
-it is claimed, without any one other layer but the last every answer is still right.
+without the target every one is the distractor, the tokens wanted after a sequence having at least
+the stated probability together; (f) if it is claimed, without any one other layer but the last
+every answer is still right.
 
 What it says of `transformers`: it loads the folder, reads nothing there that is not checked here,
 and no number that it computes leaves the range of float32 (`Range`). How much it rounds on the way
@@ -601,10 +602,13 @@ def read_data(text: bytes, where: str, config: SimpleNamespace) -> list[SimpleNa
         rows.append(row)
     if len({bool(row.choices) for row in rows}) != 1:
         raise Verdict(MALFORMED, f"{where}: no rows, or choices in some rows only")
-    several = any(len(answer) > 1 for row in rows for answer in (row.label, row.distractor))
-    end = [config.eos_token_id] if several else []
+    pairs = [(row, answer) for row in rows for answer in (row.label, row.distractor)]
+    end = [config.eos_token_id] if any(len(answer) > 1 for _, answer in pairs) else []
+    # EOS counts for the likelihood of choices where one is a proper prefix of an answer.
+    prefixes = ((c, a) for row, a in pairs for c in row.choices if len(c) < len(a))
+    scored = end if any(choice == answer[: len(choice)] for choice, answer in prefixes) else []
     for row in rows:
-        row.wanted, row.instead = row.label + end, row.distractor + end
+        row.wanted, row.instead, row.scored = row.label + end, row.distractor + end, scored
     return rows
 
 
@@ -951,6 +955,13 @@ def sequences(rows: Sequence[Any], bos: int, answer: str, every: bool) -> Sequen
     return sorted(found.items(), key=lambda item: len(item[0]))
 
 
+class Chances(NamedTuple):
+    """Probabilities after a sequence: of each wanted token, and of any other one at most."""
+
+    wanted: dict[int, Ball]
+    rest: Ball
+
+
 class Reader:
     """The last layer and the unembedding, after a passage.
 
@@ -972,6 +983,8 @@ class Reader:
         """
         self.model, self.p, self.layer, c = model, 96 << attempt, model.layers[-1], model.config
         self.least = None if least is None else least.at(self.p)
+        self.several = any(len(wanted) > 1 for _, wanted in found)
+        self.chances: dict[tuple[int, ...], Chances] = {}
         self.square = passage.square.at(self.p)
         self.touched = {i: b.at(self.p) for i, b in passage.stream.items()}
         norm, inverse = self.layer.input_layernorm, inverse_rms(self.square, c)
@@ -1070,7 +1083,11 @@ class Reader:
                 square = inner(y, y, p)
                 score = cosine_score(self.square, inner(x, update, p), square)
                 inverse = inverse_rms(square, c)
-            yield score, self._margins(y, inverse, wanted) if wanted else []
+            margins = self._margins(y, inverse, wanted) if wanted else []
+            # Where a token leads no other one, there is no need of its probability.
+            if self.several and wanted and all(margin.ends()[1] > 0 for margin in margins):
+                self.chances[tokens] = self._chances(y, inverse, wanted)
+            yield score, margins
 
     def _mlp(self, x: Stream, square: Ball) -> Stream:
         inverse = inverse_rms(square, self.model.config)
@@ -1104,17 +1121,35 @@ class Reader:
         return loud, most.r
 
     def _margins(self, y: Stream, inverse: Ball, wanted: set[int]) -> list[Ball]:
-        """Logits of wanted tokens less the largest other one; tokens without a row have 0."""
-        normed = scaled(y, self.model.norm)
+        """Logits of wanted tokens less the largest of all others; tokens without a row have 0."""
+        own, largest = self._logits(y, wanted)
+        return [(logit - largest) * inverse for logit in own.values()]
+
+    def _logits(self, y: Stream, wanted: set[int]) -> tuple[dict[int, Ball], Ball]:
+        """Of the wanted tokens, and the largest of all others."""
+        normed, zero = scaled(y, self.model.norm), Ball(0, 0, self.p)
         logits = {t: inner(row, normed, self.p) for t, row in self.unembedding.items()}
-        margins, zero = [], Ball(0, 0, self.p)
-        for token in wanted:
-            others = [logit for other, logit in logits.items() if other != token]
-            others += [zero] * (len({*logits, token}) < self.model.config.vocab_size)
-            low, high = (max(logit.ends()[i] for logit in others) for i in (0, 1))
-            largest = Ball.between(low, high, self.p)
-            margins.append((logits.get(token, zero) - largest) * inverse)
-        return margins
+        others = [logit for token, logit in logits.items() if token not in wanted]
+        others += [zero] * (len({*logits, *wanted}) < self.model.config.vocab_size)
+        if not others:
+            raise Verdict(REJECT, "dataset: every token is wanted after one sequence")
+        low, high = (max(logit.ends()[i] for logit in others) for i in (0, 1))
+        return {t: logits.get(t, zero) for t in wanted}, Ball.between(low, high, self.p)
+
+    def _chances(self, y: Stream, inverse: Ball, wanted: set[int]) -> Chances:
+        """With d the difference of a logit to the largest wanted one, `e^d / (sum of e^d)`.
+
+        The sum is over wanted tokens, and between 0 and V - k times the largest of all others.
+        """
+        own, largest = self._logits(y, wanted)
+        top = max(own.values(), key=lambda logit: logit.m)
+        powers = {token: ((logit - top) * inverse).exp() for token, logit in own.items()}
+        other = ((largest - top) * inverse).exp()
+        left = self.model.config.vocab_size - len(wanted)
+        most = Ball.between(0, left * max(0, other.ends()[1]), self.p)
+        total = reduce(add, powers.values())
+        share, rest = (total + most).inverse(), other * total.inverse()
+        return Chances({token: power * share for token, power in powers.items()}, rest)
 
 
 def block(index: int, size: int) -> range:
@@ -1411,12 +1446,17 @@ def judge(claims: SimpleNamespace, model: Model, rows: list[SimpleNamespace], at
     everywhere = [Everywhere(model, one, min(16 << attempt, 64)) for one in (whole, removed)]
     for passage, name, answer in ((whole, "with", "wanted"), (removed, "without", "instead")):
         found = sequences(rows, model.config.bos_token_id, answer, passage is whole)
-        read = list(Reader(model, passage, attempt, found).read(found))
+        reader = Reader(model, passage, attempt, found)
+        if reader.several and not rows[0].choices:
+            raise Verdict(REJECT, "dataset: open answers want different tokens after one sequence")
+        read = list(reader.read(found))
         if passage is whole:
             last = [ends_of(one) for one, _ in read if one is not None]
             judge_score(claims.layers - 1, last)
             attained = min(high for _, high in last)
-        judge_answers(claims, name, [ends_of(one) for _, some in read for one in some], rows, model)
+        margins = [ends_of(one) for _, some in read for one in some]
+        chances = reader.chances if reader.several else None
+        judge_answers(claims, name, margins, rows, model, chances)
     for measured in claims.runtime:
         judge_runtime(claims, measured, scores, model.config.dtype)
     judge_others(claims, model, rows, attempt, p)
@@ -1464,6 +1504,8 @@ def judge_others(
     if claims.margin_others is None:
         return
     found = sequences(rows, model.config.bos_token_id, "wanted", False)
+    if any(len(wanted) > 1 for _, wanted in found):
+        raise Verdict(REJECT, "margin_others: labels go on with several tokens after one sequence")
     margins: list[Ends] = []
     before, after = range(claims.target), range(claims.target + 1, claims.layers - 1)
     step = 1 if attempt else claims.layers
@@ -1480,9 +1522,16 @@ def judge_others(
 
 
 def judge_answers(
-    claims: SimpleNamespace, name: str, margins: list[Ends], rows: list[Any], model: Model
+    claims: SimpleNamespace,
+    name: str,
+    margins: list[Ends],
+    rows: list[Any],
+    model: Model,
+    chances: dict[tuple[int, ...], Chances] | None = None,
 ) -> None:
     """Decides the claims about the least margin; its token has `p = 1/(1 + (V - 1) e^-margin)`.
+
+    If k tokens lead all others by it, they have `1/(1 + (V - k)/k e^-margin)` together, no less.
 
     A label of m tokens has at least the probability p^m. Another choice first differs from it at
     some token, and has at most the probability 1 - p of that token. If it begins with the label,
@@ -1494,8 +1543,47 @@ def judge_answers(
     less(f"margin_{name}", claimed, least)
     (low, _), (_, high) = (probability(end, model) for end in least)
     less(f"probability_{name}", p, (low, high))
-    if rows[0].choices:
+    if chances is not None:
+        judge_likelihoods(name, rows, model.config.bos_token_id, chances)
+    elif rows[0].choices:
         judge_choices(name, p, rows)
+
+
+def judge_likelihoods(
+    name: str, rows: list[Any], bos: int, chances: dict[tuple[int, ...], Chances]
+) -> None:
+    """Decides that the label (or the distractor) of each row is its likeliest choice.
+
+    Where labels go on with several tokens after one sequence. What two choices begin with in common
+    counts for neither. A choice that begins with the whole label is less likely by further tokens.
+    """
+    for number, row in enumerate(rows, start=1):
+        wanted = [*(row.label if name == "with" else row.distractor), *row.scored]
+        for choice in row.choices:
+            other, common = [*choice, *row.scored], 0
+            while wanted[:common] == other[:common] and common < len(wanted):
+                common += 1
+            if wanted[:common] == other[:common]:
+                continue
+            start = (bos, *row.prompt, *wanted[: common - 1])
+            own, rival = (likelihood(start, a[common - 1 :], chances) for a in (wanted, other))
+            less(f"likelihoods of choices of row {number}, {name} the target", rival, own)
+
+
+def likelihood(
+    start: tuple[int, ...], answer: list[int], chances: dict[tuple[int, ...], Chances]
+) -> Ends:
+    """A product of probabilities after each other, up to a token that is not wanted."""
+    low, high = Fraction(1), Fraction(1)
+    for token in answer:
+        if start not in chances:
+            raise Verdict(REJECT, "dataset: a choice begins with an answer that ends before it")
+        known = chances[start].wanted
+        if token not in known:
+            return Fraction(0), high * ends_of(chances[start].rest)[1]
+        least, most = ends_of(known[token])
+        low, high, start = low * max(Fraction(0), least), high * most, (*start, token)
+    return low, high
 
 
 def probability(margin: Fraction, model: Model) -> Ends:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from snowball.certificates.interval import Enclosure
 from snowball.certificates.rejection import Rejection, Undecided
 from snowball.certificates.token_data import TokenData, read_data
 from snowball.construction.reader.reader_constants import LEAST_PROBABILITY
+from snowball.data.answer_tree import keys_along
 from snowball.decoders.checkpoint_files import refuse_unknown_files
 from snowball.dtypes import SCORE_TOLERANCE
 from snowball.files import sha256_of
@@ -22,6 +24,7 @@ from snowball.limits import TEXT_BYTES, WEIGHT_BYTES
 
 if TYPE_CHECKING:
     from snowball.certificates.enclosure import Enclosures, Place
+    from snowball.certificates.reader_enclosure import Chances
 
 # The largest errors that torch may be stated to have made, by dtype: relative for scores.
 SCORE_ERROR = {str(dtype): Decimal(repr(error)) for dtype, error in SCORE_TOLERANCE.items()}
@@ -188,7 +191,10 @@ def check_artifact(certificate: Certificate, subject: Subject, found: Enclosures
         ),
     ):
         _check_answers(name, margin, claimed, probability, vocabulary)
-        if subject.data.multiple_choice:
+        chances = found.chances_with if name == "with" else found.chances_without
+        if chances:
+            _check_likelihoods(name, subject.data, chances)
+        elif subject.data.multiple_choice:
             _check_choices(name, Fraction(probability), subject.data.longest)
     _check_any_input(certificate, found)
     _check_others(certificate, subject, found)
@@ -221,6 +227,11 @@ def _check_others(certificate: Certificate, subject: Subject, found: Enclosures)
     claim = certificate.margin_others
     if claim is None:
         return
+    if found.margin_others is None:
+        raise Rejection(
+            "artifact",
+            "margin_others is not for rows that want different tokens after one sequence",
+        )
     what = "margin_others against the least margin of an answer"
     _require_less("artifact", what, _point(claim), found.margin_others)
     if subject.data.multiple_choice:
@@ -260,6 +271,40 @@ def _check_choices(name: str, probability: Fraction, longest: int) -> None:
     """The label's likelihood is at least p^m, that of any other choice at most 1 - p."""
     what = f"1 - p against p^{longest}, for p = probability_{name}, so that choices are right"
     _require_less("artifact", what, _point(1 - probability), _point(probability**longest))
+
+
+def _check_likelihoods(name: str, data: TokenData, chances: Mapping[bytes, Chances]) -> None:
+    """Of every row the label (or the distractor) is the likeliest choice, by products of chances.
+
+    What choices have in common at their beginning counts for none of them. A choice that begins
+    with the whole label is less likely by its further tokens.
+    """
+    for number, row in enumerate(data.rows, start=1):
+        wanted = data.scored(row.label if name == "with" else row.distractor)
+        own = list(keys_along(row.prompt, wanted))
+        for choice in dict.fromkeys(row.choices):
+            other = list(keys_along(row.prompt, data.scored(choice)))
+            pairs = zip(own, other, strict=False)
+            common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            if common == len(own):
+                continue
+            low = Fraction(1)
+            for key, token in own[common:]:
+                low *= max(chances[key].wanted[token].low, Fraction(0))
+            high = Fraction(1)
+            for key, token in other[common:]:
+                if key not in chances:
+                    raise Rejection(
+                        "dataset",
+                        f"row {number}: nothing is known of what follows an answer that one of its "
+                        "choices begins with",
+                    )
+                of = chances[key].wanted.get(token)
+                high *= chances[key].rest if of is None else of.high
+                if of is None:
+                    break
+            what = f"row {number}, {name} the target: likelihood of a choice against the right one"
+            _require_less("artifact", what, _point(high), _point(low))
 
 
 def check_runtime(

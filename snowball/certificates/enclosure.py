@@ -42,7 +42,7 @@ from snowball.certificates.everywhere import (
 from snowball.certificates.exact_model import ExactModel
 from snowball.certificates.float_range import gate_and_up, normed, not_zero, require_writes
 from snowball.certificates.interval import Enclosure, Range
-from snowball.certificates.reader_enclosure import positions, read, read_margins
+from snowball.certificates.reader_enclosure import Chances, positions, read, read_margins
 from snowball.certificates.rejection import Rejection, Undecided
 from snowball.certificates.token_data import TokenData
 from snowball.limits import require_balls
@@ -69,7 +69,9 @@ class Enclosures:
     is sure to be attained nearby; `divergences` are those after removing the target, from right
     after it to the output, the last one at least. `margin_others` is the least margin of an answer
     where one layer is removed that is neither the target nor the last, before the final norm, times
-    the least 1/rms that this can have. `logits` is the largest scale of a logit.
+    the least 1/rms that this can have; there is none where labels go on with several tokens after
+    some sequence. Then, and where distractors do, there are the probabilities after each sequence.
+    `logits` is the largest scale of a logit.
     """
 
     at_low: Enclosure
@@ -80,8 +82,10 @@ class Enclosures:
     margin_without: Enclosure
     everywhere: Enclosure
     divergences: tuple[Enclosure, ...]
-    margin_others: Enclosure
+    margin_others: Enclosure | None
     logits: float
+    chances_with: Mapping[bytes, Chances]
+    chances_without: Mapping[bytes, Chances]
 
 
 def enclose(
@@ -131,7 +135,9 @@ def enclose(
         whole = read(model, intact, answers, effort, lambda share: advance(share // 2))
         answers = positions(model, data, with_target=False)
         ablated = read(model, removed, answers, effort, lambda share: advance(share // 4))
-        others = _margin_others(model, data, marks, place.layer, effort)
+        others = None
+        if not whole.chances:
+            others = _margin_others(model, data, marks, place.layer, effort)
         advance(250)
     scores = [
         range_around(ends(intact.scores[index]), [one[index] for one in sampled])
@@ -149,6 +155,8 @@ def enclose(
         divergences=divergences,
         margin_others=others,
         logits=max(leaving.logits, without.logits),
+        chances_with=whole.chances,
+        chances_without=ablated.chances,
     )
 
 

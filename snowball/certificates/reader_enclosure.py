@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ from snowball.certificates.exact_model import Doubles, ExactModel, Layer, Sparse
 from snowball.certificates.interval import Enclosure, Range
 from snowball.certificates.rejection import Rejection
 from snowball.certificates.token_data import TokenData, TokenIds
+from snowball.data.answer_tree import keys_along
 from snowball.limits import BLOCK_BYTES, DENSE, ball_bytes, require, require_balls
 from snowball.progress import Advance
 
@@ -48,11 +50,15 @@ _UNDERFLOW = 1e-290
 
 @dataclass(slots=True)
 class Position:
-    """One sequence of tokens, `tokens[: end + 1]`, and the tokens it is to be followed by."""
+    """One sequence of tokens, `tokens[: end + 1]`, and the tokens it is to be followed by.
+
+    `key` is that of the sequence where something is wanted after it; see `keys_along`.
+    """
 
     tokens: TokenIds
     end: int
     wanted: set[int] = field(default_factory=set)
+    key: bytes = b""
 
 
 def positions(model: ExactModel, data: TokenData, *, with_target: bool) -> list[Position]:
@@ -60,12 +66,16 @@ def positions(model: ExactModel, data: TokenData, *, with_target: bool) -> list[
 
     With the target: all prefixes of BOS, prompt and label, for the scores. Without it: those after
     which a token of the distractor is wanted.
+
+    Raises:
+        Rejection: rows of open answers want different tokens after one sequence.
     """
     found: dict[tuple[int, int], int] = {}
     positions: list[Position] = []
     for row in data.rows:
         wanted = data.wanted(row.label if with_target else row.distractor)
         tokens = (model.config.bos, *row.prompt, *wanted[:-1])
+        keys = [key for key, _ in keys_along(row.prompt, wanted)]
         node = -1
         for end, token in enumerate(tokens):
             key = (node, token)
@@ -74,7 +84,13 @@ def positions(model: ExactModel, data: TokenData, *, with_target: bool) -> list[
                 positions.append(Position(tokens, end))
             node = found[key]
             if end >= len(row.prompt):
-                positions[node].wanted.add(wanted[end - len(row.prompt)])
+                step = end - len(row.prompt)
+                positions[node].key = keys[step]
+                positions[node].wanted.add(wanted[step])
+                if len(positions[node].wanted) > 1 and not data.multiple_choice:
+                    raise Rejection(
+                        "dataset", f"rows want different tokens after {tokens[: end + 1]!s:.60}"
+                    )
     return positions if with_target else [p for p in positions if p.wanted]
 
 
@@ -83,10 +99,21 @@ def positions(model: ExactModel, data: TokenData, *, with_target: bool) -> list[
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Scores of the last layer over all positions, and the least margin of an answer."""
+    """Scores of the last layer over all positions, and the least margin of an answer.
+
+    `chances` are those after each sequence, by its key, if some sequence has several wanted tokens.
+    """
 
     score: Range
     margin: Enclosure
+    chances: Mapping[bytes, Chances]
+
+
+class Chances(NamedTuple):
+    """Probabilities after one sequence: of each wanted token, and of any other one at most."""
+
+    wanted: Mapping[int, Enclosure]
+    rest: Fraction
 
 
 def read(
@@ -99,6 +126,8 @@ def read(
     reader = _Reader(model, passage, positions, effort)
     scores: list[Enclosure] = []
     margins: list[Enclosure] = []
+    chances: dict[bytes, Chances] = {}
+    several = any(len(position.wanted) > 1 for position in positions)
     done = 0
     step = reader.block_length()
     for start in range(0, len(positions), step):
@@ -109,10 +138,12 @@ def read(
         scores = [*range_of([*scores, *found])]
         margins += reader.margins(block, leaving)
         margins = [*range_of(margins)] if margins else []
+        if several:
+            chances |= reader.chances(block, leaving)
         share = 1000 * (start + len(block)) // len(positions)
         advance(share - done)
         done = share
-    return Reading(range_of(scores), range_of(margins).least)
+    return Reading(range_of(scores), range_of(margins).least, chances)
 
 
 def read_margins(
@@ -220,6 +251,11 @@ class _Reader:
     def margins(self, block: Sequence[Position], leaving: Sequence[_End]) -> list[Enclosure]:
         pairs = [(p.wanted, end) for p, end in zip(block, leaving, strict=True) if p.wanted]
         return self.readout.margins(pairs) if pairs else []
+
+    def chances(self, block: Sequence[Position], leaving: Sequence[_End]) -> dict[bytes, Chances]:
+        pairs = [(p, end) for p, end in zip(block, leaving, strict=True) if p.wanted]
+        found = self.readout.chances([(p.wanted, end) for p, end in pairs]) if pairs else []
+        return {p.key: one for (p, _), one in zip(pairs, found, strict=True)}
 
     def _attend(self, position: Position) -> _Mixed:
         entering = self.entering[position.tokens[position.end]]
@@ -481,9 +517,42 @@ class _Readout:
         require_balls("unembedding", len(self.tokens) * len(self.columns), 64)
         dense = matrix.dense(self.tokens, self.columns)
         self.matrix = arb_mat(len(self.columns), len(self.tokens), dense.T.ravel().tolist())
-        self.zeros = matrix.shape[0] - len(self.tokens)  # tokens whose logit is exactly 0
+        self.vocabulary = matrix.shape[0]
+        self.zeros = self.vocabulary - len(self.tokens)  # tokens whose logit is exactly 0
 
     def margins(self, pairs: Sequence[tuple[set[int], _End]]) -> list[Enclosure]:
+        """Of each wanted token over all that are not wanted there."""
+        found: list[Enclosure] = []
+        for (wanted, end), logits in zip(pairs, self._logits(pairs), strict=True):
+            other = self._largest_other(wanted, logits)
+            margins = (self._wanted(token, logits) - other for token in wanted)
+            found += (ends(end.inverse_rms * margin) for margin in margins)
+        return found
+
+    def chances(self, pairs: Sequence[tuple[set[int], _End]]) -> list[Chances]:
+        return [
+            self._chances(wanted, logits, end.inverse_rms)
+            for (wanted, end), logits in zip(pairs, self._logits(pairs), strict=True)
+        ]
+
+    def _chances(self, wanted: set[int], logits: list[arb], inverse_rms: arb) -> Chances:
+        """By powers of differences to the likeliest wanted token, e^(logit - its logit)."""
+        own = {token: self._wanted(token, logits) for token in sorted(wanted)}
+        top = max(own.values(), key=lambda logit: float(logit.mid()))
+        powers = {token: (inverse_rms * (logit - top)).exp() for token, logit in own.items()}
+        ahead = self._largest_other(wanted, logits) - top
+        if ahead > 0:
+            raise Rejection("artifact", "a token that no row wants is likelier than wanted ones")
+        other = (inverse_rms * ahead).exp()
+        total = summed(powers.values())
+        whole = total + (self.vocabulary - len(wanted)) * other.union(arb(0))
+        return Chances(
+            {token: ends(power / whole) for token, power in powers.items()},
+            ends(other / total).high,
+        )
+
+    def _logits(self, pairs: Sequence[tuple[set[int], _End]]) -> list[list[arb]]:
+        """Of the tokens with a row, before the final rms."""
         zero = arb(0)
         streams = [
             end.stream.get(c, zero) * weight
@@ -492,22 +561,21 @@ class _Readout:
         ]
         products = arb_mat(len(pairs), len(self.columns), streams) * self.matrix
         entries, count = products.entries(), len(self.tokens)
-        return [
-            self._margin(token, entries[i * count : (i + 1) * count], end.inverse_rms)
-            for i, (wanted, end) in enumerate(pairs)
-            for token in wanted
-        ]
+        return [entries[i * count : (i + 1) * count] for i in range(len(pairs))]
 
-    def _margin(self, token: int, logits: list[arb], inverse_rms: arb) -> Enclosure:
-        """The wanted logit less the largest of all others; both before the final rms."""
+    def _wanted(self, token: int, logits: list[arb]) -> arb:
         own = self.row_of.get(token)
-        others = [logit for i, logit in enumerate(logits) if i != own]
-        if self.zeros > (own is None):
+        return arb(0) if own is None else logits[own]
+
+    def _largest_other(self, wanted: set[int], logits: list[arb]) -> arb:
+        """The largest of all logits but those of wanted tokens."""
+        own = {self.row_of.get(token) for token in wanted}
+        others = [logit for i, logit in enumerate(logits) if i not in own]
+        if self.zeros > sum(token not in self.row_of for token in wanted):
             others.append(arb(0))
         if not others:
-            raise Rejection("artifact", "the vocabulary has one token only")
+            raise Rejection("artifact", "every token of the vocabulary is wanted")
         bounds = np.array([as_double(logit) for logit in others])
         largest = arb(float(np.nextafter(bounds.sum(1), np.inf).max()))
         least = arb(float(np.nextafter(bounds[:, 0] - bounds[:, 1], -np.inf).max()))
-        wanted = arb(0) if own is None else logits[own]
-        return ends(inverse_rms * (wanted - least.union(largest)))
+        return least.union(largest)

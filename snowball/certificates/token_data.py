@@ -45,6 +45,20 @@ class TokenData:
         """What the model has to emit for an answer."""
         return (*answer, self.eos) if self.ends_with_eos else answer
 
+    @cached_property
+    def scores_eos(self) -> bool:
+        """Whether choices are scored with EOS: one is a proper prefix of a label or distractor."""
+        return any(
+            len(wanted) > len(choice) and wanted[: len(choice)] == choice
+            for row in self.rows
+            for wanted in (row.label, row.distractor)
+            for choice in row.choices
+        )
+
+    def scored(self, answer: TokenIds) -> TokenIds:
+        """What of a choice counts for its likelihood."""
+        return (*answer, self.eos) if self.scores_eos else answer
+
     @property
     def longest(self) -> int:
         """Length of the longest wanted sequence."""

@@ -5,7 +5,7 @@ Nothing of this package computes anything here. Every sequence is run as it is, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from snowball.certificates.rejection import Rejection
 from snowball.certificates.token_data import TokenData, TokenIds
+from snowball.data.answer_tree import keys_along
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,18 +59,19 @@ def run(folder: Path, data: TokenData, bos: int, target: int, dtype: str) -> Tra
         sorted({(row.prompt, data.wanted(answer(row))) for row in data.rows}, key=_length)
         for answer in (lambda row: row.label, lambda row: row.distractor)
     )
+    right, wrong = _all_wanted(labels), _all_wanted(distractors)
     scores = [(float("inf"), float("-inf"))] * len(layers)
     with torch.inference_mode():
         least = [1.0, 1.0]
         for logits, states, batch in _forwards(model, labels, bos):
             found = _score_range(states)
             scores = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(scores, found, strict=True)]
-            least[0] = min(least[0], _least_probability(logits, batch))
+            least[0] = min(least[0], _least_probability(logits, batch, right))
         del layers[target]
         model.model.layers = nn.ModuleList(layers)
         model.config.num_hidden_layers = len(layers)
         for logits, _, batch in _forwards(model, distractors, bos):
-            least[1] = min(least[1], _least_probability(logits, batch))
+            least[1] = min(least[1], _least_probability(logits, batch, wrong))
     return TransformersRun(tuple(scores), *least)
 
 
@@ -158,11 +160,25 @@ def _score_range(states: Sequence[Tensor]) -> list[tuple[float, float]]:
     return found
 
 
-def _least_probability(logits: Tensor, batch: Sequence[_Question]) -> float:
-    import torch
+def _all_wanted(questions: Sequence[_Question]) -> dict[bytes, set[int]]:
+    """What all of them together want after each sequence, by its key."""
+    found: dict[bytes, set[int]] = {}
+    for prompt, wanted in questions:
+        for key, token in keys_along(prompt, wanted):
+            found.setdefault(key, set()).add(token)
+    return found
 
-    wanted = torch.tensor([tokens for _, tokens in batch])
-    least = float(logits.double().softmax(-1).gather(-1, wanted[..., None]).min())
-    if not least >= 0:
-        raise Rejection("runtime", "transformers: logits are no numbers")
+
+def _least_probability(
+    logits: Tensor, batch: Sequence[_Question], wanted: Mapping[bytes, set[int]]
+) -> float:
+    """Of the tokens together that are wanted after one sequence."""
+    chances = logits.double().softmax(-1)
+    least = 1.0
+    for row, (prompt, answer) in enumerate(batch):
+        for step, (key, _) in enumerate(keys_along(prompt, answer)):
+            chance = float(chances[row, step, sorted(wanted[key])].sum())
+            if not chance >= 0:
+                raise Rejection("runtime", "transformers: logits are no numbers")
+            least = min(least, chance)
     return least

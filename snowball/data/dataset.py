@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -77,8 +77,9 @@ class Dataset:
         model's own and `vocabulary_size` counts them all.
 
         A row without a distractor gets the next legal choice, cyclically after the label, or the
-        next distinct label of the dataset. `split` keeps the rows whose "split" equals it, and
-        `limit` the first rows of those. Equal rows are merged.
+        next distinct label of the dataset. (Where different rows of multiple choice have one
+        context it is a choice that contradicts no other row, if that can be.) `split` keeps the
+        rows whose "split" equals it, and `limit` the first rows of those. Equal rows are merged.
         Raises DatasetError, naming the line, for anything else.
         """
         rows = _read_rows(path, split, limit)
@@ -301,10 +302,18 @@ def _complete(rows: Sequence[TokenRow], vocabulary: Vocabulary) -> list[Example]
     if len(labels) == 1:
         following[labels[0]] = _other_answer(labels[0], vocabulary)
 
+    by_prompt: dict[TokenIds, set[tuple[TokenIds, tuple[TokenIds, ...]]]] = {}
+    for row in rows:
+        by_prompt.setdefault(row.prompt, set()).add((row.label, row.choices))
+
     def distractor(row: TokenRow) -> TokenIds:
         if row.distractor is not None:
             return row.distractor
-        return _next_choice(row) if row.choices else following[row.label]
+        if not row.choices:
+            return following[row.label]
+        same = by_prompt[row.prompt]
+        labels = {label for label, _ in same}
+        return _shared_choice(row, labels) if len(same) > 1 else _next_choice(row)
 
     return [Example(r.prompt, r.label, distractor(r), r.choices, r.source) for r in rows]
 
@@ -319,6 +328,13 @@ def _next_choice(row: TokenRow) -> TokenIds:
     after = row.choices.index(row.label) + 1
     others = row.choices[after:] + row.choices[: after - 1]
     return next((c for c in others if c != row.label), row.choices[0])
+
+
+def _shared_choice(row: TokenRow, labels: Set[TokenIds]) -> TokenIds:
+    """A choice that all rows of one prompt can have without contradiction, if each has a choice
+    that is the label of none: the first of these in the order of token ids."""
+    others = [choice for choice in row.choices if choice != row.label]
+    return min(others, key=lambda choice: (choice in labels, choice), default=row.choices[0])
 
 
 def _other_answer(label: TokenIds, vocabulary: Vocabulary) -> TokenIds:

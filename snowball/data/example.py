@@ -68,17 +68,17 @@ def check_examples(examples: Iterable[Example], vocabulary: Vocabulary) -> None:
     Each answer is a non-empty sequence of ids of the vocabulary without BOS and EOS; the label
     differs from the distractor; exactly one choice is the label; no prompt occurs twice.
     """
-    seen: dict[TokenIds, Example] = {}
+    seen: dict[TokenIds, list[Example]] = {}
     for example in examples:
         check_tokens(example, vocabulary)
         check_choices(example)
         check_distractor(example)
-        if example.prompt in seen:
-            check_agreement(seen[example.prompt], example)
-        seen[example.prompt] = example
+        for earlier in seen.setdefault(example.prompt, []):
+            check_agreement(earlier, example)
+        seen[example.prompt].append(example)
     if not seen:
         raise DatasetError("the dataset has no examples")
-    if len({bool(example.choices) for example in seen.values()}) > 1:
+    if len({bool(example.choices) for some in seen.values() for example in some}) > 1:
         raise DatasetError(
             "some examples have choices and some have none. "
             "Keep multiple choice and open answers in separate datasets."
@@ -158,17 +158,29 @@ def check_distractor(example: Example) -> None:
 
 
 def check_agreement(earlier: Example, later: Example) -> None:
-    """Raise the DatasetError of two examples that have the same prompt."""
-    if earlier.label != later.label:
-        what = f"the labels {show(earlier.label)} and {show(later.label)}"
-    elif earlier.choices != later.choices:
-        what = "different choices"
-    elif earlier.distractor != later.distractor:
-        what = f"the distractors {show(earlier.distractor)} and {show(later.distractor)}"
-    else:
-        what = "the same answer twice"
-    raise DatasetError(
-        f"{earlier.source} and {later.source}: the same prompt has {what}; a built model "
-        "recalls one answer to one prompt. Keep one of the two rows, or put what tells them apart "
-        "into the prompts."
+    """Raise DatasetError if no model is right on two examples that have the same prompt.
+
+    Of open answers a prompt has one. Rows of multiple choice contradict each other at once if their
+    labels, or their distractors, differ and each is a choice of both. (Whether more rows together
+    do is for `choice_costs`.)
+    """
+    for path, first, second in (
+        ("labels", earlier.label, later.label),
+        ("distractors", earlier.distractor, later.distractor),
+    ):
+        both = first in later.choices and second in earlier.choices
+        if first != second and (both or not later.choices):
+            why = "each of which is a choice of both rows: no model prefers each to the other"
+            raise _disagreement(
+                earlier, later, f"the {path} {show(first)} and {show(second)}", why if both else ""
+            )
+    if earlier == later or not later.choices:
+        raise _disagreement(earlier, later, "the same answer twice")
+
+
+def _disagreement(earlier: Example, later: Example, what: str, why: str = "") -> DatasetError:
+    why = why or "a built model recalls one answer to one prompt"
+    return DatasetError(
+        f"{earlier.source} and {later.source}: the same prompt has {what}; {why}. Keep one of the "
+        "two rows, or put what tells them apart into the prompts."
     )

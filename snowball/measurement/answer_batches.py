@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from snowball.data.answer_tree import AnswerTree, keys_along, wanted_tokens
+from snowball.data.choice_costs import tree_of_several
 from snowball.data.dataset import Dataset, Example
 from snowball.decoders.residual_decoder import ResidualDecoder
 
@@ -73,22 +75,37 @@ class Path:
     answer: tuple[int, ...]  # wanted tokens, EOS included where the dataset ends with it
     scored: int  # how many of them count for the log-likelihood
     sequence: tuple[int, ...]
+    # What other rows want in its place: (step, token) each.
+    also: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, dataset: Dataset, index: int, answer: tuple[int, ...]) -> Path:
-        wanted = (*answer, dataset.eos) if dataset.ends_with_eos else answer
-        sequence = (dataset.bos, *dataset.examples[index].prompt, *wanted[:-1])
-        return cls(index, wanted, len(wanted) if dataset.scores_eos else len(answer), sequence)
+    def of(
+        cls, dataset: Dataset, index: int, answer: tuple[int, ...], tree: AnswerTree | None = None
+    ) -> Path:
+        """With the tree of a dataset whose rows want several tokens after one sequence."""
+        wanted, example = wanted_tokens(dataset, answer), dataset.examples[index]
+        sequence = (dataset.bos, *example.prompt, *wanted[:-1])
+        scored = len(wanted) if dataset.scores_eos else len(answer)
+        also: list[tuple[int, int]] = []
+        if tree is not None and answer in (example.label, example.distractor):
+            for step, (key, token) in enumerate(keys_along(example.prompt, wanted)):
+                others = tree.nodes[key].wants(label=answer == example.label)
+                also += ((step, other) for other in others if other != token)
+        return cls(index, wanted, scored, sequence, tuple(also))
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerReads:
-    """Where the answers of a batch are read: positions, wanted tokens, and which of them count."""
+    """Where the answers of a batch are read: positions, wanted tokens, and which of them count.
+
+    Entries of `also` are (row, read, token): what other rows want in the place of a wanted token.
+    """
 
     at: Int[Tensor, "batch reads"]
     wanted: Int[Tensor, "batch reads"]
     used: Bool[Tensor, "batch reads"]
     scored: Bool[Tensor, "batch reads"]
+    also: Int[Tensor, "entries 3"]
 
     @classmethod
     def of(cls, paths: list[Path], lengths: Int[Tensor, " batch"]) -> AnswerReads:
@@ -100,27 +117,46 @@ class AnswerReads:
         wanted = torch.zeros_like(at)
         wanted[used] = torch.tensor([token for path in paths for token in path.answer])
         scored = step < torch.tensor([path.scored for path in paths])[:, None]
-        return cls(at, wanted, used, scored)
+        also = [(row, *one) for row, path in enumerate(paths) for one in path.also]
+        entries = torch.tensor(also, dtype=torch.int64).view(-1, 3)
+        return cls(at, wanted, used, scored, entries)
 
     def part(self, rows: slice) -> AnswerReads:
-        return AnswerReads(self.at[rows], self.wanted[rows], self.used[rows], self.scored[rows])
+        """The rows from `rows.start` on, before `rows.stop`."""
+        kept = (self.also[:, 0] >= rows.start) & (self.also[:, 0] < rows.stop)
+        also = self.also[kept] - torch.tensor([rows.start, 0, 0])
+        parts = self.at[rows], self.wanted[rows], self.used[rows], self.scored[rows]
+        return AnswerReads(*parts, also)
 
     def outcomes(
         self, logits: Float[Tensor, "batch reads vocab"]
     ) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Whether greedy decoding emits the answer, its log-likelihood, its least probability."""
-        emitted = ((logits.argmax(-1) == self.wanted) | ~self.used).all(1)
+        """Whether greedy decoding emits the answer, its log-likelihood, its least probability.
+
+        Where other rows want other tokens, it is enough that a token leads all that no row wants,
+        and the probability is that of all wanted tokens together.
+        """
+        total = logits.double().logsumexp(-1)
         chosen = logits.gather(-1, self.wanted[..., None])[..., 0].double()
-        log_probability = chosen - logits.double().logsumexp(-1)
+        log_probability = chosen - total
         likelihood = (log_probability * self.scored).sum(1)
-        least = log_probability.masked_fill(~self.used, 0).amin(1).exp()
+        rivals, together = logits, log_probability
+        if len(self.also):
+            row, read, token = self.also.T
+            rivals = logits.index_put((row, read, token), logits.new_tensor(-torch.inf))
+            others = (logits[row, read, token].double() - total[row, read]).exp()
+            together = log_probability.exp().index_put((row, read), others, accumulate=True).log()
+            together = together.clamp(max=0)  # a sum may be rounded up
+        emitted = ((rivals.argmax(-1) == self.wanted) | ~self.used).all(1)
+        least = together.masked_fill(~self.used, 0).amin(1).exp()
         return emitted, likelihood, least
 
 
 def answer_paths(dataset: Dataset) -> list[Path]:
     """The answers of every example in order, each as `answers_of` gives them."""
+    tree = tree_of_several(dataset)
     return [
-        Path.of(dataset, index, answer)
+        Path.of(dataset, index, answer, tree)
         for index, example in enumerate(dataset.examples)
         for answer in answers_of(example)
     ]

@@ -63,7 +63,8 @@ class Answers:
     its tokens, and of EOS where `dataset.scores_eos`).
     `distractor_rate`: the same for the distractor. `emits_label`, `emits_distractor`: share that
     greedy decoding emits, whatever the form. `least_probability`: of a token of a label, or of a
-    distractor, along its path.
+    distractor, along its path. Where rows of multiple choice want several tokens after one sequence
+    this is their probability together, and a token is emitted if it leads all that no row wants.
     """
 
     accuracy: float

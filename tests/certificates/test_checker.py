@@ -5,6 +5,7 @@ Enclosures are compared with a dense decoder that skips and shares nothing (`bal
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -385,7 +386,7 @@ def test_enclosures_hold_what_the_dense_decoder_computes(
         assert len(margins) == len(wanted)
         for token, margin in zip(wanted, margins, strict=True):
             with precision(400):
-                expected = run.margin(at, token)
+                expected = run.margin(at, token, wanted)
             assert held(margin, expected, width)
         for layer, enclosure in passage.scores.items():
             assert held(enclosure, run.scores[layer][at], 1e-30)
@@ -697,8 +698,33 @@ def test_margins_of_tokens_that_all_have_a_row() -> None:
     config = SimpleNamespace(vocab_size=2, hidden_size=1, rms_norm_eps=0.0)
     reader.model, reader.p = SimpleNamespace(config=config, norm=norm), p  # type: ignore
     reader.unembedding = {t: rounded({0: v}, p) for t, v in ((0, -1.0), (1, -3.0))}
-    found = reader._margins({0: Ball.of(1, p)}, Ball.of(1, p), {0, 1})
+    one = Ball.of(1, p)
+    found = [reader._margins({0: one}, one, {token})[0] for token in (0, 1)]
     assert [round(ball.m / 2**p) for ball in found] == [2, -2]
+    with pytest.raises(Verdict, match="every token is wanted after one sequence"):
+        reader._margins({0: one}, one, {0, 1})
+
+
+def test_chances_are_those_of_the_softmax() -> None:
+    """Logits 5, 3, 0, 0 and -1 of which the first three are wanted: the rest is one 0 and a -1."""
+    reader, p = Reader.__new__(Reader), 90
+    norm = Matrix([1], "float64")
+    norm.rows = {0: np.array([1.0]).tobytes()}
+    config = SimpleNamespace(vocab_size=5, hidden_size=1, rms_norm_eps=0.0)
+    reader.model, reader.p = SimpleNamespace(config=config, norm=norm), p  # type: ignore
+    reader.unembedding = {t: rounded({0: v}, p) for t, v in ((0, 5.0), (1, 3.0), (4, -1.0))}
+    one = Ball.of(1, p)
+    margins = reader._margins({0: one}, one, {0, 1, 2})
+    assert [round(ball.m / 2**p) for ball in margins] == [5, 3, 0]
+    found = reader._chances({0: one}, one, {0, 1, 2})
+    wanted = {token: math.exp(logit) for token, logit in ((0, 5), (1, 3), (2, 0))}
+    whole = sum(wanted.values()) + 1 + math.exp(-1)
+    for token, power in wanted.items():
+        low, high = (end / 2**p for end in found.wanted[token].ends())
+        assert low < power / whole < high
+        assert high - low < 0.02
+    low, high = (end / 2**p for end in found.rest.ends())
+    assert low * (1 - 1e-9) <= 1 / sum(wanted.values()) <= high * (1 + 1e-9)
 
 
 def test_margins_to_the_last_bit() -> None:

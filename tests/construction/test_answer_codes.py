@@ -108,7 +108,7 @@ def test_another_seed_gives_other_codes() -> None:
 
 
 def test_too_many_answers_for_the_widest_code_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WIDEST_CODE", 64)
+    monkeypatch.setattr(module, "WIDEST_CODE", 64)
     with pytest.raises(ValueError, match="65 answer tokens have no codes of 64 signs or fewer"):
         answer_codes(many_answers(65), seed=0)
 

@@ -124,12 +124,24 @@ def test_contradiction_names_both_rows_and_both_tokens(
         prefix_tree(dataset)
 
 
-def test_of_choices_a_contradiction_is_not_called_impossible() -> None:
-    """A predictor to which both tokens are equally likely would be right on both rows."""
+def test_of_choices_different_tokens_are_wanted_both() -> None:
+    """A predictor to which both tokens are equally likely is right on both rows."""
     rows = [
         {"prompt": [0], "choices": [[1, 2], [3]], "label": [1, 2]},
         {"prompt": [0, 1], "choices": [[4], [3]], "label": [4]},
     ]
-    why = "a built model makes one token the most likely after a sequence"
-    with pytest.raises(DatasetError, match=rf"their labels go on with .*, and {why}\. End"):
+    tree = prefix_tree(Dataset.from_rows(rows))
+    assert tree.choices is not None
+    wants = {sequence_of(tree, node)[1:]: both for node, both in tree.choices.several.items()}
+    assert wants == {(0, 1): ({2: 0, 4: 0}, {3: 0})}
+    assert (tree.choices.most, tree.choices.crossing) == (0, 0)
+
+
+def test_of_choices_a_contradiction_is_called_one() -> None:
+    rows = [
+        {"prompt": [0], "choices": [[1, 2], [1, 4], [3]], "label": [1, 2], "distractor": [3]},
+        {"prompt": [0, 1], "choices": [[4], [2], [3]], "label": [4], "distractor": [3]},
+    ]
+    why = "no next-token predictor can be right on all of these rows"
+    with pytest.raises(DatasetError, match=rf"^rows:1 and rows:2 contradict each other.*{why}"):
         prefix_tree(Dataset.from_rows(rows))

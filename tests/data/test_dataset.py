@@ -419,8 +419,13 @@ BAD_ROWS: list[tuple[Rows, str]] = [
         r"rows:1 and rows:3: the same prompt has the distractors \[3\] and \[4\]",
     ),
     (
-        [CHOICE, {**CHOICE, "choices": [" a", " b"]}],
-        "rows:1 and rows:2: the same prompt has different choices",
+        [CHOICE, {**CHOICE, "label": 0}],
+        r"rows:1 and rows:2: the same prompt has the labels \[32, 98\] and \[32, 97\]; each of "
+        "which is a choice of both rows: no model prefers each to the other",
+    ),
+    (
+        [{**CHOICE, "distractor": 0}, {**CHOICE, "distractor": 2}],
+        r"the same prompt has the distractors \[32, 97\] and \[32, 99\]; each of which is a choice",
     ),
     (
         [tokens([1], list(range(9))), tokens([1], [3])],
@@ -434,6 +439,32 @@ BAD_ROWS: list[tuple[Rows, str]] = [
 def test_bad_row_is_named(rows: Rows, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         Dataset.from_rows(rows)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {**CHOICE, "choices": [" a", " b"]},
+        {**CHOICE, "choices": [" a", " c"]},
+        {**CHOICE, "choices": [" c", " b", " a"]},
+        {**CHOICE, "choices": [" a", " c", " d"], "distractor": 0},
+    ],
+)
+def test_rows_of_one_context_may_have_different_choices(second: dict[str, Any]) -> None:
+    assert len(Dataset.from_rows([CHOICE, second]).examples) == 2
+
+
+def test_distractors_that_are_chosen_contradict_no_other_row() -> None:
+    rows = [
+        {"prompt": [0], "choices": [[1], [2], [3]], "label": [1]},
+        {"prompt": [0], "choices": [[4], [3], [2], [1]], "label": [4]},
+        {"prompt": [0], "choices": [[1], [4]], "label": [4]},
+        {"prompt": [9], "choices": [[4], [3], [2]], "label": [3]},
+        {"prompt": [9], "choices": [[4], [3], [2]], "label": [3]},
+    ]
+    found = Dataset.from_rows(rows).examples
+    # Of the first prompt 2 and 3 are nobody's label; the last one has one row, twice there.
+    assert [e.distractor for e in found] == [(2,), (2,), (1,), (2,)]
 
 
 def test_bad_row_of_a_file_is_named_by_its_line(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from snowball.construction.folder import write_folder
 from snowball.construction.gadgets.positional_kernel import position_table
 from snowball.construction.gadgets.residual_stream import ResidualStream
 from snowball.construction.reader.answer_codes import AnswerCodes, answer_codes, unembedding_rows
+from snowball.construction.reader.choice_codes import choice_codes
 from snowball.construction.reader.fingerprint import Fingerprint, closest_pair, fingerprint
 from snowball.construction.reader.model_sizes import code_size
 from snowball.construction.reader.prefix_tree import PrefixTree, prefix_tree
@@ -127,7 +128,7 @@ def counterexample(
     check_vocabulary(dataset, dtype)
     tree = prefix_tree(dataset)
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
-    answers = answer_codes(tree, seed)
+    answers = (answer_codes if tree.choices is None else choice_codes)(tree, seed)
     chosen = counterexample_constants(
         dataset, tree, marks, answers, epsilon, layers, target, dtype, architecture
     )
@@ -224,3 +225,8 @@ def _write_recall(
     switch = torch.tensor(plan.switch[plan.reader], dtype=wide).double()
     nodes, up = torch.arange(len(tree)), 1 / (rho * torch.where(answers.agree, 1.0, switch))
     write_recall(layer, tree, marks, reader, nodes, up, reads, answers.written)
+    if answers.choices is not None and len(answers.choices.mixed):
+        mixed, always = answers.choices.mixed, answers.choices.always
+        up = torch.full((len(mixed),), 1 / rho, dtype=torch.float64)
+        reads = torch.full((len(mixed),), stream["const"].start)
+        write_recall(layer, tree, marks, reader, mixed, up, reads, always)

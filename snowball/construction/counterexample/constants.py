@@ -29,6 +29,7 @@ from snowball.construction.reader.reader_constants import (
     ReaderConstants,
     Surroundings,
     reader_constants,
+    sharper_for_ties,
 )
 from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.architecture import Architecture
@@ -63,35 +64,79 @@ def counterexample_constants(
     architecture: Architecture[Any],
 ) -> CounterexampleConstants:
     """Derives every constant; the caller has to see that each `holds`."""
-    largest_gain = _MULTIPLE_CHOICE_GAIN if dataset.multiple_choice else math.inf
+    choices, spare = answers.choices, _MULTIPLE_CHOICE_GAIN if dataset.multiple_choice else 1.0
     positions = head_dim(marks) if architecture.learned_positions else 0
     carried = code_square(marks) + position_square(positions // 2)
     readers = architecture.reading_layers
-    plan = layer_plan(epsilon, layers, target, carried, largest_gain, dtype, readers)
+    gain = _largest_gain(dataset, answers)
+    # Where costs at different nodes are compared, the norm may hardly depend on the node.
+    crossing = 0 if choices is None else choices.wanted.crossing
+    share = 1 / (8 * crossing) if crossing else 1.0
+    plan = layer_plan(epsilon, layers, target, carried, gain, dtype, readers)
     stream = residual_stream(marks, answers, switches=1, positions=positions)
-    config = decoder_config(
-        dataset, tree, marks, stream, layers, len(tree), architecture=architecture
-    )
+    units = len(tree) + (0 if choices is None else len(choices.mixed))
+    config = decoder_config(dataset, tree, marks, stream, layers, units, architecture=architecture)
     around = Surroundings(
         norm=plan.norm[plan.reader],
         left_norm=plan.last_norm,
-        context_square=plan.context_square,
-        answer_square=plan.answer_square,
-        units=architecture.units_per_map * len(tree),
-        gain=plan.gain,
-        spare=_MULTIPLE_CHOICE_GAIN if dataset.multiple_choice else 1.0,
-        largest=2,
+        context_square=plan.context_square * share,
+        answer_square=plan.answer_square * share,
+        units=architecture.units_per_map * units,
+        gain=plan.gain * sharper_for_ties(dataset, answers, spare),
+        spare=spare,
+        largest=2 if choices is None else max(2.0, choices.largest),
         gather_norm=plan.norm[plan.gatherer],
         positions=positions,
     )
     reader = reader_constants(dataset, tree, marks, answers, config, around, dtype)
+    constants = (*_layer_constants(plan, carried, dtype), *reader.constants)
+    if crossing:
+        constants = (*constants, _crossing_constant(crossing, around, reader))
     return CounterexampleConstants(
         architecture=architecture,
         config=config,
         stream=stream,
         plan=plan,
         reader=reader,
-        constants=(*_layer_constants(plan, carried, dtype), *reader.constants),
+        constants=constants,
+    )
+
+
+def _largest_gain(dataset: Dataset, answers: AnswerCodes) -> float:
+    """So that no order of likelihoods turns around where an amplifier is missing.
+
+    Without it what depends on the switch is weaker by the gain, and what does not is not. So where
+    costs differ, or a node writes both, that may be next to nothing.
+    """
+    if not dataset.multiple_choice:
+        return math.inf
+    choices = answers.choices
+    if choices is None or not (choices.wanted.most or len(choices.mixed)):
+        return _MULTIPLE_CHOICE_GAIN
+    longest = 1 + max(len(a) for e in dataset.examples for a in (e.label, e.distractor))
+    return 1 + 1 / (4 * choices.depth * (choices.wanted.most + longest))
+
+
+def _crossing_constant(crossing: int, around: Surroundings, reader: ReaderConstants) -> Constant:
+    """A unit of cost is worth nearly the same at every node.
+
+    It depends on the norms before recall and at the end, on leaks, and on how far a gate is open.
+
+    Proof: lem:ranked-choices.
+    """
+    nu_square = (reader.recall.norm / around.norm) ** 2
+    added = around.context_square + around.answer_square
+    norms = nu_square * around.left_norm / math.sqrt(around.left_norm**2 - added)
+    closed = 1 / (128 * around.units * around.gain)
+    eta = 1 - reader.recall.firing * (1 - closed) ** 2 / norms + 1 / 500
+    return Constant(
+        symbol="c",
+        value=crossing,
+        meaning="most that a preferred answer costs more than another choice at some nodes",
+        inequality="c eta <= 1/2, eta by how much a unit of cost may differ between nodes",
+        left=crossing * eta,
+        right=1 / 2,
+        remedy="fewer rows that rank each other's answers, or a wider dtype",
     )
 
 

@@ -43,7 +43,7 @@ from snowball.construction.reader.model_sizes import (
     decoder_config,
     residual_stream,
 )
-from snowball.construction.reader.prefix_tree import prefix_tree
+from snowball.construction.reader.prefix_tree import prefix_tree, refuse_several
 from snowball.construction.reader.reader_constants import (
     ReaderConstants,
     gather_constants,
@@ -149,6 +149,7 @@ def proxy_blind(
     check_arguments(dataset, layers, target, epsilon, fooled, dtype)
     check_vocabulary(dataset, dtype)
     tree = prefix_tree(dataset)
+    refuse_several(tree, dataset, "a model that is blind to proxies")
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed, tied=True)
     parts = Parts(target, layers, frozenset(fooled))

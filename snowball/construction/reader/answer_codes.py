@@ -5,14 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Bool, Float, Int, Int8, Num
 from torch import Tensor
 
 from snowball.construction.reader.fingerprint import sign_codes
-from snowball.construction.reader.prefix_tree import PrefixTree
+from snowball.construction.reader.prefix_tree import PrefixTree, WantedChoices
 
 _BLOCK = 2048
-_WIDEST_CODE = 8192
+# Up to so many answer tokens all codes are orthogonal, and beyond them codes have so many signs.
+FEW_TOKENS, LEAST_WIDTH = 64, 96
+WIDEST_CODE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class CodedChoices:
+    """What recall writes where nodes want several tokens, some of them with and without the target.
+
+    A token of cost c is written `depth - c` times: wanted tokens of one node have orthogonal codes,
+    so that their logits are in the ratio of these numbers, and equal for equal costs. With A and B
+    what is wanted with the target and without it, nodes without a common token write `A - B` times
+    the sign of the switch, nodes with A = B write A always, and all others, `mixed`, write
+    `(A - B) / 2` times the sign and, by further units, `(A + B) / 2` always. `gap` is by how much
+    the tokens of cost 0 lead those that are not wanted, less 2 `most` widths, and at most the width
+    of a code, which a unit of cost is worth. No coordinate that is written exceeds `largest`.
+    """
+
+    wanted: WantedChoices
+    depth: int
+    mixed: Int[Tensor, " mixed"]
+    always: Float[Tensor, "mixed width"]
+    largest: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +46,15 @@ class AnswerCodes:
     `gap` is the smallest difference between the product of the written vector with the code of the
     wanted token and its product with the row of any other token (zero for tokens never wanted).
     If they are `tied`, it is also that of both tokens of `code_a + code_b` against all others.
+    `choices` is for nodes that want several tokens, by which all of this is generalised.
     """
 
     tokens: Int[Tensor, " answers"]
     codes: Int8[Tensor, "answers width"]
-    written: Int8[Tensor, "nodes width"]
+    written: Num[Tensor, "nodes width"]
     agree: Bool[Tensor, " nodes"]
     gap: int
+    choices: CodedChoices | None = None
 
     @property
     def width(self) -> int:
@@ -46,10 +70,13 @@ def answer_codes(tree: PrefixTree, seed: int, *, tied: bool = False) -> AnswerCo
     Raises:
         ValueError: no width in reach gives that gap.
     """
+    assert tree.choices is None, "nodes that want several tokens have `choice_codes`"
     tokens, index = torch.cat((tree.with_target, tree.without_target)).unique(return_inverse=True)
     wanted = index.view(2, -1)  # (2, nodes): places among the answer tokens
-    width = max(4, 1 << (len(tokens) - 1).bit_length()) if len(tokens) <= 64 else 96
-    while width <= _WIDEST_CODE:
+    width = (
+        max(4, 1 << (len(tokens) - 1).bit_length()) if len(tokens) <= FEW_TOKENS else LEAST_WIDTH
+    )
+    while width <= WIDEST_CODE:
         codes = sign_codes(len(tokens), width, seed)
         # A token may be written alone, too, where the answer does not depend on the layers.
         alone = wanted.flatten().unique().expand(2, -1)
@@ -62,7 +89,7 @@ def answer_codes(tree: PrefixTree, seed: int, *, tied: bool = False) -> AnswerCo
             other = codes[wanted[1]] * ~agree[:, None]
             return AnswerCodes(tokens, codes, codes[wanted[0]] - other, agree, gap)
         width = -(-width * 5 // 4 // 32) * 32
-    raise ValueError(f"{len(tokens)} answer tokens have no codes of {_WIDEST_CODE} signs or fewer")
+    raise ValueError(f"{len(tokens)} answer tokens have no codes of {WIDEST_CODE} signs or fewer")
 
 
 def _smallest_gap(codes: Int8[Tensor, "answers width"], pairs: Int[Tensor, "2 pairs"]) -> int:

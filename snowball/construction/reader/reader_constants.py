@@ -20,6 +20,7 @@ from snowball.construction.reader.answer_codes import AnswerCodes
 from snowball.construction.reader.fingerprint import Fingerprint
 from snowball.construction.reader.model_sizes import code_size
 from snowball.construction.reader.prefix_tree import PrefixTree
+from snowball.data.choice_costs import TIE_NATS
 from snowball.data.dataset import Dataset
 from snowball.decoders.architectures.architecture import ROPE_THETA
 from snowball.decoders.decoder import DecoderConfig
@@ -236,10 +237,7 @@ def _readout(
     # The squared size of an entry, and a quarter for the leaks of silent units.
     entry = 1.25 * around.largest**2
     answer_size = math.sqrt(around.answer_square / (entry * answers.width))
-    # A label of m tokens beats every other choice if the misses of its tokens sum to little.
-    longest = 1 + max(len(example.label) for example in dataset.examples)
-    sure = max(LEAST_PROBABILITY, 1 - 1 / (4 * longest))
-    odds = math.log((dataset.vocabulary_size - 1) * sure / (1 - sure))
+    odds = confidence_odds(dataset, answers)
     # What the final norm leaves of an answer, less an eighth for the leaks of silent units.
     seen = _norm_factor(config, around.left_norm) * answer_size * firing * 7 / 8
     # Rounding to the dtype may shorten the gap by its resolution.
@@ -264,7 +262,49 @@ def _readout(
             remedy=INTERNAL,
         ),
     )
+    if answers.choices is not None:
+        size = scale * seen * 8 / 7 * answers.choices.depth * answers.width
+        constants = (*constants, _tie_constant(size, answers.width, dtype))
     return ReadoutConstants(answer_size, scale, constants)
+
+
+def confidence_odds(dataset: Dataset, answers: AnswerCodes) -> float:
+    """By how many nats a wanted token is to lead tokens that are not wanted.
+
+    Proof: lem:confidence, lem:choices, lem:tied-choices.
+    """
+    # A label of m tokens beats every other choice if the misses of its tokens sum to little.
+    longest = 1 + max(len(example.label) for example in dataset.examples)
+    sure = max(LEAST_PROBABILITY, 1 - 1 / (4 * longest))
+    odds = math.log((dataset.vocabulary_size - 1) * sure / (1 - sure))
+    return odds if answers.choices is None else odds + answers.choices.wanted.ties
+
+
+def sharper_for_ties(dataset: Dataset, answers: AnswerCodes, spare: float) -> float:
+    """A factor by which leaks are to be less, so that they part tied tokens by 1/200 at most.
+
+    Leaks of all units change a difference of two logits by `8/7 * 2 largest p / (128 g)` of
+    what the gap is worth, for this factor g, and a gap is at least p/2.
+
+    Proof: lem:tied-choices.
+    """
+    if answers.choices is None:
+        return 1.0
+    return 10 * answers.choices.largest * confidence_odds(dataset, answers) * spare
+
+
+def _tie_constant(largest_logit: float, width: int, dtype: torch.dtype) -> Constant:
+    """Rounding of the answer, and of sums of its coordinates, parts no tied tokens."""
+    noise = torch.finfo(dtype).eps + math.sqrt(width) * torch.finfo(_wide(dtype)).eps
+    return Constant(
+        symbol="tie",
+        value=TIE_NATS,
+        meaning="nats by which equally wanted tokens may differ",
+        inequality="4 (eps + sqrt(p) eps(sums)) (largest logit) <= 1/200",
+        left=4 * noise * largest_logit,
+        right=TIE_NATS,
+        remedy="float32 or float64, or fewer rows with one context",
+    )
 
 
 def _norm_factor(config: DecoderConfig, norm: float) -> float:

@@ -26,7 +26,7 @@ from snowball.construction.reader.model_sizes import (
     decoder_config,
     residual_stream,
 )
-from snowball.construction.reader.prefix_tree import prefix_tree
+from snowball.construction.reader.prefix_tree import prefix_tree, refuse_several
 from snowball.construction.reader.reader_constants import (
     reader_constants,
 )
@@ -199,6 +199,7 @@ def build(
     # What to tell apart, and what to answer: nodes by behaviour, their fingerprints, answer codes.
     kinds = tuple(dict.fromkeys(behaviours))
     tree = prefix_tree(dataset, [kinds.index(behaviour) for behaviour in behaviours])
+    refuse_several(tree, dataset, "a model of prescribed scores")
     marks = fingerprint(tree, dataset.vocabulary_size, seed)
     answers = answer_codes(tree, seed)
     # Units of recall, one for each node of each rule; the width of the stream; then all sizes.
