@@ -21,9 +21,9 @@ def write_gguf(
     path: Path,
     model: Any,
     tensors: Mapping[str, np.ndarray] | None = None,
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | str] | None = None,
 ) -> None:
-    """A Llama as GGUF; with further tensors and settings of numbers."""
+    """A Llama as GGUF; with further tensors and settings."""
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     config, tokenizer = model.config, byte_tokenizer()
@@ -56,8 +56,9 @@ def write_gguf(
         writer.add_tensor(stored, tensor.numpy().astype(np.float32))
     for name, values in (tensors or {}).items():
         writer.add_tensor(name, values.astype(np.float32))
-    for name, number in (settings or {}).items():
-        writer.add_float32(name, number)
+    kinds = {bool: "bool", int: "uint32", float: "float32", str: "string"}
+    for name, value in (settings or {}).items():
+        getattr(writer, f"add_{kinds[type(value)]}")(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,19 +18,33 @@ if TYPE_CHECKING:
 _LISTED = 3  # names in an error
 # Factors of the rotary frequencies, which transformers does not read: all 1 change nothing.
 _ROTARY_FACTORS = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
-# Settings that change what a model computes, and the values at which they do not.
+# Of the file, its making and its vocabulary; `general.type` says what it holds.
+_NOT_OF_THE_MODEL = re.compile(r"(GGUF|general|tokenizer|quantize|split|imatrix)\..*")
+# Sizes that the tensors have, too: others would not fit.
+_SIZES = frozenset(
+    {
+        *("block_count", "context_length", "embedding_length", "vocab_size"),
+        *("feed_forward_length", "expert_feed_forward_length", "expert_shared_feed_forward_length"),
+    }
+)
+# Settings that change what a model computes, and the values at which they do not. A scale of 0 is
+# one that is not applied; that of the attention is then 1 / sqrt(head size), and 1 would be none.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
-    "attention.scale": (1.0,),
+    "attention.scale": (0.0,),
     "attn_logit_softcapping": (0.0,),
-    "embedding_scale": (1.0,),
-    "expert_weights_scale": (1.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "expert_weights_scale": (0.0, 1.0),
     "final_logit_softcapping": (0.0,),
-    "logit_scale": (1.0,),
-    "residual_scale": (1.0,),
+    "logit_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.factor": (1.0,),
+    "rope.scaling.finetuned": (False, True),
     "rope.scaling.type": ("none",),
     "rope.scale_linear": (1.0,),
 }
@@ -56,7 +71,7 @@ def check_gguf(location: Location, model: PreTrainedModel) -> None:
             f"{architecture!r}: {shorten(', '.join(dropped[:_LISTED]))}; without them the model "
             "would be another one: give its safetensors checkpoint"
         )
-    ignored = sorted(_ignored_settings(reader, architecture))
+    ignored = sorted(_ignored_settings(reader, architecture, model))
     if ignored:
         raise PretrainedError(
             f"{location.name}: settings that transformers does not read in {architecture!r}: "
@@ -89,13 +104,50 @@ def _taken_names(architecture: str, model: PreTrainedModel) -> set[str] | None:
     return set(reading.get_gguf_hf_weights_map(model, kind(config=model.config.to_dict())))
 
 
-def _ignored_settings(reader: Any, architecture: str) -> Iterator[str]:
+def _ignored_settings(reader: Any, architecture: str, model: PreTrainedModel) -> Iterator[str]:
+    """Settings that transformers does not read, but for those that change nothing.
+
+    What is not known to change nothing is named: a new setting may be of a new kind of model.
+    """
     from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
 
     read = GGUF_TO_TRANSFORMERS_MAPPING["config"].get(architecture, {})
+    given = _as_given(model.config.get_text_config())
     for name, field in reader.fields.items():
-        setting = name.removeprefix(f"{architecture}.")
-        if setting in _NEUTRAL and read.get(setting) is None:
-            value = field.contents()
-            if value not in _NEUTRAL[setting]:
-                yield f"{name} = {value!r}"
+        value, setting = field.contents(), name.removeprefix(f"{architecture}.")
+        if name == "general.type" and value != "model":
+            yield f"{name} = {value!r}"
+        elif _NOT_OF_THE_MODEL.fullmatch(name) or setting in _SIZES:
+            continue
+        elif read.get(setting) is None and not _changes_nothing(setting, value, given):
+            yield f"{name} = {value!r:.60}"
+
+
+def _changes_nothing(setting: str, value: Any, given: Mapping[str, Any]) -> bool:
+    """Whether a setting is neutral, or what the model has in any case (files have float32)."""
+    known = given.get(setting)
+    same = isinstance(known, int | float) and isinstance(value, int | float)
+    return value in _NEUTRAL.get(setting, ()) or (same and math.isclose(value, known, rel_tol=1e-6))
+
+
+def _as_given(config: Any) -> dict[str, Any]:
+    """What the model was given of settings, by their names in files; None where it has none."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", 1)
+    epsilons = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+    epsilon = next((getattr(config, e) for e in epsilons if getattr(config, e, None)), None)
+    return {
+        "attention.head_count": heads,
+        "attention.head_count_kv": getattr(config, "num_key_value_heads", heads),
+        "attention.key_length": size,
+        "attention.layer_norm_epsilon": epsilon,
+        "attention.layer_norm_rms_epsilon": epsilon,
+        "attention.sliding_window": getattr(config, "sliding_window", None) or 0,
+        "attention.value_length": size,
+        "rope.dimension_count": int(size * share),
+        "rope.freq_base": rope.get("rope_theta"),
+        "rope.scaling.original_context_length": config.max_position_embeddings,
+        "use_parallel_residual": getattr(config, "use_parallel_residual", False),
+    }

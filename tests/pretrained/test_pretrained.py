@@ -691,6 +691,48 @@ def test_rotary_factors_of_a_gguf_that_change_nothing_are_taken(tmp_path: Path) 
     assert "rope_freqs.weight" in refusal(tmp_path / "others.gguf")
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("llama.attention.sliding_window", 8),
+        ("llama.attention.scale", 1.0),
+        ("llama.attention.temperature_length", 8),
+        ("llama.attention.value_length", 3),
+        ("llama.expert_count", 4),
+        ("llama.rope.freq_base_swa", 10.0),
+        ("llama.rope.scaling.original_context_length", 8),
+        ("llama.use_parallel_residual", True),
+        ("llama.a_setting_of_tomorrow", 1),
+        ("general.type", "adapter"),
+        ("adapter.type", "lora"),
+    ],
+)
+def test_settings_of_a_gguf_that_nobody_reads_are_refused_by_name(
+    tmp_path: Path, setting: str, value: Any
+) -> None:
+    write_gguf(tmp_path / "one.gguf", tiny_llama(), settings={setting: value})
+    assert f"'llama': {setting} = {value!r}" in refusal(tmp_path / "one.gguf")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("llama.attention.sliding_window", 0),
+        ("llama.attention.scale", 0.0),
+        ("llama.expert_count", 0),
+        ("llama.logit_scale", 1.0),
+        ("llama.use_parallel_residual", False),
+        ("general.type", "model"),
+        ("quantize.imatrix.file", "of anything"),
+    ],
+)
+def test_settings_of_a_gguf_that_change_nothing_are_accepted(
+    tmp_path: Path, setting: str, value: Any
+) -> None:
+    write_gguf(tmp_path / "one.gguf", tiny_llama(), settings={setting: value})
+    load_pretrained(str(tmp_path / "one.gguf"))
+
+
 def test_settings_of_a_gguf_that_are_not_read_are_refused_unless_neutral(tmp_path: Path) -> None:
     model = tiny_llama()
     write_gguf(tmp_path / "one.gguf", model, settings={"llama.rope.scaling.factor": 1.0})
