@@ -126,8 +126,9 @@ def _ignored_settings(reader: Any, architecture: str, model: PreTrainedModel) ->
 def _changes_nothing(setting: str, value: Any, given: Mapping[str, Any]) -> bool:
     """Whether a setting is neutral, or what the model has in any case (files have float32)."""
     known = given.get(setting)
-    same = isinstance(known, int | float) and isinstance(value, int | float)
-    return value in _NEUTRAL.get(setting, ()) or (same and math.isclose(value, known, rel_tol=1e-6))
+    if isinstance(known, int | float) and isinstance(value, int | float):
+        return value in _NEUTRAL.get(setting, ()) or math.isclose(value, known, rel_tol=1e-6)
+    return value in _NEUTRAL.get(setting, ())
 
 
 def _as_given(config: Any) -> dict[str, Any]:
