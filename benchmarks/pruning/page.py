@@ -2,8 +2,7 @@
 
     python benchmarks/pruning/page.py
 
-A table stands between `<!-- table: NAME/STUDY.csv -->`, a file in benchmarks/results/pruning, and
-the next blank line.
+A table stands beneath `<!-- table: NAME/STUDY.csv -->`, a file in benchmarks/results/pruning.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from snowball.files import write_text
 
 PAGE = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).parents[1] / "results" / "pruning"
-_TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(?=\n\n|\Z)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(?:\|.*\n)*")
 
 
 def main() -> None:
@@ -25,7 +24,7 @@ def main() -> None:
 
 def filled(page: str) -> str:
     """The page with every table as its file has it."""
-    return _TABLE.sub(lambda found: found[1] + markdown(RESULTS / found[2]), page)
+    return _TABLE.sub(lambda found: f"{found[1]}{markdown(RESULTS / found[2])}\n", page)
 
 
 def markdown(path: Path) -> str:
