@@ -432,9 +432,11 @@ def test_a_stopped_task_measures_only_what_is_missing(
     asked: list[int] = []
     right = AblationEngine.run
 
-    def counting(self: AblationEngine, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
+    def counting(
+        self: AblationEngine, items: Sequence[Item], only: Any = None
+    ) -> Iterator[list[ItemAblation]]:
         asked.append(len(items))
-        return right(self, items)
+        return right(self, items, only)
 
     with Store(tmp_path / "stopped.sqlite") as store:
         with pytest.raises(_Stopped):
@@ -495,11 +497,13 @@ def test_an_engine_that_is_wrong_for_one_removal_is_refused(
     """The removals that are checked: the intact model, and the first, middle and last."""
     right, removal = AblationEngine.run, parse_removal(["intact", *SINGLES][place])
 
-    def wrong(self: AblationEngine, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
+    def wrong(
+        self: AblationEngine, items: Sequence[Item], only: Any = None
+    ) -> Iterator[list[ItemAblation]]:
         row = self.plan.removals.index(removal)
         shift = torch.zeros(len(self.plan.removals), 1)
         shift[row] = 0.1
-        for batch in right(self, items):
+        for batch in right(self, items, only):
             yield [replace(one, loglikelihoods=one.loglikelihoods + shift) for one in batch]
 
     monkeypatch.setattr(AblationEngine, "run", wrong)
@@ -522,9 +526,11 @@ def test_an_engine_that_is_wrong_in_shared_rows_measures_without_them(
     """As an architecture would be whose attention ignores the mask that it is given."""
     right = AblationEngine.run
 
-    def wrong(self: AblationEngine, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
+    def wrong(
+        self: AblationEngine, items: Sequence[Item], only: Any = None
+    ) -> Iterator[list[ItemAblation]]:
         shift = 1.0 if self.layout is RowLayout.PACKED else 0.0
-        for batch in right(self, items):
+        for batch in right(self, items, only):
             yield [replace(one, loglikelihoods=one.loglikelihoods + shift) for one in batch]
 
     monkeypatch.setattr(AblationEngine, "run", wrong)
@@ -571,8 +577,10 @@ def test_results_that_only_go_wrong_during_the_run_are_marked_and_end_it(
     audit, task = prepare(inputs, name)
     right = AblationEngine.run
 
-    def wrong(self: AblationEngine, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
-        for batch in right(self, items):
+    def wrong(
+        self: AblationEngine, items: Sequence[Item], only: Any = None
+    ) -> Iterator[list[ItemAblation]]:
+        for batch in right(self, items, only):
             yield [replace(one, loglikelihoods=one.loglikelihoods + 0.1) for one in batch]
 
     monkeypatch.setattr(AblationEngine, "run", wrong)

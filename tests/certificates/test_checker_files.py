@@ -815,7 +815,7 @@ CHOICE: Document = {**ROW, "choices": [[2], [0], [1]]}
 def test_data() -> None:
     rows = data_of("", ROW, "  ", {**ROW, "prompt": []}, "")
     assert [vars(row) for row in rows] == [
-        {**ROW, "prompt": prompt, "choices": [], "wanted": [1], "instead": [2]}
+        {**ROW, "prompt": prompt, "choices": [], "wanted": [1], "instead": [2], "scored": []}
         for prompt in ([0, 1], [])
     ]
     assert data_of(CHOICE)[0].choices == [[2], [0], [1]]

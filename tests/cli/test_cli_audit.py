@@ -292,7 +292,7 @@ def test_an_engine_that_is_wrong_is_refused(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = LayerStack.unembed
-    monkeypatch.setattr(LayerStack, "unembed", lambda self, hidden: 1.01 * right(self, hidden))
+    monkeypatch.setattr(LayerStack, "unembed", lambda self, *given: 1.01 * right(self, *given))
     done = audit(inputs, tmp_path / "run")
     assert done.status == 2
     assert "true deletion" in done.errors
@@ -304,8 +304,10 @@ def test_an_engine_that_is_wrong_in_shared_rows_gives_each_choice_its_own(
 ) -> None:
     right = AblationEngine.run
 
-    def wrong(self: AblationEngine, items: Sequence[Item]) -> Iterator[list[ItemAblation]]:
-        for batch in right(self, items):
+    def wrong(
+        self: AblationEngine, items: Sequence[Item], only: Any = None
+    ) -> Iterator[list[ItemAblation]]:
+        for batch in right(self, items, only):
             shift = 1.0 if self.layout is RowLayout.PACKED else 0.0
             yield [replace(one, loglikelihoods=one.loglikelihoods + shift) for one in batch]
 
