@@ -85,6 +85,7 @@ class Measurements:
                 self.engine.check_item(item)
         self._samples = [sample(len(task.items), seed=int(task.sha256, 16)) for task in self.scored]
         self._known: dict[tuple[Removal, str], Float[np.ndarray, " items"]] = {}
+        self._spent: dict[str, Spending] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -250,7 +251,9 @@ class Measurements:
             engine.work.reads - work.reads,
             time.perf_counter() - started,
         )
-        note_spending(self.store, self.run, self._spending_key(self.purpose), done)
+        self._spent[self.purpose] = self._spent.get(self.purpose, Spending()) + done
+        key = self._spending_key(self.purpose)
+        note_spending(self.store, self.run, key, self._spent[self.purpose])
 
     def _recompute(
         self, number: int, index: int, sets: Sequence[Removal], found: ItemAnswers

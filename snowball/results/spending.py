@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import operator
+from dataclasses import astuple, dataclass, fields
 
 from snowball.results.store import ItemResult, Key, Store
 
@@ -18,12 +19,14 @@ class Spending:
     reads: float = 0
     seconds: float = 0
 
+    def __add__(self, other: Spending) -> Spending:
+        return Spending(*map(operator.add, astuple(self), astuple(other)))
+
 
 def note_spending(store: Store, run: int, key: Key, spent: Spending) -> None:
-    """Adds to what was spent under a key, which holds nothing else."""
-    place = len(store.each_value(key, fields(Spending)[0].name))
+    """Writes all that a run has spent under a key so far, in the place of what it wrote before."""
     values = {field.name: [float(getattr(spent, field.name))] for field in fields(Spending)}
-    store.write(run, key, [_OF_NO_REMOVAL], [ItemResult(place, values, {})])
+    store.write(run, key, [_OF_NO_REMOVAL], [ItemResult(run, values, {})])
 
 
 def spending(store: Store, key: Key) -> Spending:
