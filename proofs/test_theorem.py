@@ -7,6 +7,7 @@ import torch
 from prose import section_of
 from statements import STATEMENTS, Statement
 
+from snowball.certificates.certificate import Certificate
 from snowball.certificates.certification import certify, verify
 from snowball.construction.counterexample.builder import counterexample
 from snowball.data.dataset import Dataset
@@ -86,12 +87,20 @@ def test_instances_are_certified(
     dataset: Dataset, epsilon: float, layers: int, target: int, tmp_path: Path
 ) -> None:
     """(a) to (d), for a real weight near the shipped one that gives epsilon exactly."""
+    certified(dataset, epsilon, layers, target, tmp_path)
+
+
+def certified(
+    dataset: Dataset, epsilon: float, layers: int, target: int, folder: Path
+) -> Certificate:
+    """The certificate of a model in float64, which the checker has accepted."""
     built = counterexample(
         dataset, epsilon=epsilon, layers=layers, target=target, dtype=torch.float64
     )
-    folder = built.save_pretrained(tmp_path / "model")
-    certificate = certify(folder)
-    verify(certificate, folder, folder / "dataset.jsonl")
+    model = built.save_pretrained(folder / "model")
+    certificate = certify(model)
+    verify(certificate, model, model / "dataset.jsonl")
+    return certificate
 
 
 TIED = Dataset.from_rows(
@@ -118,10 +127,5 @@ RANKED = Dataset.from_rows(
 def test_instances_with_ties_and_orders_are_certified(
     dataset: Dataset, epsilon: float, layers: int, target: int, tmp_path: Path
 ) -> None:
-    built = counterexample(
-        dataset, epsilon=epsilon, layers=layers, target=target, dtype=torch.float64
-    )
-    folder = built.save_pretrained(tmp_path / "model")
-    certificate = certify(folder)
-    verify(certificate, folder, folder / "dataset.jsonl")
+    certificate = certified(dataset, epsilon, layers, target, tmp_path)
     assert certificate.divergence is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from snowball.audit.document import read_audit
-from snowball.results.lm_eval_samples import AnsweredRun, AnsweredTask, write_lm_eval
+from snowball.results.lm_eval_samples import AnsweredTask, write_lm_eval
 from snowball.results.store import Key
 
 
@@ -19,20 +19,10 @@ def export_lm_eval(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     document = read_audit(folder)
-    model = document.model
-    run = AnsweredRun(
-        model=model.name,
-        sha256=model.sha256,
-        dtype=model.dtype,
-        device=model.device,
-        tasks=[
-            AnsweredTask(one.name, Key(model.sha256, one.name, one.sha256), one.items)
-            for one in document.datasets
-            if not one.is_text
-        ],
-        removals=document.removals,
-        transformers=document.provenance.get("transformers"),
-        time=document.time,
-        seconds=document.seconds,
-    )
-    return write_lm_eval(folder, run)
+    model = document.model.sha256
+    tasks = [
+        AnsweredTask(one.name, Key(model, one.name, one.sha256), one.items)
+        for one in document.datasets
+        if not one.is_text
+    ]
+    return write_lm_eval(folder, document, tasks, document.removals)

@@ -68,7 +68,7 @@ def probe_items(
     random = np.random.default_rng(seed)
     prefix, rest = _drawn(random, tokens, prefix_length), longest - prefix_length
     shapes = [_shortened(*shape, rest) for shape in _SHAPES]
-    for length in length_switches(model.config.get_text_config().to_dict(), longest):
+    for length in _switches_of(model, longest):
         back, branches = _AROUND
         shapes.append(_shortened(max(1, length - prefix_length - back), branches, rest))
     return [
@@ -80,6 +80,19 @@ def probe_items(
         # Two of each shape, for some layouts put only rows of one length together.
         for place, (context, branches) in enumerate(s for s in dict.fromkeys(shapes) for _ in "ab")
     ]
+
+
+def prompts_before_switches(
+    model: PreTrainedModel, longest: int, tokens: Sequence[int], seed: int, before: int, count: int
+) -> list[TokenIds]:
+    """Random prompts that end `before` each length below `longest` at which the model switches."""
+    random = np.random.default_rng(seed)
+    lengths = [max(1, one - before) for one in _switches_of(model, longest)]
+    return [_drawn(random, tokens, length) for _ in range(count) for length in lengths]
+
+
+def _switches_of(model: PreTrainedModel, longest: int) -> list[int]:
+    return length_switches(model.config.get_text_config().to_dict(), longest)
 
 
 def length_switches(config: Mapping[str, Any], longest: int) -> list[int]:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,7 +20,7 @@ from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
 from snowball.engine.generation import generate
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Removal, removal_name
-from snowball.engine.row_probe import check_interference, length_switches, probe_items
+from snowball.engine.row_probe import check_interference, probe_items, prompts_before_switches
 from snowball.engine.self_check_result import RowLayout, SelfCheck
 from snowball.engine.shared_prefixes import FEWEST_SHARED
 from snowball.errors import SnowballError
@@ -214,12 +213,11 @@ def _check_generation_over_switches(
     seed: int,
 ) -> None:
     """The same for prompts made up to end just before a length at which the model switches."""
-    random, tokens = np.random.default_rng(seed), sorted({t for one in task.prompts for t in one})
-    switches = length_switches(engine.stack.model.config.get_text_config().to_dict(), longest)
-    lengths = [max(1, switch - _GENERATED_TOKENS // 2) for switch in switches]
-    lengths *= _PROMPTS_PER_SWITCH
-    prompts = [tuple(random.choice(tokens, size=length).tolist()) for length in lengths]
-    sources = [f"a made-up prompt of {length} tokens" for length in lengths]
+    tokens, before = sorted({t for one in task.prompts for t in one}), _GENERATED_TOKENS // 2
+    prompts = prompts_before_switches(
+        engine.stack.model, longest, tokens, seed, before, _PROMPTS_PER_SWITCH
+    )
+    sources = [f"a made-up prompt of {len(prompt)} tokens" for prompt in prompts]
     _check_generated_from(engine, removals, task.name, prompts, sources)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from snowball.pruning.document import PruningDocument, TaskResult, answers_key, read_pruning
-from snowball.results.lm_eval_samples import AnsweredRun, AnsweredTask, write_lm_eval
+from snowball.pruning.document import answers_key, read_pruning
+from snowball.results.lm_eval_samples import AnsweredTask, write_lm_eval
 
 
 def export_lm_eval(folder: str | Path) -> Path:
@@ -18,21 +18,10 @@ def export_lm_eval(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     document = read_pruning(folder)
-    model = document.model
-    run = AnsweredRun(
-        model=model.name,
-        sha256=model.sha256,
-        dtype=model.dtype,
-        device=model.device,
-        tasks=[_task(document, one) for one in document.evaluation if one.chance is not None],
-        removals=document.path,
-        transformers=document.provenance.get("transformers"),
-        time=document.time,
-        seconds=document.seconds,
-    )
-    return write_lm_eval(folder, run)
-
-
-def _task(document: PruningDocument, task: TaskResult) -> AnsweredTask:
-    key = answers_key(document.model.sha256, task.name, task.sha256)
-    return AnsweredTask(task.name, key, task.items)
+    model = document.model.sha256
+    tasks = [
+        AnsweredTask(one.name, answers_key(model, one.name, one.sha256), one.items)
+        for one in document.evaluation
+        if one.chance is not None
+    ]
+    return write_lm_eval(folder, document, tasks, document.path)

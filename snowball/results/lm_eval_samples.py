@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -50,28 +50,38 @@ class AnsweredTask:
     items: int
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweredRun:
-    """What a run answered: which model, without what, when.
+class AnsweredModel(Protocol):
+    """What is told of a model."""
 
-    `time`: as in documents, ISO 8601 with a time zone. `removals`: by their names, the intact model
-    among them, of which the store has every item of every task.
-    """
-
-    model: str
-    sha256: str
-    dtype: str
-    device: str
-    tasks: Sequence[AnsweredTask]
-    removals: Sequence[str]
-    transformers: str | None
-    time: str
-    seconds: float
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
 
 
-def write_lm_eval(folder: Path, run: AnsweredRun) -> Path:
+class AnsweredRun(Protocol):
+    """The document of a run: which model, when (ISO 8601 with a time zone), by what."""
+
+    @property
+    def model(self) -> AnsweredModel: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    @property
+    def time(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+def write_lm_eval(
+    folder: Path, run: AnsweredRun, answered: Sequence[AnsweredTask], removals: Sequence[str]
+) -> Path:
     """Writes the answers of a run folder in the format of lm-eval, and returns the folder of them.
 
+    `removals`: by their names, of which the store has every item of every task.
     What an earlier export wrote is replaced, once the new one is whole. Of tasks whose answers were
     not kept, samples have `doc_id` and metrics only.
 
@@ -82,12 +92,12 @@ def write_lm_eval(folder: Path, run: AnsweredRun) -> Path:
     """
     if not (folder / STORE).is_file():
         raise FileError(f"{folder / STORE} does not exist: only the run folder has single answers")
-    _check_names([_file_name(task.name) for task in run.tasks])
+    _check_names([_file_name(task.name) for task in answered])
     target = folder / FOLDER
     _refuse_foreign(target)
     with Store(folder / STORE) as store, replaced_folder(target) as partial:
-        tasks = [_Task.of(store, task) for task in run.tasks]
-        for removal in run.removals:
+        tasks = [_Task.of(store, task) for task in answered]
+        for removal in removals:
             samples = {task.name: list(task.samples(store, removal)) for task in tasks}
             _write(partial, run, removal, samples)
         _refuse_foreign(target)  # that came meanwhile
@@ -208,7 +218,7 @@ def _write(
     removal: str,
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
-    name = run.model + ("" if removal == removal_name(INTACT) else f"--without-{removal}")
+    name = run.model.name + ("" if removal == removal_name(INTACT) else f"--without-{removal}")
     target = folder / _file_name(name)
     time = datetime.strptime(run.time, "%Y-%m-%dT%H:%M:%S%z")
     date = time.strftime("%Y-%m-%dT%H-%M-%S")
@@ -242,13 +252,13 @@ def _results(
         },
         "config": {
             "model": "snowball",
-            "model_args": {"pretrained": run.model, "removed": removal},
-            "model_dtype": run.dtype,
-            "model_sha": run.sha256,
-            "device": run.device,
+            "model_args": {"pretrained": run.model.name, "removed": removal},
+            "model_dtype": run.model.dtype,
+            "model_sha": run.model.sha256,
+            "device": run.model.device,
         },
         "date": time.timestamp(),
-        "transformers_version": run.transformers,
+        "transformers_version": run.provenance.get("transformers"),
         "task_hashes": {
             task: _sha256("".join(line[part] for line in lines for part in _HASHES))
             for task, lines in samples.items()

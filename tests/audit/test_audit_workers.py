@@ -14,10 +14,10 @@ from audit_inputs import choice_rows, llama, write
 from worker_processes import killing_a_worker, started_ray
 
 import snowball as package
-from snowball.audit.document import STORE
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.pretrained.loading import Pretrained
 from snowball.progress import Advance
+from snowball.results.store import STORE
 from snowball.workers.workers import Workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here")]

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from mixing_layers import Mixing
 from tiny_models import CONFIGS, CONTEXT, DEPTH, VOCABULARY, WINDOW, tiny_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.ablation import AblationEngine
@@ -39,20 +40,7 @@ def one_token_choices(longest: int = 20) -> ScoredTask:
     return multiple_choice_task("task", items, [0, 1], [[1, 1], [1, 1]])
 
 
-class _Mixing(nn.Module):
-    """A layer that adds to each token the one before it in the row: a convolution."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
-        before = torch.roll(hidden_states, 1, dims=1)
-        before[:, 0] = 0
-        return self.layer(hidden_states + before, **others)
-
-
-class _Padding(_Mixing):
+class _Padding(Mixing):
     """A layer that sees how long the longest row of the batch is."""
 
     def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
@@ -60,14 +48,14 @@ class _Padding(_Mixing):
         return self.layer(hidden_states * scale, **others)
 
 
-class _Batch(_Mixing):
+class _Batch(Mixing):
     """A layer that adds the mean over all rows: nothing helps."""
 
     def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
         return self.layer(hidden_states + hidden_states.mean(0, keepdim=True), **others)
 
 
-def disturbed(kind: type[_Mixing]) -> Any:
+def disturbed(kind: type[Mixing]) -> Any:
     model = tiny_model("llama")
     model.model.layers[2] = kind(model.model.layers[2])
     return model
@@ -85,11 +73,11 @@ def test_attention_disturbs_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "layout"),
     [
-        (_Mixing, RowLayout.SEPARATE),
+        (Mixing, RowLayout.SEPARATE),
         (_Padding, RowLayout.EQUAL_LENGTHS),
     ],
 )
-def test_rows_are_as_separate_as_a_model_demands(kind: type[_Mixing], layout: RowLayout) -> None:
+def test_rows_are_as_separate_as_a_model_demands(kind: type[Mixing], layout: RowLayout) -> None:
     """Though the choices of the task have one token each, and would show nothing."""
     check = check_engine(disturbed(kind), [one_token_choices()], REMOVALS)
     assert check.rows is layout
@@ -105,7 +93,7 @@ def test_a_model_whose_rows_disturb_each_other_in_any_case_is_refused() -> None:
 
 def test_interference_is_seen_in_half_precision_too() -> None:
     """Where true deletion agrees to within its large rounding, the same shapes still agree."""
-    model = disturbed(_Mixing).to(torch.bfloat16)
+    model = disturbed(Mixing).to(torch.bfloat16)
     items = probe_items(model, 30, TOKENS, seed=0)
     with pytest.raises(InterferenceError, match="what another branch holds changes"):
         check_interference(engine_of(model), items, seed=0)

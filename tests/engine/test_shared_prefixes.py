@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mixing_layers import Mixing
 from tiny_models import CONFIGS, DEPTH, ITEMS, VOCABULARY, tiny_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from snowball.decoders.tokenizer import byte_tokenizer
@@ -376,20 +377,7 @@ def test_the_self_check_allows_what_is_right(name: str) -> None:
     assert (checked.probes or 0) > (without.probes or 0) > 0
 
 
-class _Previous(nn.Module):
-    """A layer that adds to each token the one before it: a prefix would have to be handed on."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
-        before = torch.roll(hidden_states, 1, dims=1)
-        before[:, 0] = 0
-        return self.layer(hidden_states + before, **others)
-
-
-class _Forgetful(_Previous):
+class _Forgetful(Mixing):
     """A layer that keeps nothing for the tokens to come: fine without a prefix."""
 
     def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
@@ -401,7 +389,7 @@ class _Forgetful(_Previous):
         return self.layer(hidden_states, **others)
 
 
-class _Refusing(_Previous):
+class _Refusing(Mixing):
     def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
         if others.get("past_key_values") is not None:
             raise TypeError("no cache here")
@@ -411,19 +399,19 @@ class _Refusing(_Previous):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (_Previous, "that there are other rows changes"),
+        (Mixing, "that there are other rows changes"),
         (_Forgetful, "that there are other rows changes"),
         (_Refusing, "TypeError: no cache here"),
     ],
 )
-def test_a_model_for_which_it_is_wrong_shares_nothing(kind: type[_Previous], reason: str) -> None:
+def test_a_model_for_which_it_is_wrong_shares_nothing(kind: type[Mixing], reason: str) -> None:
     model = tiny_model("llama")
     model.model.layers[2] = kind(model.model.layers[2])
     checked = check_engine(model, [few_shot_task()], WHOLE, token_budget=100)
     assert checked.shares_prefixes is False
     assert checked.prefix_reason is not None
     assert checked.prefix_reason.startswith(reason)
-    assert checked.rows is (RowLayout.SEPARATE if kind is _Previous else RowLayout.PACKED)
+    assert checked.rows is (RowLayout.SEPARATE if kind is Mixing else RowLayout.PACKED)
     assert checked.worst < 1e-4
 
 
