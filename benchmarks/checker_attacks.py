@@ -182,10 +182,10 @@ def _flint(folder: Path) -> int:
         verify(read_certificate(folder / "certificate.json"), folder, folder / "dataset.jsonl")
     except Rejection:
         return 1
-    except SnowballError:
-        return 2
     except OutOfResources:
         return 3
+    except SnowballError:
+        return 2
     return 0
 
 

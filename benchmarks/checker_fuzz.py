@@ -132,10 +132,10 @@ def flint() -> Callable[[Path], str]:
             verify(read_certificate(folder / FILES[0]), folder, folder / FILES[3])
         except Rejection:
             return "1"
-        except SnowballError:
-            return "2"
         except OutOfResources:
             return "3"
+        except SnowballError:
+            return "2"
         except BaseException as error:
             return f"{type(error).__name__}: {error!s:.80}"
         return "0"

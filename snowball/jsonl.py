@@ -10,6 +10,7 @@ from typing import Any
 
 from snowball.errors import SnowballError
 from snowball.files import FileError, UnreadableError, open_file, strict_json
+from snowball.limits import LINE_BYTES, require
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -30,12 +31,15 @@ def read_jsonl(path: str | Path, name: str | None = None) -> Iterator[Row]:
     """The rows of a UTF-8 file with one JSON object a line; blank lines are skipped.
 
     Sources are `name:line`, with the path itself as the default name.
-    Raises DatasetError for a file or a line that cannot be read.
+    Raises DatasetError for a file or a line that cannot be read, and OutOfResources for a line of
+    more than `LINE_BYTES`.
     """
     name = str(path) if name is None else name
     try:
         with open_file(Path(path), limit=None) as file:
-            for number, line in enumerate(file, start=1):
+            lines = iter(lambda: file.readline(LINE_BYTES + 1), b"")
+            for number, line in enumerate(lines, start=1):
+                require(f"{name}:{number}: bytes of a line", len(line), LINE_BYTES)
                 text = _decode(line, f"{name}:{number}", first=number == 1).rstrip("\r\n")
                 if text.strip():
                     yield _parse(text, f"{name}:{number}")

@@ -6,7 +6,11 @@ make it, and a size in a short file may ask for any amount.
 
 from __future__ import annotations
 
+from snowball.errors import SnowballError
+
 TEXT_BYTES = 1 << 24  # of a certificate, a config, a dataset, a safetensors header
+TOKENIZER_BYTES = 1 << 28  # of a file of a tokenizer
+LINE_BYTES = 1 << 26  # of a row of a JSONL file
 DOCUMENT_BYTES = 1 << 30  # of what an audit or a pruning found
 WEIGHT_BYTES = 1 << 36  # of a safetensors file, holes included
 ROW_BYTES = 1 << 29  # of all rows with an entry that is not zero
@@ -20,7 +24,7 @@ BLOCK_BYTES = 1 << 30  # what is kept, or computed at once, to save time only
 ACTIVATION_BYTES = 1 << 32  # of torch, for the longest sequence
 
 
-class OutOfResources(Exception):
+class OutOfResources(SnowballError):
     """A comparison that the largest precision leaves open, or files beyond a limit."""
 
 

@@ -27,7 +27,7 @@ from snowball.decoders.residual_decoder import DecoderSizes, ResidualDecoder
 from snowball.dtypes import DType
 from snowball.files import write_json
 from snowball.provenance import provenance
-from snowball.tokenizer_files import catch_panics
+from snowball.tokenizer_files import catch_panics, read_backend
 
 
 class Built(Protocol):
@@ -121,7 +121,7 @@ def load_model(folder: Path, layers: int) -> tuple[ResidualDecoder, Dataset]:
         raise CheckpointError(
             f"{folder / CARD} says {layers} layers, config.json {config.num_hidden_layers}"
         )
-    if not (folder / DATASET).is_file():
+    if not (folder / DATASET).exists():
         raise CheckpointError(f"{folder / DATASET} does not exist: not a counterexample folder")
     _check_tokenizer(folder, config.bos_token_id)
     dataset = Dataset.from_jsonl(
@@ -136,13 +136,12 @@ def load_model(folder: Path, layers: int) -> tuple[ResidualDecoder, Dataset]:
 def _check_tokenizer(folder: Path, bos: int) -> None:
     """Refuses a tokenizer that does not begin every text with BOS, on which the theorem rests."""
     path = folder / "tokenizer.json"
-    if not path.is_file():  # a dataset of token ids has none
+    if not path.exists():  # a dataset of token ids has none
         return
-    from tokenizers import Tokenizer
-
+    backend = read_backend(path)
     try:
         with catch_panics():
-            ids = Tokenizer.from_file(str(path)).encode("").ids
+            ids = backend.encode("").ids
     except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
     if ids != [bos]:

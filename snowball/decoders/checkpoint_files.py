@@ -66,14 +66,18 @@ def refuse_unknown_files(folder: Path) -> None:
     """
     try:
         with os.scandir(folder) as entries:
-            unknown = sorted(e.name for e in entries if e.name not in FILES or not e.is_file())
+            is_file = {entry.name: entry.is_file() for entry in entries}
     except OSError as error:
         raise FileError(f"cannot read {folder}: {error.strerror}") from None
+    unknown = sorted(is_file.keys() - FILES)
     if unknown:
         raise FileError(
             f"{folder / unknown[0]} is not known, and might change what from_pretrained or "
             "generate do: remove it, or measure the folder with `snowball audit`"
         )
+    for name, regular in sorted(is_file.items()):
+        if not regular:
+            raise FileError(f"{folder / name} is no regular file: put one in its place")
     config, path = read_json(folder / CONFIG), folder / GENERATION
     if config.get("pad_token_id") is not None:
         raise FileError(

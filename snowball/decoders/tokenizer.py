@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.errors import SnowballError
-from snowball.tokenizer_files import TOKENIZER_FILES, catch_panics
+from snowball.tokenizer_files import (
+    TOKENIZER_FILES,
+    catch_panics,
+    read_backend,
+    refuse_large_files,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,10 +54,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a Hugging Face folder or a bare `tokenizer.json`, fitted by `fit_tokenizer`.
 
     Nothing is downloaded and no code of the folder is run.
-    Raises TokenizerError if the path does not hold a fast tokenizer.
+    Raises TokenizerError or FileError if the path does not hold a fast tokenizer.
     """
     path = Path(folder)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return fit_tokenizer(_read_file(path))
     if not path.is_dir():
         raise TokenizerError(
@@ -118,22 +123,15 @@ def _byte_alphabet() -> list[str]:
 
 
 def _read_file(path: Path) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    try:
-        with catch_panics():
-            backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(
-            f"{path}: not a tokenizer.json of the `tokenizers` library: {error}"
-        ) from error
-    return PreTrainedTokenizerFast(tokenizer_object=backend)
+    return PreTrainedTokenizerFast(tokenizer_object=read_backend(path))
 
 
 def _read_folder(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    refuse_large_files(path)
     try:
         with catch_panics():
             return AutoTokenizer.from_pretrained(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from snowball.pretrained.location import Location
 from snowball.pretrained.refusal import PretrainedError, reason
-from snowball.tokenizer_files import TOKENIZER_FILES, catch_panics
+from snowball.tokenizer_files import TOKENIZER_FILES, catch_panics, refuse_large_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,8 @@ def read_tokenizer(location: Location) -> PreTrainedTokenizerBase | None:
         raise PretrainedError(
             f"{location.folder}: no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there"
         )
+    if location.gguf is None:
+        refuse_large_files(location.folder)
     try:
         with catch_panics():
             tokenizer = AutoTokenizer.from_pretrained(location.folder, **location.arguments)

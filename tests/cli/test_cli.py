@@ -605,6 +605,19 @@ def truncate(model: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def lengthen(name: str, size: int) -> Callable[[Path], None]:
+    """A file with a hole at its end, which takes no space."""
+    return lambda model: os.truncate(model / name, size)
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    def replace(model: Path) -> None:
+        (model / name).unlink()
+        os.mkfifo(model / name)
+
+    return replace
+
+
 def pickle_only(model: Path) -> None:
     torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
     (model / "model.safetensors").unlink()
@@ -643,6 +656,19 @@ def card_with(**changes: object) -> Callable[[Path], None]:
         (remove("config.json"), r"model/config.json does not exist"),
         (remove("model.safetensors"), r"model/model.safetensors does not exist: no weights"),
         (remove("dataset.jsonl"), r"model/dataset.jsonl does not exist"),
+        (
+            lengthen("snowball.json", (1 << 24) + 1),
+            r"bytes of .*model/snowball.json: 16777217, more than 16777216",
+        ),
+        (
+            lengthen("tokenizer.json", (1 << 28) + 1),
+            r"bytes of .*model/tokenizer.json: 268435457, more than 268435456",
+        ),
+        (
+            lengthen("dataset.jsonl", 1 << 30),
+            r"model/dataset.jsonl:\d+: bytes of a line: 67108865, more than 67108864",
+        ),
+        (pipe("dataset.jsonl"), r"model/dataset.jsonl is no regular file"),
         (pickle_only, r"pytorch_model.bin: pickled weights are refused"),
         (truncate, r"model/model.safetensors: truncated or corrupt"),
         (poison, r"model: parameter 'lm_head.weight' contains NaN or infinity"),

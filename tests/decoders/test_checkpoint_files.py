@@ -1,6 +1,7 @@
 """A folder holds what is on the list, generates greedily, or is refused by name."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,18 @@ def test_other_files_are_refused_by_name(folder: Path, name: str) -> None:
 
 
 def test_folders_are_refused_by_name(folder: Path) -> None:
+    (folder / "docs").mkdir()
+    with pytest.raises(FileError, match="docs is not known"):
+        refuse_unknown_files(folder)
+
+
+def test_folders_and_pipes_in_the_place_of_files_are_refused(folder: Path) -> None:
     (folder / "README.md").mkdir()
-    with pytest.raises(FileError, match=r"README\.md is not known"):
+    with pytest.raises(FileError, match=r"README\.md is no regular file"):
+        refuse_unknown_files(folder)
+    (folder / "README.md").rmdir()
+    os.mkfifo(folder / "dataset.jsonl")
+    with pytest.raises(FileError, match=r"dataset\.jsonl is no regular file"):
         refuse_unknown_files(folder)
 
 

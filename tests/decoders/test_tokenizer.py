@@ -1,6 +1,7 @@
 """Tokenizers: bytes survive unchanged, and any tokenizer is fitted with one BOS and no EOS."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from snowball.decoders.tokenizer import (
     fit_tokenizer,
     load_tokenizer,
 )
+from snowball.files import FileError
+from snowball.limits import TOKENIZER_BYTES, OutOfResources
 
 TEXT = "the cat sat on the mat"
 BYTES = byte_tokenizer()
@@ -205,10 +208,21 @@ def test_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
 def test_unreadable_file_and_folder_are_named(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text("{}")
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer\.json of"):
+    with pytest.raises(FileError, match=r"tokenizer\.json: not a tokenizer\.json of"):
         load_tokenizer(file)
     with pytest.raises(TokenizerError, match=f"{tmp_path.name}: transformers cannot read"):
         load_tokenizer(tmp_path)
+
+
+def test_pipes_and_files_without_end_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.json")
+    with pytest.raises(FileError, match=r"pipe\.json: not a file"):
+        load_tokenizer(pipe)
+    (tmp_path / "tokenizer.json").touch()
+    os.truncate(tmp_path / "tokenizer.json", TOKENIZER_BYTES + 1)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(OutOfResources, match=r"bytes of .*tokenizer\.json: 268435457, more"):
+            load_tokenizer(path)
 
 
 def test_new_token_never_shares_an_id() -> None:
