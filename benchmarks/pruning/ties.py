@@ -20,8 +20,9 @@ from study import METHODS, Source, Study, arguments, interval, open_study, origi
 
 from snowball.engine.removal import INTACT, Removal, parse_removal, removal_name
 from snowball.presentation.sheet import Sheet
+from snowball.pruning.answering import RIGHT
 from snowball.pruning.choice import Choice
-from snowball.pruning.measurements import RIGHT, Measurements
+from snowball.pruning.measurements import Measurements
 from snowball.pruning.method import Method
 from snowball.pruning.search.step import Step
 from snowball.pruning.tie_rules import TieRule

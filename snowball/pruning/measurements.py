@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from snowball.engine.ablation import AblationEngine, ItemAnswers
-from snowball.engine.layer_pass import ItemAblation
-from snowball.engine.removal import INTACT, Removal, removal_name
-from snowball.engine.self_check import check_against_deletion
+from snowball.engine.ablation import AblationEngine
+from snowball.engine.removal import Removal, removal_name
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
-from snowball.engine.standing_check import sample
 from snowball.engine.state_cache import StateCache
 from snowball.errors import SnowballError
 from snowball.progress import Advance
-from snowball.pruning.document import answers_key
-from snowball.results.recomputed import invalidating, note_difference, recomputed
+from snowball.pruning.answering import ANSWER, RIGHT, Answered, Answering, Portion
+from snowball.pruning.portions import portions_of
+from snowball.results.recomputed import recomputed
 from snowball.results.spending import Spending, note_spending, spending
-from snowball.results.store import ItemResult, Key, Store
+from snowball.results.store import Key, Store
 from snowball.tasks.item import Item
-from snowball.tasks.task import ScoredTask, Task, document_of
+from snowball.tasks.task import ScoredTask, Task
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
-
-# As the store names them. Of the right answer: its log-likelihood in nats, divided by its length
-# where the task's accuracy is; and by how much it leads the best of the others.
-RIGHT, ANSWER, LEAD, NATS, KL = "right", "answer", "lead", "nats", "kl"
-# Metrics that are against the first of the removals, which here is any.
-_AGAINST_FIRST = frozenset({"within_margin"})
 
 
 class MeasurementError(SnowballError):
@@ -68,24 +59,26 @@ class Measurements:
 
     def __post_init__(self) -> None:
         self.scored = [_scored(task) for task in self.tasks]
-        self.engine = AblationEngine(
-            self.pretrained.model,
-            [INTACT],
-            token_budget=self.token_budget,
-            layout=self.checked.rows,
-            share_prefixes=bool(self.checked.shares_prefixes),
+        self.answering = Answering(
+            self.pretrained,
+            self.scored,
+            self.checked,
+            self.token_budget,
+            self.with_kl,
+            self.states,
         )
         self._places = [
             (number, index)
             for number, task in enumerate(self.scored)
             for index in range(len(task.items))
         ]
-        for task in self.scored:
-            for item in task.items:
-                self.engine.check_item(item)
-        self._samples = [sample(len(task.items), seed=int(task.sha256, 16)) for task in self.scored]
         self._known: dict[tuple[Removal, str], Float[np.ndarray, " items"]] = {}
         self._spent: dict[str, Spending] = {}
+
+    @property
+    def engine(self) -> AblationEngine:
+        """What runs the items."""
+        return self.answering.engine
 
     def __len__(self) -> int:
         return len(self._places)
@@ -162,11 +155,11 @@ class Measurements:
 
     def key(self, task: ScoredTask) -> Key:
         """Under which the store keeps the answers to a task."""
-        return answers_key(self.pretrained.sha256, task.name, task.sha256, self.with_kl)
+        return self.answering.key(task)
 
     def standing_check(self) -> StandingCheckResult:
         """What recomputing the random sample has shown so far."""
-        return recomputed(self.store, [self._check_key(task) for task in self.scored])
+        return recomputed(self.store, [self.answering.check_key(task) for task in self.scored])
 
     def spent(self, purpose: str) -> Spending:
         """What measuring for a purpose has cost in all runs."""
@@ -191,88 +184,47 @@ class Measurements:
                 task are then marked as wrong in the store.
             StoreError: the store cannot be written.
         """
-        for portion in self._portions(range(len(self)) if items is None else items):
-            for alike, missing in self._missing(sets, portion):
-                self._measure(alike, missing)
-            advance(len(sets) * len(portion))
+        places = list(range(len(self)) if items is None else items)
+        portions = self._lacking(sets, places)
+        advance(len(sets) * len(places) - sum(portion.answers for portion in portions))
+        for portion, found in self._measure(portions):
+            self._learn(portion, found)
+            advance(portion.answers)
 
-    def _portions(self, items: Sequence[int]) -> Iterator[list[int]]:
-        """Items of one task and of similar length, about as many as one batch holds."""
-        by_length = sorted(items, key=lambda i: (self._places[i][0], -self._item(i).longest, i))
-        portion: list[int] = []
-        for place in by_length:
-            same_task = portion and self._places[portion[0]][0] == self._places[place][0]
-            longest = self._item(portion[0]).packed_tokens if portion else 0
-            fits = (len(portion) + 1) * longest <= self.engine.token_budget
-            if portion and not (same_task and fits):
-                yield portion
-                portion = []
-            portion.append(place)
-        if portion:
-            yield portion
-
-    def _missing(
-        self, sets: Sequence[Removal], portion: Sequence[int]
-    ) -> list[tuple[list[Removal], list[int]]]:
-        """The sets that lack items of a portion, those together that lack the same ones."""
-        alike: dict[tuple[int, ...], list[Removal]] = {}
-        for one in sets:
-            known = self.known(RIGHT, one)
-            lacking = tuple(place for place in portion if np.isnan(known[place]))
-            if lacking:
-                alike.setdefault(lacking, []).append(one)
-        return [(those, list(lacking)) for lacking, those in alike.items()]
-
-    def _measure(self, sets: Sequence[Removal], places: Sequence[int]) -> None:
-        started, work = time.perf_counter(), replace(self.engine.work)
-        number = self._places[places[0]][0]
-        task, indices = self.scored[number], [self._places[place][1] for place in places]
-        engine = self.engine.with_removals(sets)
-        items = [task.items[index] for index in indices]
-        batches = engine.run(items) if self.with_kl else engine.answers(items, self.states)
-        results = []
-        for one in (one for batch in batches for one in batch):
-            index = indices[one.item]
-            self._recompute(number, index, sets, one)
-            values, asked = _values(task, index, one), document_of(task, index)
-            results.append(ItemResult(index, values, {}, one.pairs(), asked))
-        # What is kept for the next run would not fit beside a smaller budget.
-        self.engine.token_budget = engine.token_budget
-        self.store.write(self.run, self.key(task), [removal_name(one) for one in sets], results)
-        for found in results:
-            place = self.of_task(number).start + found.item
-            for metric, values in found.values.items():
-                for one, value in zip(sets, values, strict=True):
-                    self.known(metric, one)[place] = value
-        self.answers += len(sets) * len(places)
-        done = Spending(
-            len(sets) * len(places),
-            engine.work.layer_tokens - work.layer_tokens,
-            engine.work.reads - work.reads,
-            time.perf_counter() - started,
-        )
-        self._spent[self.purpose] = self._spent.get(self.purpose, Spending()) + done
-        key = self._spending_key(self.purpose)
-        note_spending(self.store, self.run, key, self._spent[self.purpose])
-
-    def _recompute(
-        self, number: int, index: int, sets: Sequence[Removal], found: ItemAnswers
-    ) -> None:
-        """Compares a sampled item with true deletion, under one of the sets."""
-        if index not in self._samples[number]:
-            return
-        task = self.scored[number]
-        chosen = int(np.random.default_rng([index, len(sets)]).integers(len(sets)))
-        answers = [found.loglikelihoods[[chosen]]]
-        with invalidating(self.store, self.key(task)):
-            worst = check_against_deletion(
-                self.pretrained.model, [sets[chosen]], [task.items[index]], answers
+    def _lacking(self, sets: Sequence[Removal], places: Sequence[int]) -> list[Portion]:
+        """What is to be measured: sets that lack the same items of a portion run them together."""
+        found = []
+        for number, task in enumerate(self.scored):
+            mine = [self._places[place][1] for place in places if self._places[place][0] == number]
+            of_task = self.of_task(number)
+            known = np.reshape(
+                [self.known(RIGHT, one)[of_task][mine] for one in sets], (len(sets), len(mine))
             )
-        note_difference(self.store, self.run, self._check_key(task), [sets[chosen]], index, worst)
+            if not np.isnan(known).any():
+                continue
+            for portion in portions_of(self.engine, [task.items[i] for i in mine], len(sets)):
+                alike: dict[tuple[int, ...], list[Removal]] = {}
+                for one, row in zip(sets, known[:, portion], strict=True):
+                    lacking = tuple(mine[portion[place]] for place in np.flatnonzero(np.isnan(row)))
+                    alike.setdefault(lacking, []).append(one)
+                found += [Portion(number, some, tuple(those)) for some, those in alike.items()]
+        return [portion for portion in found if portion.items]
 
-    def _check_key(self, task: ScoredTask) -> Key:
-        key = self.key(task)
-        return Key(key.model, f"{key.dataset}, recomputed", key.dataset_hash)
+    def _measure(self, portions: Sequence[Portion]) -> Iterator[tuple[Portion, Answered]]:
+        for portion in portions:
+            yield portion, self.answering.measure(self.store, self.run, portion)
+
+    def _learn(self, portion: Portion, found: Answered) -> None:
+        """Knows what a portion gave, and notes what it cost."""
+        start = self.of_task(portion.task).start
+        for index, metrics in found.values.items():
+            for metric, values in metrics.items():
+                for one, value in zip(portion.sets, values, strict=True):
+                    self.known(metric, one)[start + index] = value
+        self.answers += portion.answers
+        spent = self._spent.get(self.purpose, Spending()) + found.spent
+        self._spent[self.purpose] = spent
+        note_spending(self.store, self.run, self._spending_key(self.purpose), spent)
 
     def _spending_key(self, purpose: str) -> Key:
         tasks = "+".join(task.sha256 for task in self.scored)
@@ -293,20 +245,3 @@ def _scored(task: Task) -> ScoredTask:
             f"task {task.name}: its answers are generated; give tasks of multiple choice or texts"
         )
     return task
-
-
-def _values(task: ScoredTask, index: int, found: ItemAnswers) -> Mapping[str, list[float]]:
-    """What the task says of an item under each set, and what searches order sets and items by."""
-    loglikelihoods, wanted = found.loglikelihoods.numpy(), task.wanted[index]
-    metrics = task.score(index, loglikelihoods, found.greedy.numpy())
-    values = {name: v for name, v in metrics.items() if name not in _AGAINST_FIRST}
-    by_length = (task.correctness or "").startswith("acc_norm") and bool(task.lengths)
-    scores = loglikelihoods / np.array(task.lengths[index]) if by_length else loglikelihoods
-    others = np.delete(scores, wanted, axis=1).max(1, initial=-np.inf)
-    right = values[task.correctness] if task.correctness else np.zeros(len(scores))
-    own = {RIGHT: right, ANSWER: scores[:, wanted], NATS: loglikelihoods[:, wanted]}
-    if np.isfinite(others).all():
-        own[LEAD] = scores[:, wanted] - others
-    if isinstance(found, ItemAblation):
-        own[KL] = found.kl.numpy()
-    return {name: v.tolist() for name, v in {**values, **own}.items()}

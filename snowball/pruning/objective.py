@@ -14,7 +14,8 @@ from snowball.criteria import Criterion
 from snowball.engine.removal import INTACT, Removal
 from snowball.errors import SnowballError
 from snowball.progress import Advance
-from snowball.pruning.measurements import LEAD, Measurements
+from snowball.pruning.answering import LEAD
+from snowball.pruning.measurements import Measurements
 from snowball.pruning.ordered_dropping import Comparison, Order, least_loss
 from snowball.pruning.racing import Racing, race
 from snowball.pruning.tie_rules import TieRule, in_order

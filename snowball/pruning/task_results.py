@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from snowball.engine.removal import INTACT, Removal, removal_name
+from snowball.pruning.answering import NATS
 from snowball.pruning.criteria.accuracy import SIGNIFICANCE
 from snowball.pruning.document import TaskResult
-from snowball.pruning.measurements import NATS, Measurements
+from snowball.pruning.measurements import Measurements
 from snowball.results.intervals import Interval, accuracy_interval, percentile_interval, resamples
 from snowball.results.paired import mcnemar
 from snowball.results.relevance import above_chance

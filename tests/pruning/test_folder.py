@@ -19,6 +19,7 @@ from snowball.errors import SnowballError
 from snowball.files import FileError
 from snowball.model_tasks import read_tasks
 from snowball.pretrained.loading import Pretrained
+from snowball.pruning.answering import Answering
 from snowball.pruning.document import (
     PruningDocument,
     PruningDocumentError,
@@ -26,7 +27,7 @@ from snowball.pruning.document import (
     write_pruning,
 )
 from snowball.pruning.folder import PruningError, run_pruning
-from snowball.pruning.measurements import MeasurementError, Measurements
+from snowball.pruning.measurements import MeasurementError
 from snowball.pruning.method import read_method
 from snowball.pruning.objective import ObjectiveError
 from snowball.pruning.overlap import OverlapError
@@ -134,7 +135,7 @@ def test_a_second_run_measures_nothing(
         raise AssertionError("it was measured before")
 
     cost = read_pruning(pruned).cost
-    monkeypatch.setattr(Measurements, "_measure", refuse)
+    monkeypatch.setattr(Answering, "measure", refuse)
     again = prune(model, inputs, pruned)
     # What it has cost is not forgotten.
     assert again.cost == replace(cost, kept_states_bytes=0)

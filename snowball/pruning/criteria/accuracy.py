@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from snowball import criteria
 from snowball.engine.removal import INTACT, Removal
-from snowball.pruning.measurements import RIGHT
+from snowball.pruning.answering import RIGHT
 from snowball.pruning.objective import Objective, ObjectiveError
 from snowball.results.relevance import above_chance
 

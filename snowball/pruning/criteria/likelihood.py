@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from snowball import criteria
 from snowball.engine.removal import Removal
-from snowball.pruning.measurements import ANSWER
+from snowball.pruning.answering import ANSWER
 from snowball.pruning.objective import Objective
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from snowball import criteria
 from snowball.engine.removal import INTACT, Removal
-from snowball.pruning.measurements import NATS
+from snowball.pruning.answering import NATS
 from snowball.pruning.objective import Objective
 
 
