@@ -10,8 +10,7 @@ from snowball.audit.run import Audit
 from snowball.engine.removal import Removal
 from snowball.engine.self_check_result import SelfCheck
 from snowball.progress import Advance
-from snowball.results.recomputed import invalidating
-from snowball.results.store import Store
+from snowball.results.store import Key, Store
 from snowball.tasks.task import GenerationTask, Task
 from snowball.workers.partition import shards_of
 from snowball.workers.pool import SHARDS_PER_WORKER, Pool
@@ -61,10 +60,13 @@ def run_by_workers(audit: Audit, pool: Pool, store: Store, run: int, advance: Ad
             # Whole batches: what an interruption has left is computed as it would have been.
             if (left := tuple(place for place in shard if waiting & set(batches[place])))
         ]
-        with invalidating(store, audit.key(task)):
-            for shard, _ in pool.measure(store, run, shards):
-                done = {item for place in shard.batches for item in batches[place]} & waiting
-                advance(sum(tokens[item] for item in done))
+        for shard, _ in pool.measure(store, run, shards, _key_of(audit)):
+            done = {item for place in shard.batches for item in batches[place]} & waiting
+            advance(sum(tokens[item] for item in done))
+
+
+def _key_of(audit: Audit) -> Callable[[AuditShard], Key]:
+    return lambda shard: audit.key(audit.tasks[shard.task])
 
 
 def _tokens(task: Task) -> Sequence[int]:

@@ -13,10 +13,12 @@ from snowball.cli.options import (
     Device,
     LmEvalTasks,
     Model,
+    RayAddress,
     Revision,
     TaskLimit,
     TokenBudget,
     TrustTaskCode,
+    WorkerCount,
 )
 from snowball.cli.terminal import out as console
 from snowball.cli.terminal import progress_bar, refusals, say, spinner
@@ -109,8 +111,12 @@ def prune(
         int, typer.Option(help="Random sets that are evaluated for comparison.", min=0)
     ] = 20,
     memory: Annotated[
-        float, typer.Option(help="GiB for states kept from one step to the next.", min=0)
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="GiB for states kept from one step to the next; default 1, and none with workers.",
+            min=0,
+        ),
+    ] = None,
     export: Annotated[
         bool,
         typer.Option(help="Write the pruned model as a checkpoint, and test it (--no-export)."),
@@ -118,6 +124,8 @@ def prune(
     device: Device = "cpu",
     dtype: ComputeDType = DType.float32,
     token_budget: TokenBudget = None,
+    workers: WorkerCount = 1,
+    ray: RayAddress = None,
     lm_eval_tasks: LmEvalTasks = None,
     trust_task_code: TrustTaskCode = False,
     revision: Revision = None,
@@ -149,6 +157,9 @@ def prune(
             seed=seed,
         )
         check_amounts(remove, keep)
+        from snowball.workers.workers import read_workers
+
+        chosen = read_workers(workers, ray)
         from snowball.model_tasks import check_tasks, read_tasks
         from snowball.pretrained.precheck import precheck
 
@@ -156,9 +167,10 @@ def prune(
         check_tasks(model, evaluation, evaluation_limit, metric)
         precheck(model, device, revision)
         from snowball.pretrained.loading import load_pretrained
-        from snowball.pruning.folder import run_pruning
+        from snowball.pruning.folder import kept_states, run_pruning
         from snowball.pruning.tables import sheets
 
+        kept_states(memory, chosen)
         with spinner(f"loading {model}"):
             loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
             calibrated, evaluated = (
@@ -188,6 +200,7 @@ def prune(
             export=export,
             revision=revision,
             token_budget=token_budget,
+            workers=chosen,
             tell=say,
             progress=progress_bar,
         )

@@ -46,6 +46,7 @@ from snowball.pruning.objectives import OBJECTIVES
 from snowball.pruning.operations import most_operations, obvious_operations, operations
 from snowball.pruning.overlap import refuse_overlap
 from snowball.pruning.page import write_page
+from snowball.pruning.sharing import PruningJob, share
 from snowball.pruning.tables import steps_csv, tasks_csv
 from snowball.pruning.task_results import RESAMPLES, task_results
 from snowball.pruning.tie_rules import TieRule
@@ -53,12 +54,16 @@ from snowball.pruning.units import Budget, candidates, read_budget, read_kept
 from snowball.results.store import STORE, Store
 from snowball.tasks.reading import check_names
 from snowball.tasks.task import Task
+from snowball.workers.pool import maybe_pool
+from snowball.workers.workers import Workers
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
 
 STEPS, TASKS = "steps.csv", "tasks.csv"
 GIBIBYTE = 2**30
+# GiB of states that a single process keeps, unless it is told otherwise.
+_MEMORY = 1.0
 
 
 class PruningError(SnowballError):
@@ -75,10 +80,11 @@ def run_pruning(
     remove: str = "25%",
     keep: str | None = None,
     random_sets: int = 20,
-    memory: float = 1.0,
+    memory: float | None = None,
     export: bool = True,
     revision: str | None = None,
     token_budget: int | None = None,
+    workers: Workers | None = None,
     tell: Tell = say_nothing,
     progress: Progress = silent,
 ) -> PruningDocument:
@@ -88,8 +94,9 @@ def run_pruning(
     share of them ("25%"), or of the parameters of all layers ("parameters:25%"); or instead `keep`:
     as much as leaves this share ("95%") of the accuracy above chance. `random_sets`: so many random
     sets as large as the one chosen are evaluated beside it. `memory`: GiB for states that are kept
-    from one step to the next. `export`: whether the pruned model is written, too; `revision` as it
-    was given to `load_pretrained`. `token_budget`: tokens in one layer call.
+    from one step to the next, by default 1 in a single process; workers keep none. `export`:
+    whether the pruned model is written, too; `revision` as it was given to `load_pretrained`.
+    `token_budget`: tokens in one layer call. `workers` run the items, each with a model of its own.
 
     Every answer is in `results.sqlite` as soon as it is computed, and what is there is not measured
     again: after an interruption the same call goes on. Besides, the folder gets `prune.json`, which
@@ -97,8 +104,8 @@ def run_pruning(
     `model`, in which every item has the log-likelihoods that were measured.
 
     Raises:
-        PruningError: no tasks to calibrate on, or none to evaluate on; nothing can be removed; the
-            folder holds another pruning.
+        PruningError: no tasks to calibrate on, or none to evaluate on; memory for workers; nothing
+            can be removed; the folder holds another pruning.
         TaskError, MeasurementError: two tasks of one name, or one whose answers are generated.
         OverlapError: an item is calibrated on and evaluated on.
         BudgetError, MethodError, ObjectiveError: the method cannot choose so much, or not by these
@@ -106,12 +113,14 @@ def run_pruning(
         SelfCheckError: the engine disagrees with true deletion of layers.
         AblationError, ActivationError, GradientError: an item too long for the model, a value that
             is NaN or infinite, too little memory.
+        WorkerError: workers cannot be started, or die.
         AcceptanceError: the pruned model that was written is not the one that was measured.
         FileError, StoreError: a file cannot be written, or is another program's.
     """
     started = time.monotonic()
     folder, method = Path(folder), method or Method()
     refuse_file(folder)
+    kept = kept_states(memory, workers)
     _check_tasks(calibration, evaluation)
     depth = int(model.model.config.get_text_config().num_hidden_layers)
     budget = read_budget(remove, depth) if keep is None else read_kept(keep)
@@ -132,11 +141,15 @@ def run_pruning(
             calibration,
             *given,
             with_kl=objective is not None and objective.with_kl,
-            states=StateCache(int(memory * GIBIBYTE)),
+            states=kept,
         )
         judged = Measurements(model, evaluation, *given)
-        chosen = _choose(Chooser(measured, method, budget), tell, progress)
-        calibrated, evaluated = _evaluate(chosen, measured, judged, random_sets, progress)
+        job = PruningJob.of(measured, judged)
+        with maybe_pool(workers, model, job, tell, progress) as pool:
+            if pool is not None:
+                share(pool, measured, judged)
+            chosen = _choose(Chooser(measured, method, budget), tell, progress)
+            calibrated, evaluated = _evaluate(chosen, measured, judged, random_sets, progress)
         exported = Exported(None, None, "not asked for", {})
         if export:
             exported = export_model(
@@ -170,6 +183,22 @@ def run_pruning(
         )
     _write(folder, document)
     return document
+
+
+def kept_states(memory: float | None, workers: Workers | None) -> StateCache:
+    """Where states are kept from one step to the next, in so many GiB.
+
+    Raises:
+        PruningError: there are workers, who do not see what others have kept.
+    """
+    if workers is None:
+        return StateCache(int((_MEMORY if memory is None else memory) * GIBIBYTE))
+    if memory:
+        raise PruningError(
+            f"{memory:g} GiB for states that are kept: workers keep none; leave --memory out, or "
+            "use a single process"
+        )
+    return StateCache(0)
 
 
 def _finished(
@@ -266,10 +295,11 @@ def _estimate(chooser: Chooser) -> str:
     seconds = most_operations(measured, chooser.units, chooser.most_steps) / trial_rate(
         engine, items, answers_only=not measured.with_kl
     )
+    alone = "" if measured.elsewhere is None else " by one process"
     return (
         f"{what}: at most {chooser.most_steps} steps over {len(chooser.units)} units, at most "
-        f"{duration_text(seconds)}; less where units are dropped early. Kept states take at most "
-        f"{measured.states.limit / GIBIBYTE:.1f} GiB."
+        f"{duration_text(seconds)}{alone}; less where units are dropped early. Kept states "
+        f"take at most {measured.states.limit / GIBIBYTE:.1f} GiB."
     )
 
 

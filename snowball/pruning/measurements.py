@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,8 @@ class Measurements:
     recomputed alone, by true deletion. With `with_kl` the KL divergence from the intact model is
     measured too. `states`: kept from one call to the next. `purpose`: for what is measured, by
     which the store keeps what it has cost. `answers`: of one set to one item each, as many as were
-    run.
+    run. `elsewhere`: other processes, which run portions and write them to the store; without them
+    this one does.
 
     Raises:
         MeasurementError: a task of generated answers.
@@ -56,6 +57,7 @@ class Measurements:
     states: StateCache = field(default_factory=lambda: StateCache(0))
     purpose: str = "choosing"
     answers: int = 0
+    elsewhere: Callable[[Sequence[Portion]], Iterator[tuple[Portion, Answered]]] | None = None
 
     def __post_init__(self) -> None:
         self.scored = [_scored(task) for task in self.tasks]
@@ -211,6 +213,9 @@ class Measurements:
         return [portion for portion in found if portion.items]
 
     def _measure(self, portions: Sequence[Portion]) -> Iterator[tuple[Portion, Answered]]:
+        if self.elsewhere is not None:
+            yield from self.elsewhere(portions)
+            return
         for portion in portions:
             yield portion, self.answering.measure(self.store, self.run, portion)
 

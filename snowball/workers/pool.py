@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +19,8 @@ import torch
 
 from snowball.errors import SnowballError
 from snowball.progress import Progress, Tell
-from snowball.results.store import Store
+from snowball.results.recomputed import invalidating
+from snowball.results.store import Key, Store
 from snowball.workers.worker import Given, Job, Measured, RunHeader, Worker
 from snowball.workers.workers import WorkerError, Workers
 
@@ -54,14 +55,17 @@ class Pool:
         store: Store,
         run: int,
         shards: Sequence[_Shard],
+        key_of: Callable[[_Shard], Key],
     ) -> Iterator[tuple[_Shard, Any]]:
         """Yields each shard with what its job returned, as soon as the store has its results.
 
-        Shards go in their order to whoever is free.
+        Shards go in their order to whoever is free. `key_of`: under which the store keeps the
+        results of a shard.
 
         Raises:
             WorkerError: a worker died again and again.
-            SnowballError: what the job raised for a shard.
+            SnowballError: what the job raised for a shard; if it is a SelfCheckError, all results
+                of its key are then marked as wrong in the store.
             StoreError: the store cannot be written.
         """
         import ray
@@ -82,7 +86,8 @@ class Pool:
         while running:
             (ended,), _ = ray.wait(list(running))
             number, shard = running.pop(ended)
-            found = _answer(ended)
+            with invalidating(store, key_of(shard)):
+                found = _answer(ended)
             start(number)
             _absorb(store, found)
             yield shard, found.returned

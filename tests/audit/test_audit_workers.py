@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from audit_inputs import choice_rows, llama, write
+from stored_rows import rows_of
 from worker_processes import killing_a_worker, started_ray
 
 import snowball as package
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.pretrained.loading import Pretrained
 from snowball.progress import Advance
-from snowball.results.store import STORE
 from snowball.workers.workers import Workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here")]
@@ -57,24 +56,6 @@ def alone(model: Pretrained, tasks: list[Any], tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("alone")
     package.run_audit(model, tasks, folder, token_budget=BUDGET)
     return folder
-
-
-def rows_of(folder: Path) -> list[list[Any]]:
-    """Every value, array, answer and document, by names instead of numbers."""
-    keys = "JOIN keys ON keys.id = key JOIN datasets ON datasets.id = keys.dataset"
-    queries = (
-        "SELECT * FROM named_results",
-        "SELECT datasets.name, statistics.name, item, shape, hex(data) "
-        f"FROM arrays {keys} JOIN statistics ON statistics.id = statistic",
-        "SELECT datasets.name, removals.name, item, answer "
-        f"FROM answers {keys} JOIN removals ON removals.id = removal",
-        f"SELECT datasets.name, item, document FROM documents {keys}",
-    )
-    connection = sqlite3.connect(folder / STORE)
-    try:
-        return [sorted(connection.execute(query).fetchall()) for query in queries]
-    finally:
-        connection.close()
 
 
 def assert_same_rows(folder: Path, other: Path) -> None:
