@@ -1,5 +1,6 @@
 """The probe: it finds every way in which rows or branches disturb each other, and nothing else."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from tiny_models import CONFIGS, CONTEXT, DEPTH, VOCABULARY, WINDOW, tiny_model
 from torch import Tensor
 
 from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.engine import row_probe
 from snowball.engine.ablation import AblationEngine
 from snowball.engine.removal import INTACT, Unit
 from snowball.engine.row_probe import (
@@ -98,6 +100,33 @@ def test_interference_is_seen_in_half_precision_too() -> None:
     with pytest.raises(InterferenceError, match="what another branch holds changes"):
         check_interference(engine_of(model), items, seed=0)
     assert check_interference(engine_of(model, RowLayout.SEPARATE), items, seed=0) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("dtype", "roundings", "refused"),
+    [
+        # 82 and 11 were measured of right results of a pretrained model without an early layer.
+        (torch.float32, 100, False),
+        (torch.float32, 1000, True),
+        (torch.bfloat16, 20, False),
+        (torch.bfloat16, 60, True),
+    ],
+)
+def test_running_alone_may_round_but_do_no_more(
+    dtype: torch.dtype, roundings: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama").to(dtype)
+    items = probe_items(model, 30, TOKENS, seed=0)
+    alone = row_probe._alone
+    factor = 1 + roundings * torch.finfo(dtype).eps
+    monkeypatch.setattr(row_probe, "_alone", lambda *given: alone(*given) * factor)
+    expected = (
+        pytest.raises(InterferenceError, match="that there are other rows changes")
+        if refused
+        else nullcontext()
+    )
+    with expected:
+        check_interference(engine_of(model), items, seed=0)
 
 
 def test_what_a_row_of_the_batch_holds_is_named() -> None:
