@@ -1,20 +1,37 @@
-"""What an operation that found no memory wanted, in bytes."""
+"""How much memory there is, and what an operation that found too little wanted, in bytes."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+from pathlib import Path
 
 # As torch says it, of the CPU and of a GPU, and numpy.
 _WANTED = re.compile(
     r"(tried to|Tried to|Unable to) allocate (?P<amount>[\d.]+) (?P<unit>bytes|[KMGTPE]iB)"
 )
+GIBIBYTE = 2**30
 _UNITS = {"bytes": 1} | {f"{letter}iB": 1 << (10 * n) for n, letter in enumerate("KMGTPE", 1)}
 
 
 def memory_bytes() -> int:
     """The memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory_bytes() -> int:
+    """What programs can still take of the memory of this machine."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    return memory_bytes() // 2 if found is None else int(found[1]) << 10
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """What can still be written to a folder that exists."""
+    return shutil.disk_usage(folder).free
 
 
 def shortage(error: BaseException) -> str | None:

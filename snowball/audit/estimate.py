@@ -15,9 +15,15 @@ def estimate(audit: Audit, store: Store) -> str:
         return "Nothing is left to measure: every result is in the store."
     cost = audit.cost(store)
     operations = cost.operations + audit.gradient_operations(store)
+    if audit.streamed:
+        return (
+            f"{len(audit.removals)} models on {cost.tokens:,} tokens: {operations:.2e} operations."
+        )
     generates = any(isinstance(task, GenerationTask) for task in audit.tasks)
     more = ", and more for generation" if generates else ""
     what = f"{len(audit.removals)} models on {cost.tokens:,} tokens"
+    if audit.streamed:
+        return f"{what}: {operations:.2e} operations."
     return (
         f"{what if cost.tokens else 'Only gradients are left'}: {operations:.2e} operations, "
         f"about {duration_text(estimated_seconds(audit, store))}{more}."

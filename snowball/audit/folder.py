@@ -19,6 +19,7 @@ from snowball.audit.estimate import estimate
 from snowball.audit.page import write_report
 from snowball.audit.run import Audit, AuditError
 from snowball.audit.sharing import AuditJob, run_by_workers
+from snowball.audit.streaming import plan_streaming, run_streamed
 from snowball.audit.summary import Summary, dataset_numbers, summarise
 from snowball.audit.tables import layer_csv, removal_csv
 from snowball.dtypes import DType
@@ -26,7 +27,9 @@ from snowball.engine.named_removals import named_removals
 from snowball.engine.removal import Removal
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import make_folder, refuse_file, write_text
+from snowball.memory import GIBIBYTE, free_disk_bytes, free_memory_bytes
 from snowball.pretrained.loading import device_name
+from snowball.pretrained.streamed import bytes_read, is_streamed, layer_bytes
 from snowball.progress import Progress, Tell, say_nothing, silent
 from snowball.provenance import provenance
 from snowball.results.store import STORE, Store
@@ -39,6 +42,8 @@ from snowball.workers.workers import Workers
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
 
+# States of a streamed audit, while it runs.
+SPOOL = "spool"
 LAYERS, REMOVALS = "layers.csv", "removals.csv"
 
 # In the provenance of a run in the store: the self-check under which it measured.
@@ -54,6 +59,7 @@ def run_audit(
     seed: int = 0,
     token_budget: int | None = None,
     workers: Workers | None = None,
+    memory: float | None = None,
     tell: Tell = say_nothing,
     progress: Progress = silent,
 ) -> AuditDocument:
@@ -63,8 +69,10 @@ def run_audit(
     "3.attention+4.mlp". `seed` is that of the bootstrap behind the intervals, and of the halves
     behind the noise ceiling; nothing is measured again for another one. `token_budget` bounds the
     tokens in one layer call, and so the memory; default 2048 (CPU) or 32768 (GPU). `workers`
-    measure the items, each with a model of its own. `tell` is called with sentences: how the
-    self-check went, how long it will take.
+    measure the items, each with a model of its own. `memory`: GiB for the states of a streamed
+    model between two layers, by default half of what is free; what exceeds it lies in a spool in
+    the folder, from which a killed audit goes on at its layer. `tell` is called with sentences: how
+    the self-check went, how long it will take.
 
     Every result is in `results.sqlite` as soon as it is computed, and what is there is not measured
     again: after an interruption, or with more tasks or removals, the same call goes on. If nothing
@@ -84,6 +92,7 @@ def run_audit(
     started = time.monotonic()
     folder = Path(folder)
     refuse_file(folder)
+    _check_workers(model, workers)
     if not tasks:
         raise AuditError("no tasks: give at least one, as read_tasks returns them")
     check_names(tasks)
@@ -97,7 +106,10 @@ def run_audit(
         if tell is not say_nothing:
             tell(estimate(audit, store))
         if finished is None:
-            _measure(audit, store, workers, tell, progress)
+            if audit.streamed:
+                _measure_streamed(audit, store, folder, memory, tell, progress)
+            else:
+                _measure(audit, store, workers, tell, progress)
         with progress("statistics", 1, "summaries") as advance:
             summary = _summary(audit, store, seed)
             advance(1)
@@ -106,6 +118,14 @@ def run_audit(
     document = AuditDocument.of(_run(audit, seed, checked), summary, time.monotonic() - started)
     _write(folder, document, tell)
     return document
+
+
+def _check_workers(model: Pretrained, workers: Workers | None) -> None:
+    if workers is not None and is_streamed(model.model):
+        raise AuditError(
+            "a streamed model is measured by one process, for all batches pass a layer together: "
+            "leave out the workers, or load the model without streaming"
+        )
 
 
 def _finished(
@@ -184,9 +204,7 @@ def _tell_standing_check(checked: StandingCheckResult, tell: Tell) -> None:
 def _measure(
     audit: Audit, store: Store, workers: Workers | None, tell: Tell, progress: Progress
 ) -> None:
-    hashes = tuple(task.sha256 for task in audit.tasks)
-    check = _CheckedRun(audit.pretrained.sha256, hashes, audit.self_check)
-    run = store.begin_run({**provenance(), _SELF_CHECK: to_json(check)})
+    run = _begin_run(audit, store)
     with (
         maybe_pool(workers, audit.pretrained, AuditJob.of(audit), tell, progress) as pool,
         progress("measuring", audit.cost(store).tokens, "tokens") as advance,
@@ -200,6 +218,30 @@ def _measure(
         for task in audit.tasks:
             audit.measure_taylor(task, store, run)
             advance(1)
+
+
+def _measure_streamed(
+    audit: Audit,
+    store: Store,
+    folder: Path,
+    memory: float | None,
+    tell: Tell,
+    progress: Progress,
+) -> None:
+    run, model = _begin_run(audit, store), audit.pretrained.model
+    most = free_memory_bytes() // 2 if memory is None else int(memory * GIBIBYTE)
+    plan = plan_streaming(audit, store, folder / SPOOL, most, free_disk_bytes(folder) // 2)
+    tell(plan.text(model))
+    with progress("measuring", len(plan.sweeps) * audit.engine.stack.depth, "layers") as advance:
+        run_streamed(audit, plan, store, run, tell, advance)
+    times = bytes_read(model) / layer_bytes(model)
+    tell(f"The layers were read {1 + times:.0f} times in all.")  # once when it was loaded
+
+
+def _begin_run(audit: Audit, store: Store) -> int:
+    hashes = tuple(task.sha256 for task in audit.tasks)
+    check = _CheckedRun(audit.pretrained.sha256, hashes, audit.self_check)
+    return store.begin_run({**provenance(), _SELF_CHECK: to_json(check)})
 
 
 def _summary(audit: Audit, store: Store, seed: int) -> Summary:

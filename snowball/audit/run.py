@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +11,13 @@ from snowball.engine.ablation import AblationEngine, ItemAblation
 from snowball.engine.cost import Cost, engine_cost
 from snowball.engine.generation import check_lengths, generate
 from snowball.engine.gradients import GradientError, TaylorScores, UndefinedTaylor, taylor_scores
+from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Removal, plan_removals, removal_name
 from snowball.engine.self_check import check_engine
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.engine.standing_check import StandingCheck
 from snowball.errors import SnowballError
+from snowball.pretrained.streamed import is_streamed
 from snowball.progress import Advance
 from snowball.results.recomputed import DIFFERENCE, invalidating, note_difference, recomputed
 from snowball.results.store import ItemResult, Key, Store
@@ -52,7 +54,8 @@ class Audit:
     tasks is given. Which items of a task are recomputed while it runs follows from its hash.
 
     Raises:
-        AuditError: fewer than three layers, or a task of one item.
+        AuditError: fewer than three layers, a task of one item, or one whose answers are generated
+            by a streamed model.
         SelfCheckError: the engine disagrees with true deletion on the given tasks, even with a row
             for each continuation.
         AblationError: an item is longer than the model's context.
@@ -70,13 +73,20 @@ class Audit:
         self.pretrained = pretrained
         self.tasks = tuple(tasks)
         self._check_sizes()
+        self._check_streaming()
         self.removals = (INTACT, *(removal for removal in removals if removal != INTACT))
+        self._stack = LayerStack(pretrained.model)
         self.self_check = self_check or check_engine(
-            pretrained.model, self.tasks, self.removals, token_budget
+            self._stack, self.tasks, self.removals, token_budget
         )
         self.engine = self._engine(self.removals, token_budget)
         for task in self.tasks:
             self._check_items(task)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the model's layers are read from files whenever they run."""
+        return self._stack.streamed
 
     def key(self, task: Task) -> Key:
         """Under which the store keeps the results of a task."""
@@ -115,7 +125,7 @@ class Audit:
     def to_recompute(self, task: Task, store: Store) -> set[int]:
         """The places of the items whose results are still to be compared with true deletion."""
         checked = {item for item, _ in store.each_value(self._check_key(task), DIFFERENCE)}
-        return set(self._standing_check(task).sample - checked)
+        return set(self.standing_check_of(task).sample - checked)
 
     def cost(self, store: Store) -> Cost:
         """The cost of what is not yet in the store (of generation, the prompts only)."""
@@ -156,26 +166,47 @@ class Audit:
             return
         if only is not None:  # numbered among the batches of all items
             indices, items = list(range(len(task.items))), list(task.items)
-        check = self._standing_check(task)
+        check = self.standing_check_of(task)
+
+        def compare(one: ItemAblation) -> float:
+            return check.compare(indices[one.item], items[one.item], one)
+
         for batch in self.engine.run(items, only):
-            for one in batch:
-                index = indices[one.item]
-                if index in check.sample:
-                    with invalidating(store, self.key(task)):
-                        worst = check.compare(index, items[one.item], one)
-                    self._note_check(task, store, run, index, check.places(index), worst)
-            found = [_result(task, indices[one.item], one) for one in batch]
-            store.write(run, self.key(task), self.names(), found)
+            self.record(task, store, run, indices, batch, compare)
             advance(sum(items[one.item].packed_tokens for one in batch))
+
+    def record(
+        self,
+        task: ScoredTask,
+        store: Store,
+        run: int,
+        indices: Sequence[int],
+        batch: Sequence[ItemAblation],
+        compare: Callable[[ItemAblation], float],
+    ) -> None:
+        """Writes what was found of a batch of the items that stand at `indices` in a task.
+
+        Those of the random sample are compared with true deletion first, by `compare`; raises as
+        `run`.
+        """
+        check = self.standing_check_of(task)
+        for one in batch:
+            index = indices[one.item]
+            if index in check.sample:
+                with invalidating(store, self.key(task)):
+                    worst = compare(one)
+                self._note_check(task, store, run, index, check.places(index), worst)
+        found = [_result(task, indices[one.item], one) for one in batch]
+        store.write(run, self.key(task), self.names(), found)
 
     def standing_check(self, store: Store) -> StandingCheckResult:
         """What the random samples of all tasks have shown so far."""
         return recomputed(store, [self._check_key(task) for task in self.tasks])
 
-    def _standing_check(self, task: Task) -> StandingCheck:
+    def standing_check_of(self, task: Task) -> StandingCheck:
         """Of a sample that any run on the task draws, so that none is measured twice."""
-        model, items = self.pretrained.model, len(task.items)
-        return StandingCheck(model, self.removals, items, seed=int(task.sha256, 16))
+        seed = int(task.sha256, 16)
+        return StandingCheck(self._stack, self.removals, len(task.items), seed)
 
     def _note_check(
         self,
@@ -216,12 +247,16 @@ class Audit:
     def taylor(self, task: Task, store: Store) -> TaylorScores | UndefinedTaylor | None:
         """Taylor scores from the store; None where no right answer is known as tokens.
 
+        A streamed model has only those that were measured of it in memory.
+
         Raises:
             StoreError: they have not been measured.
         """
         if not isinstance(task, ScoredTask):
             return None
         key = self._taylor_key(task)
+        if self.streamed and store.missing(key, [_INTACT], 1):
+            return None
         items = int(store.values(key, "items", [_INTACT], 1)[0, 0])
         if store.known_values(key, _UNDEFINED, _INTACT, 1)[0] == 1:
             return UndefinedTaylor(items)
@@ -233,8 +268,19 @@ class Audit:
 
     def _lacks_taylor(self, task: Task, store: Store) -> bool:
         """Whether Taylor scores of the task are still to be measured."""
-        known = isinstance(task, ScoredTask)
+        known = isinstance(task, ScoredTask) and not self.streamed
         return known and bool(store.missing(self._taylor_key(task), [_INTACT], 1))
+
+    def _check_streaming(self) -> None:
+        if not is_streamed(self.pretrained.model):
+            return
+        for task in self.tasks:
+            if isinstance(task, GenerationTask):
+                raise AuditError(
+                    f"task {task.name}: its answers are generated, token by token, and a streamed "
+                    "model would be read once for each token: leave the task out, or load the "
+                    "model without streaming"
+                )
 
     def _check_sizes(self) -> None:
         depth = self.pretrained.model.config.get_text_config().num_hidden_layers
@@ -268,7 +314,7 @@ class Audit:
             text = task.decode(tokens)
             return any(stop in text for stop in task.until)
 
-        check = self._standing_check(task)
+        check = self.standing_check_of(task)
         waiting = [task.prompts[index] for index in indices]
         sources = [task.sources[index] for index in indices]
         for batch in generate(self.engine, waiting, sources, task.new_tokens, finished):
@@ -296,7 +342,7 @@ class Audit:
 
     def _engine(self, removals: Sequence[Removal], token_budget: int | None) -> AblationEngine:
         return AblationEngine(
-            self.pretrained.model,
+            self._stack,
             removals,
             token_budget=token_budget,
             layout=self.self_check.rows,

@@ -15,6 +15,7 @@ from snowball.cli.options import (
     Model,
     RayAddress,
     Revision,
+    Stream,
     TaskLimit,
     TokenBudget,
     TrustTaskCode,
@@ -56,6 +57,16 @@ def audit(
     device: Device = "cpu",
     dtype: ComputeDType = DType.float32,
     token_budget: TokenBudget = None,
+    stream: Stream = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            help="GiB for the states of a streamed audit between two layers, by default half of "
+            "what is free; what exceeds it lies in a spool in the run folder, from which a killed "
+            "audit goes on at its layer.",
+            min=0,
+        ),
+    ] = None,
     workers: WorkerCount = 1,
     ray: RayAddress = None,
     lm_eval_tasks: LmEvalTasks = None,
@@ -80,14 +91,16 @@ def audit(
         from snowball.workers.workers import read_workers
 
         chosen = read_workers(workers, ray)
-        _refuse_early(model, task or [], metric, limit, remove or [], device, revision)
+        _refuse_early(model, task or [], metric, limit, remove or [], device, revision, stream)
         from snowball.audit.folder import run_audit
         from snowball.audit.tables import sheets
         from snowball.model_tasks import read_tasks
         from snowball.pretrained.loading import load_pretrained
 
         with spinner(f"loading {model}"):
-            loaded = load_pretrained(model, device=device, dtype=dtype, revision=revision)
+            loaded = load_pretrained(
+                model, device=device, dtype=dtype, revision=revision, stream=stream
+            )
             tasks = read_tasks(
                 loaded,
                 task or [],
@@ -104,6 +117,7 @@ def audit(
             seed=seed,
             token_budget=token_budget,
             workers=chosen,
+            memory=memory,
             tell=say,
             progress=progress_bar,
         )
@@ -120,6 +134,7 @@ def _refuse_early(
     remove: list[str],
     device: str,
     revision: str | None,
+    stream: bool,
 ) -> None:
     """Refuses what can be refused before torch is imported, the Hub coming last."""
     from snowball.engine.named_removals import check_removal_names
@@ -128,7 +143,7 @@ def _refuse_early(
 
     check_removal_names(remove)
     check_tasks(model, tasks, limit, metric)
-    precheck(model, device, revision)
+    precheck(model, device, revision, stream)
 
 
 def report(

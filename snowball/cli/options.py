@@ -20,6 +20,14 @@ Model = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 ComputeDType = Annotated[DType, typer.Option(help="Dtype to compute in.")]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Leave the layers in their safetensors files, and read each when it runs: for a model "
+        "larger than the memory.",
+    ),
+]
 TokenBudget = Annotated[
     int | None,
     typer.Option(help="Tokens in one layer call; default 2048 (CPU), 32768 (GPU).", min=1),

@@ -29,6 +29,7 @@ from snowball.engine.removal import INTACT, Plan, Removal, Unit, plan_removals
 from snowball.engine.self_check_result import RowLayout
 from snowball.engine.shared_prefixes import group_rows
 from snowball.engine.state_cache import StateCache
+from snowball.engine.streamed_pass import sweep
 from snowball.tasks.item import Item
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class AblationEngine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | LayerStack,
         removals: Sequence[Removal],
         *,
         reference: Removal = INTACT,
@@ -76,7 +77,7 @@ class AblationEngine:
         layout: RowLayout = RowLayout.PACKED,
         share_prefixes: bool = True,
     ) -> None:
-        self.stack = LayerStack(model)
+        self.stack = LayerStack.of(model)
         self.plan = plan_removals(removals, self.stack.depth, reference=reference)
         for removal in self.plan.removals:
             for unit in removal:
@@ -113,6 +114,9 @@ class AblationEngine:
     ) -> Iterator[list[ItemAblation]]:
         """Yields the results of one batch after the other; `ItemAblation.item` is the index.
 
+        Where weights are streamed, all batches pass a layer together, and the first results come
+        with the last layer.
+
         `only`: the batches to run, by their numbers in `groups`; by default all of them.
 
         Raises:
@@ -120,12 +124,14 @@ class AblationEngine:
                 logit is NaN or infinite, or memory is too small for a single item.
             ActivationError: a state is zero, NaN or infinite.
         """
+        if self.stack.streamed:
+            return (found for _, found in _run_together([Batches(self, items, only)]))
 
         def through_all_layers(group: RowGroup) -> list[ItemAblation]:
             batch = self.enter(items, group.rows, group.prefix_length)
             for layer in range(self.stack.depth):
                 batch.advance(layer)
-            self._count(self.plan, group)
+            self.count(group)
             return batch.finish()
 
         return self._run(items, through_all_layers, only)
@@ -163,6 +169,10 @@ class AblationEngine:
             states.record(layer + 1, batch)
         self._count(plan, group)
         return batch.answers()
+
+    def count(self, group: RowGroup) -> None:
+        """Counts a batch that has passed the layers as work that is done."""
+        self._count(self.plan, group)
 
     def _count(self, plan: Plan, group: RowGroup) -> None:
         self.work.layer_tokens += plan.layer_runs * group.tokens
@@ -210,10 +220,14 @@ class AblationEngine:
 
     def enter(self, items: Sequence[Item], rows: Sequence[Row], prefix_length: int = 0) -> Pass:
         """A pass that has entered the first layer, of rows of the items behind their prefix."""
-        batch = batch_rows(rows, self.stack.device, prefix_length)
-        entered = Pass(self.stack, self.plan, batch, items, self.token_budget)
+        entered = self.new_pass(items, RowGroup(tuple(rows), prefix_length))
         entered.enter()
         return entered
+
+    def new_pass(self, items: Sequence[Item], group: RowGroup) -> Pass:
+        """A pass of a batch, which has not entered yet."""
+        batch = batch_rows(group.rows, self.stack.device, group.prefix_length)
+        return Pass(self.stack, self.plan, batch, items, self.token_budget)
 
     def check_item(self, item: Item) -> None:
         """Raises AblationError for an item beyond the model's context, or with ids it lacks."""
@@ -236,6 +250,72 @@ class AblationEngine:
         self.token_budget //= 2
         if self.stack.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+class Batches:
+    """All batches of a run of an engine, each a pass that whoever asks for them has to advance.
+
+    Raises as `AblationEngine.run` does for items that the model cannot read.
+    """
+
+    def __init__(
+        self, engine: AblationEngine, items: Sequence[Item], only: Container[int] | None = None
+    ) -> None:
+        for item in items:
+            engine.check_item(item)
+        bundles = [engine.rows(index, item) for index, item in enumerate(items)]
+        self._engine = engine
+        self._gathered = _Gathered[ItemAblation](bundles)
+        groups = engine.groups(items)
+        chosen = [group for n, group in enumerate(groups) if only is None or n in only]
+        self._groups = {engine.new_pass(items, group): group for group in chosen}
+        self.passes = list(self._groups)
+
+    @property
+    def stack(self) -> LayerStack:
+        return self._engine.stack
+
+    def finish(self, passed: Pass) -> list[ItemAblation]:
+        """The items that are complete with what a pass has found, which has passed all layers."""
+        group = self._groups[passed]
+        self._engine.count(group)
+        return self._gathered.add(group.rows, passed.finish())
+
+
+def run_each(
+    jobs: Sequence[tuple[AblationEngine, Sequence[Item]]],
+) -> list[list[ItemAblation]]:
+    """What each engine finds on its items, in their order; all engines are of one model.
+
+    Streamed weights are read once for all of them. Raises as `AblationEngine.run`.
+    """
+    if jobs and jobs[0][0].stack.streamed:
+        found: list[list[ItemAblation]] = [[] for _ in jobs]
+        for job, complete in _run_together([Batches(*job) for job in jobs]):
+            found[job] += complete
+    else:
+        found = [[one for batch in engine.run(items) for one in batch] for engine, items in jobs]
+    return [sorted(one, key=lambda one: one.item) for one in found]
+
+
+def _run_together(jobs: Sequence[Batches]) -> Iterator[tuple[int, list[ItemAblation]]]:
+    """Takes the batches of all jobs through the layers; yields the items that are complete."""
+    passes = [(number, one) for number, job in enumerate(jobs) for one in job.passes]
+    if not passes:
+        return
+    stack = jobs[0].stack
+    swept = sweep(stack, [one for _, one in passes])
+    try:
+        for (number, _), passed in zip(passes, swept, strict=True):
+            if complete := jobs[number].finish(passed):
+                yield number, complete
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise AblationError(
+            f"memory runs out while all batches pass a layer together ({error}): give a smaller "
+            "token budget, or fewer items at once"
+        ) from error
 
 
 class _Gathered(Generic[_Found]):

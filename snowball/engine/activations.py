@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -104,6 +104,44 @@ class ActivationRecorder:
         self._before = after
         self._last_states.append(after[self._ends])
 
+    def save(self) -> dict[str, Tensor]:
+        """What was seen so far, but for the states that the batch holds.
+
+        Raises:
+            ActivationError: a state is zero, NaN or infinite.
+        """
+        _refuse(self._undefined)
+        self._undefined.clear()
+        kept: dict[str, Sequence[Tensor]] = {
+            "scores": [torch.stack(list(one)) for one in self._scores],  # [kinds, tokens] each
+            "attention": self._attention,
+            "mlp": self._mlp,
+            "last_states": self._last_states,
+        }
+        saved = {name: torch.stack(list(one)) for name, one in kept.items() if one}
+        return {**saved, "divergence": self._divergence}
+
+    def restore(
+        self,
+        depth: int,
+        states: Float[Tensor, "slots places hidden"],
+        saved: Mapping[str, Tensor],
+    ) -> None:
+        """Goes on from what was saved after `depth` layers, when the batch held these states."""
+        slot = self._plan.reference_slot(depth - 1) if depth else self._plan.start
+        self._before = self._all.of(states[slot])
+        self._scores = [metrics.LayerScores(*one) for one in saved.get("scores", ())]
+        self._attention = list(saved.get("attention", ()))
+        self._mlp = list(saved.get("mlp", ()))
+        self._last_states = list(saved["last_states"])
+        self._divergence = saved["divergence"]
+        self._undefined = []
+
+    def release(self) -> None:
+        """Frees what was saved."""
+        self._before = self._divergence = torch.empty(0)
+        self._scores, self._attention, self._mlp, self._last_states = [], [], [], []
+
     def _look(
         self, vector: str, layer: int, states: Float[Tensor, "counted_tokens hidden"]
     ) -> None:
@@ -198,6 +236,8 @@ class _Undefined:
 
 def _refuse(notes: Sequence[_Undefined]) -> None:
     """Raises ActivationError for the first note that holds anywhere: waits for the device once."""
+    if not notes:
+        return
     found = torch.stack([note.where.any() for note in notes]).tolist()
     for note, holds in zip(notes, found, strict=True):
         if holds:

@@ -25,13 +25,23 @@ class BatchLayers:
     def __init__(self, stack: LayerStack, batch: RowBatch) -> None:
         self._stack = stack
         self._batch = batch
-        self._prefix = _Calls(1, _enter_prefix(stack, batch)) if batch.prefix_length else None
-        self._rows = _Calls(len(batch.rows), _enter_rows(stack, batch))
+        prefix = _enter_prefix(stack, batch) if batch.prefix_length else None
+        rows = _enter_rows(stack, batch)
+        self._prefix = None if prefix is None else _Calls(1, prefix.calls)
+        self._rows = _Calls(len(batch.rows), rows.calls)
+        self._entering = [rows.hidden] if prefix is None else [prefix.hidden, rows.hidden]
 
     def entering(self) -> Float[Tensor, "places hidden"]:
-        """h_0."""
-        parts = [self._prefix, self._rows] if self._prefix else [self._rows]
-        return torch.cat([part.entry.hidden.flatten(0, 1) for part in parts])
+        """h_0, once."""
+        hidden = torch.cat([part.flatten(0, 1) for part in self._entering])
+        del self._entering
+        return hidden
+
+    def forget_copies(self) -> None:
+        """Frees what was repeated for several slots; it is repeated again where it is needed."""
+        for part in (self._prefix, self._rows):
+            if part is not None:
+                part.forget_copies()
 
     def run(
         self, layer: int, hidden: Float[Tensor, "slots places hidden"]
@@ -75,9 +85,12 @@ class _Calls:
     """Layer calls for several slots at once; what layers share is repeated once per batch."""
 
     rows: int
-    entry: Entry
+    calls: tuple[LayerCall, ...]
     # Holding the tensor beside its copy keeps its id from being given to another.
     _made: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def forget_copies(self) -> None:
+        self._made.clear()
 
     def call(self, layer: int, slots: int) -> LayerCall:
         """The call of a layer for the rows of `slots` slots, one slot after the other."""
@@ -88,4 +101,4 @@ class _Calls:
                 self._made[id(value), slots] = (value, copies)
             return self._made[id(value), slots][1]
 
-        return self.entry.calls[layer].with_rows(slots * self.rows, repeat)
+        return self.calls[layer].with_rows(slots * self.rows, repeat)

@@ -9,6 +9,7 @@ next batch (what the engine does), or all batches through a layer and then the n
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from snowball.tasks.item import Item
 
 # Hidden units of an MLP per coordinate of the stream, in most decoders.
 _UNITS_PER_COORDINATE = 4
+# Among what a pass saves.
+_STATES = "states"
 # With fewer states at once a product with the unembedding waits for memory.
 _FEWEST_ROWS = 64
 
@@ -172,6 +175,50 @@ class Pass:
     def answers(self) -> list[ItemAnswers]:
         """What every removal answers to each item of the batch; raises as `finish`."""
         return self._answers(*self._read())
+
+    @property
+    def key(self) -> str:
+        """A hash of all that its results depend on, but for the model."""
+        names = [removal_name(removal) for removal in self.plan.removals]
+        prefix = self.batch.prefix_length
+        what = (names, self.plan.reference, self.plan.wanted, prefix, self._token_budget)
+        items = [self._items[row.item] for row in self.batch.rows]
+        return hashlib.sha256(repr((what, self.batch.rows, items)).encode()).hexdigest()
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the states of all removals, as they are at the end."""
+        return len(self.plan.removals) * self.batch.size * self._stack.state_bytes
+
+    @torch.inference_mode()
+    def save(self) -> dict[str, Tensor]:
+        """What a pass that has entered needs in order to go on from here: `restore` takes it.
+
+        Raises:
+            ActivationError: a state is zero, NaN or infinite.
+        """
+        assert self._recorder is not None, "a pass for answers only is not interrupted"
+        self._layers.forget_copies()
+        live = as_slice(self.plan.live(self._next_layer))
+        return {**self._recorder.save(), _STATES: self.states[live]}
+
+    @torch.inference_mode()
+    def restore(self, depth: int, saved: Mapping[str, Tensor]) -> None:
+        """Goes on from what was saved after `depth` layers, by a pass of the same batch."""
+        assert self._recorder is not None, "a pass for answers only is not interrupted"
+        live, device = self.plan.live(depth), self._stack.device
+        on_device = {name: one.to(device) for name, one in saved.items()}
+        states = on_device.pop(_STATES)  # [live slots, places, hidden]
+        self.states = states.new_empty(len(self.plan.removals), *states.shape[1:])
+        self.states[as_slice(live)] = states
+        self._next_layer = depth
+        self._recorder.restore(depth, self.states, on_device)
+
+    def release(self) -> None:
+        """Frees what was saved, or is no longer needed."""
+        assert self._recorder is not None, "a pass for answers only is not interrupted"
+        del self.states
+        self._recorder.release()
 
     def _read(self) -> tuple[ReadPositions, Predictions]:
         if self._next_layer < self._stack.depth:

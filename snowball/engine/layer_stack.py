@@ -7,19 +7,21 @@ prepares and hands to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import starmap, takewhile
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from snowball.engine.removal import Part, Unit
 from snowball.errors import SnowballError
+from snowball.pretrained.streamed import held, is_streamed
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -122,6 +124,23 @@ class LayerStack:
         }
         self._runs = {run.module: run for run in runs}
         self._adders: dict[nn.Module, bool] = {}
+        self.streamed = is_streamed(model)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel | LayerStack) -> LayerStack:
+        """The layers of a model; a stack is what is known of them already, and is returned."""
+        return model if isinstance(model, LayerStack) else cls(model)
+
+    def without(self, gone: Collection[int]) -> LayerStack:
+        """The stack of the model while some of its layers are deleted."""
+        left = copy(self)
+        left.layers = [one for layer, one in enumerate(self.layers) if layer not in gone]
+        left.depth = len(left.layers)
+        return left
+
+    def held(self, layer: int) -> AbstractContextManager[None]:
+        """Within it the weights of a layer stay in memory, if they are streamed from files."""
+        return held(self.layers[layer])
 
     @property
     def device(self) -> torch.device:
@@ -203,20 +222,31 @@ class LayerStack:
         `vocabulary_pieces`.
         """
 
-        def source(*args: Any, **kwargs: Any) -> Any:
-            return self._output(hidden[:, None])
-
-        def skip(*args: Any, **kwargs: Any) -> Any:
-            return self._output(_first_argument(args, kwargs))
-
-        first, *others = self.layers
-        forwards: dict[nn.Module, Forward] = {first: source, **dict.fromkeys(others, skip)}
+        forwards = self._handing_on(hidden[:, None])
         if piece is not None and len(piece) < self.vocabulary_size:
             forwards[self._unembedding] = _product_with(self._unembedding, piece)
         # One token a row, so that all stand at position 0, which every model has.
         dummies = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.device)
         with replaced_forwards(forwards):
             return self.model(input_ids=dummies, use_cache=False).logits[:, 0]
+
+    def logits(
+        self, ids: Int[Tensor, "rows length"], hidden: Float[Tensor, "rows length hidden"]
+    ) -> Float[Tensor, "rows length vocabulary"]:
+        """Logits of a run of the model on these ids, whose layers have given h_L."""
+        with replaced_forwards(self._handing_on(hidden)):
+            return self.model(input_ids=ids, use_cache=False).logits
+
+    def _handing_on(self, hidden: Float[Tensor, "rows length hidden"]) -> dict[nn.Module, Forward]:
+        """Forwards of all layers that hand on h_L, which has been computed before."""
+
+        def source(*args: Any, **kwargs: Any) -> Any:
+            return self._output(hidden)
+
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            return self._output(_first_argument(args, kwargs))
+
+        return {layer: skip if place else source for place, layer in enumerate(self.layers)}
 
     def vocabulary_pieces(self, size: int) -> list[range]:
         """The vocabulary in pieces of at most so many tokens; whole, where no piece can be had."""
@@ -296,21 +326,28 @@ class LayerStack:
                 f"layer {layer} has {len(children)} modules that look like its {part}, among "
                 f"{', '.join(kinds)}: remove whole layers of this model, not sublayers"
             )
-        if self._adds_stream(children[0]):
+        if self._adds_stream(children[0], layer):
             raise LayerStackError(
                 f"the {part} of layer {layer} ({type(children[0]).__name__}) adds its own input to "
                 "what it computes: remove whole layers of this model, not sublayers"
             )
         return children[0]
 
-    def _adds_stream(self, module: nn.Module) -> bool:
+    def _adds_stream(self, module: nn.Module, layer: int) -> bool:
         if module not in self._adders:
-            self._adders[module] = _hands_on_stream(self._runs[module])
+            with self.held(layer):
+                self._adders[module] = _hands_on_stream(self._runs[module])
         return self._adders[module]
 
     def _output(self, hidden: Tensor) -> Any:
         """Hidden states in the form in which this model's layers return them."""
         return _as_output(hidden, self._tuple_lengths[self.layers[0]])
+
+    @property
+    def state_bytes(self) -> int:
+        """What the state of a token takes."""
+        state = _hidden_of(self._runs[self.layers[-1]].output)
+        return state.shape[-1] * state.element_size()
 
     def token_bytes(self, slots: int) -> int:
         """About what a token takes in memory, with its states in all slots."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from snowball.engine.ablation import AblationEngine
+from snowball.engine.ablation import AblationEngine, run_each
 from snowball.errors import SnowballError
 from snowball.tasks.item import Item, TokenIds
 
@@ -143,19 +143,19 @@ def check_interference(
     """
     random = np.random.default_rng(seed + 1)
     tokens = sorted({token for item in items for one in item.continuations for token in one})
-    before = _loglikelihoods(engine, items)
     siblings = [_changed(random, tokens, item) for item in items]
     others = [
         item if place % 2 else _changed_wholly(random, tokens, item, prefix_length)
         for place, item in enumerate(items)
     ]
-    after, among = _loglikelihoods(engine, siblings), _loglikelihoods(engine, others)
+    apart = [[replace(item, continuations=(one,))] for item in items for one in item.continuations]
+    before, after, among, *alones = _loglikelihoods(engine, [items, siblings, others, *apart])
     dtype = engine.stack.model.dtype
     same, without_company = _roundings(dtype), _roundings_alone(dtype)
     worst = 0.0
     for place, item in enumerate(items):
-        count = len(item.continuations)
-        alone = [_alone(engine, item, choice) for choice in range(count)]
+        # Of each continuation in a batch of its own.
+        alone = [alones.pop(0)[0] for _ in item.continuations]
         pairs = [("what another branch holds", before[place][:, -1:], after[place][:, -1:])]
         if place % 2:
             pairs.append(("what another row holds", before[place], among[place]))
@@ -165,11 +165,6 @@ def check_interference(
         found = torch.cat(alone, dim=1)
         worst = max(worst, _compare(engine, item, found, before[place], company, without_company))
     return worst
-
-
-def _alone(engine: AblationEngine, item: Item, choice: int) -> Float[Tensor, "removals 1"]:
-    """The log-likelihoods of one continuation in a batch of its own."""
-    return _loglikelihoods(engine, [replace(item, continuations=(item.continuations[choice],))])[0]
 
 
 def _compare(
@@ -211,7 +206,8 @@ def _changed_wholly(
 
 
 def _loglikelihoods(
-    engine: AblationEngine, items: Sequence[Item]
-) -> list[Float[Tensor, "removals continuations"]]:
-    found = {one.item: one.loglikelihoods for batch in engine.run(items) for one in batch}
-    return [found[place] for place in range(len(items))]
+    engine: AblationEngine, lists: Sequence[Sequence[Item]]
+) -> list[list[Float[Tensor, "removals continuations"]]]:
+    """Of each list of items, which are run in batches of their own."""
+    found = run_each([(engine, items) for items in lists])
+    return [[one.loglikelihoods for one in of_list] for of_list in found]

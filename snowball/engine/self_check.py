@@ -7,7 +7,8 @@ removed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from snowball.engine.ablation import AblationEngine, out_of_memory
-from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
+from snowball.engine.ablation import AblationEngine, out_of_memory, run_each
+from snowball.engine.deletion import DeletedRun, deleted, loglikelihoods_one_by_one
 from snowball.engine.generation import generate
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Removal, removal_name
 from snowball.engine.row_probe import check_interference, probe_items, prompts_before_switches
 from snowball.engine.self_check_result import RowLayout, SelfCheck
 from snowball.engine.shared_prefixes import FEWEST_SHARED
+from snowball.engine.streamed_pass import sweep
 from snowball.errors import SnowballError
 from snowball.tasks.item import Item, TokenIds
 from snowball.tasks.task import GenerationTask, Task
@@ -45,7 +47,7 @@ class SelfCheckError(SnowballError):
 
 
 def check_engine(
-    model: PreTrainedModel,
+    model: PreTrainedModel | LayerStack,
     tasks: Sequence[Task],
     removals: Sequence[Removal],
     token_budget: int | None = None,
@@ -63,14 +65,14 @@ def check_engine(
             not what it generates without.
         LayerStackError: the layers of the model cannot be found.
     """
-    stack, chosen = LayerStack(model), _some(removals)
+    stack, chosen = LayerStack.of(model), _some(removals)
     own = [_beginning(task.items[index]) for task in tasks for index in forms(task.items)]
     longest = max(map(_longest, tasks), default=0)
     tokens = sorted(
         {token for item in own for ids in (item.context, *item.continuations) for token in ids}
     )
     longest = min(longest, stack.context_length or longest)
-    probes = probe_items(model, longest, tokens, seed) if tokens else []
+    probes = probe_items(stack.model, longest, tokens, seed) if tokens else []
     names = tuple(map(removal_name, chosen))
     reasons: list[str] = []
     for layout in RowLayout:
@@ -78,7 +80,7 @@ def check_engine(
             reasons.append(f"{layout}: the attention takes no mask of its own")
             continue
         engine = AblationEngine(
-            model, chosen, token_budget=token_budget, layout=layout, share_prefixes=False
+            stack, chosen, token_budget=token_budget, layout=layout, share_prefixes=False
         )
         try:
             worst = _check_layout(engine, chosen, own, probes, seed)
@@ -101,8 +103,9 @@ def check_engine(
             layout=layout.value,
             probes=len(probes),
         )
-        return _with_prefixes(checked, model, tasks, chosen, tokens, token_budget, seed)
-    raise SelfCheckError(f"{type(model).__name__} cannot be measured in one pass: {reasons[-1]}")
+        return _with_prefixes(checked, stack, tasks, chosen, tokens, token_budget, seed)
+    name = type(stack.model).__name__
+    raise SelfCheckError(f"{name} cannot be measured in one pass: {reasons[-1]}")
 
 
 def _check_layout(
@@ -114,14 +117,14 @@ def _check_layout(
 ) -> float:
     worst = check_interference(engine, probes, seed)
     everything = [*items, *probes]
-    found = {one.item: one.loglikelihoods for batch in engine.run(everything) for one in batch}
-    ours = [found[place] for place in range(len(everything))]
-    return max(worst, check_against_deletion(engine.stack.model, removals, everything, ours))
+    (found,) = run_each([(engine, everything)])
+    ours = [one.loglikelihoods for one in found]
+    return max(worst, check_against_deletion(engine.stack, removals, everything, ours, whole=True))
 
 
 def _with_prefixes(
     checked: SelfCheck,
-    model: PreTrainedModel,
+    stack: LayerStack,
     tasks: Sequence[Task],
     removals: Sequence[Removal],
     tokens: Sequence[int],
@@ -129,7 +132,7 @@ def _with_prefixes(
     seed: int,
 ) -> SelfCheck:
     """Adds to a check whether rows may run behind a prefix that they share, if any would."""
-    engine = AblationEngine(model, removals, token_budget=token_budget, layout=checked.rows)
+    engine = AblationEngine(stack, removals, token_budget=token_budget, layout=checked.rows)
     places = {task.name: _sharing(engine, task.items) for task in tasks}
     own = [[task.items[place] for place in places[task.name]] for task in tasks]
     own = [pair for pair in own if pair]
@@ -137,16 +140,17 @@ def _with_prefixes(
         return checked
     longest = max(item.longest for pair in own for item in pair)
     prefix = max(FEWEST_SHARED, longest // 2)
-    probes = probe_items(model, longest, tokens, seed, prefix)
+    probes = probe_items(stack.model, longest, tokens, seed, prefix)
     worst = checked.worst
     try:
-        engine.token_budget = _all_tokens(probes)
-        worst = max(worst, check_interference(engine, probes, seed, prefix))
-        for items in (probes, *own):
-            engine.token_budget = _all_tokens(items)
-            found = [one for batch in engine.run(items) for one in batch]
-            ours = [one.loglikelihoods for one in sorted(found, key=lambda one: one.item)]
-            worst = max(worst, check_against_deletion(model, removals, items, ours))
+        lists = [probes, *own]
+        batches = [_in_one_batch(engine, items) for items in lists]
+        worst = max(worst, check_interference(batches[0], probes, seed, prefix))
+        found = run_each(list(zip(batches, lists, strict=True)))
+        ours = [one.loglikelihoods for of_list in found for one in of_list]
+        every = [item for items in lists for item in items]
+        worst = max(worst, check_against_deletion(stack, removals, every, ours))
+        engine = batches[-1]
         for task in tasks:
             if isinstance(task, GenerationTask) and places[task.name]:
                 _check_generation(engine, removals, task, places[task.name])
@@ -173,9 +177,11 @@ def _sharing(engine: AblationEngine, items: Sequence[Item]) -> list[int]:
     return [by_length[0], by_length[-1]]
 
 
-def _all_tokens(items: Sequence[Item]) -> int:
-    """A budget with which all items are one batch, so that they share what they can."""
-    return sum(item.separate_tokens for item in items)
+def _in_one_batch(engine: AblationEngine, items: Sequence[Item]) -> AblationEngine:
+    """The engine with a budget that holds all items, so that they share what they can."""
+    other = copy(engine)
+    other.token_budget = sum(item.separate_tokens for item in items)
+    return other
 
 
 def forms(items: Sequence[Item]) -> list[int]:
@@ -241,14 +247,12 @@ def _check_generated_from(
         ) from error
     for one in (one for batch in batches for one in batch):
         for removal, tokens in zip(removals, one.tokens, strict=True):
-            check_generated(
-                engine.stack.model, removal, prompts[one.prompt], tokens, sources[one.prompt]
-            )
+            check_generated(engine.stack, removal, prompts[one.prompt], tokens, sources[one.prompt])
 
 
 @torch.inference_mode()
 def check_generated(
-    model: PreTrainedModel, removal: Removal, prompt: TokenIds, tokens: TokenIds, source: str
+    stack: LayerStack, removal: Removal, prompt: TokenIds, tokens: TokenIds, source: str
 ) -> float:
     """By how much, in nats, a generated token is less likely than the likeliest one; at most.
 
@@ -257,8 +261,9 @@ def check_generated(
     Raises:
         SelfCheckError: by more than rounding explains.
     """
+    model = stack.model
     ids = torch.tensor([[*prompt, *tokens]], device=model.device)
-    with deleted(model, removal):
+    with deleted(stack, removal):
         logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
     likely = torch.log_softmax(logits.double(), dim=-1)  # [new tokens, vocabulary]
     best = likely.amax(-1)
@@ -276,12 +281,40 @@ def check_generated(
 
 
 def check_against_deletion(
-    model: PreTrainedModel,
+    model: PreTrainedModel | LayerStack,
     removals: Sequence[Removal],
     items: Sequence[Item],
     found: Sequence[Float[Tensor, "removals continuations"]],
+    *,
+    whole: bool = False,
 ) -> float:
     """Largest difference per token between `found` and true deletion, in nats.
+
+    Of a streamed model the layers that are left are run one by one, for all items together. With
+    `whole`, the longest item shows that this is what the model gives that runs as a whole.
+
+    Raises:
+        SelfCheckError: they differ by more than rounding; item, removal and both values are named.
+    """
+    stack, worst = LayerStack.of(model), 0.0
+    longest = max(range(len(items)), key=lambda place: items[place].longest, default=0)
+    for row, expected in enumerate(_after_deletion(stack, removals, items)):
+        removal = removals[row]
+        for item, true, results in zip(items, expected, found, strict=True):
+            worst = max(worst, difference(stack, removal, item, results[row], true))
+        if whole and stack.streamed and items:
+            _check_whole_run(stack, removal, items[longest], expected[longest])
+    return worst
+
+
+def difference(
+    stack: LayerStack,
+    removal: Removal,
+    item: Item,
+    found: Float[Tensor, " continuations"],
+    expected: Float[Tensor, " continuations"],
+) -> float:
+    """Largest difference per token between what was found of an item and true deletion, in nats.
 
     A half-precision model rounds both differently, so the difference is judged against what the
     dtype can resolve: at most `_ROUNDINGS` roundings of the largest log-likelihood of a token.
@@ -290,21 +323,46 @@ def check_against_deletion(
         SelfCheckError: they differ by more; item, removal and both values are named.
     """
     worst = 0.0
-    for row, removal in enumerate(removals):
-        with deleted(model, removal):
-            wanted = [loglikelihoods_one_by_one(model, item) for item in items]
-        for item, expected, results in zip(items, wanted, found, strict=True):
-            for index, tokens in enumerate(map(len, item.continuations)):
-                ours, true = float(results[row, index]), float(expected[index])
-                difference = abs(ours - true) / tokens
-                worst = max(worst, difference)
-                if not difference <= tolerance(model.dtype, abs(true) / tokens):
-                    raise SelfCheckError(
-                        f"{item.source}, removal {removal_name(removal)}, continuation {index}: "
-                        f"log-likelihood {ours:.6g}, but {true:.6g} after true deletion "
-                        f"({type(model).__name__})"
-                    )
+    for index, tokens in enumerate(map(len, item.continuations)):
+        ours, true = float(found[index]), float(expected[index])
+        differs = abs(ours - true) / tokens
+        worst = max(worst, differs)
+        if not differs <= tolerance(stack.model.dtype, abs(true) / tokens):
+            raise SelfCheckError(
+                f"{item.source}, removal {removal_name(removal)}, continuation {index}: "
+                f"log-likelihood {ours:.6g}, but {true:.6g} after true deletion "
+                f"({type(stack.model).__name__})"
+            )
     return worst
+
+
+def _after_deletion(
+    stack: LayerStack, removals: Sequence[Removal], items: Sequence[Item]
+) -> Iterator[list[Float[Tensor, " continuations"]]]:
+    """By removal, what a model that really lacks it makes of each item."""
+    if stack.streamed:
+        runs = [DeletedRun(stack, removal, item) for removal in removals for item in items]
+        found = [run.finish() for run in sweep(stack, runs)]
+        yield from (found[n * len(items) : (n + 1) * len(items)] for n in range(len(removals)))
+        return
+    for removal in removals:
+        with deleted(stack, removal):
+            found = [loglikelihoods_one_by_one(stack.model, item) for item in items]
+        yield found
+
+
+def _check_whole_run(
+    stack: LayerStack, removal: Removal, item: Item, found: Float[Tensor, " continuations"]
+) -> None:
+    """Compares the first continuation, as layers one by one have found it, with the whole model.
+
+    Raises:
+        SelfCheckError: they differ: layers hand each other more than what they return.
+    """
+    one = replace(item, continuations=item.continuations[:1], unscored=item.unscored[:1])
+    with deleted(stack, removal):
+        expected = loglikelihoods_one_by_one(stack.model, one)
+    difference(stack, removal, one, found[:1], expected)
 
 
 def tolerance(dtype: torch.dtype, loglikelihood: float) -> float:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
+from snowball.engine.deletion import DeletedRun
 from snowball.engine.layer_pass import ItemAblation
+from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Removal
-from snowball.engine.self_check import check_against_deletion, check_generated
+from snowball.engine.self_check import check_against_deletion, check_generated, difference
 from snowball.tasks.item import Item, TokenIds
 
 if TYPE_CHECKING:
@@ -39,7 +44,7 @@ class StandingCheck:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | LayerStack,
         removals: Sequence[Removal],
         items: int,
         seed: int,
@@ -48,6 +53,10 @@ class StandingCheck:
         self._removals = tuple(removals)
         self._seed = seed
         self.sample = sample(items, seed)
+
+    @cached_property
+    def _stack(self) -> LayerStack:
+        return LayerStack.of(self._model)
 
     def places(self, index: int) -> tuple[int, ...]:
         """Of a sampled item: where the removals stand that are recomputed, intact first."""
@@ -66,7 +75,25 @@ class StandingCheck:
         places = self.places(index)
         removals = [self._removals[place] for place in places]
         return check_against_deletion(
-            self._model, removals, [item], [found.loglikelihoods[list(places)]]
+            self._stack, removals, [item], [found.loglikelihoods[list(places)]]
+        )
+
+    def runs(self, index: int, item: Item) -> list[DeletedRun]:
+        """The runs of a sampled item that find the truth, for `compare_with`."""
+        removals = [self._removals[place] for place in self.places(index)]
+        return [DeletedRun(self._stack, removal, item) for removal in removals]
+
+    def compare_with(
+        self,
+        truths: Sequence[Float[Tensor, " continuations"]],
+        index: int,
+        item: Item,
+        found: ItemAblation,
+    ) -> float:
+        """`compare`, where `runs` of the item have found these truths; raises as it does."""
+        return max(
+            difference(self._stack, self._removals[place], item, found.loglikelihoods[place], truth)
+            for place, truth in zip(self.places(index), truths, strict=True)
         )
 
     def compare_generated(
@@ -78,6 +105,6 @@ class StandingCheck:
             SelfCheckError: it is more than rounding; item, removal and token are named.
         """
         return max(
-            check_generated(self._model, self._removals[place], prompt, tokens[place], source)
+            check_generated(self._stack, self._removals[place], prompt, tokens[place], source)
             for place in self.places(index)
         )

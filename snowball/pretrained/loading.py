@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,19 @@ from snowball.dtypes import DType
 from snowball.pretrained.config import check_folder, read_config
 from snowball.pretrained.counts import check_counts
 from snowball.pretrained.gguf import check_gguf
-from snowball.pretrained.location import locate
+from snowball.pretrained.location import Location, check_streams, locate
 from snowball.pretrained.refusal import PretrainedError, reason
+from snowball.pretrained.streamed import streamed_model
+from snowball.pretrained.tensor_files import TensorFiles
 from snowball.pretrained.vocabulary import drop_appended, read_tokenizer
-from snowball.pretrained.weights import check_skeleton, check_values, count_weights, read_model
+from snowball.pretrained.weight_files import weight_files
+from snowball.pretrained.weights import (
+    check_skeleton,
+    check_value,
+    check_values,
+    count_weights,
+    read_model,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,17 +72,23 @@ class Pretrained:
 
 
 def load_pretrained(
-    name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    stream: bool = False,
 ) -> Pretrained:
     """The model and the tokenizer of a folder, a GGUF file, or else a repository on the Hub.
 
     A folder holds `config.json` and safetensors, or one `.gguf` file, which is dequantised.
     `revision` is a branch, tag or commit of the Hub. No code that comes with a model is run and
-    no pickle is read.
+    no pickle is read. `stream`: the layers stay in their safetensors files, for a model that is
+    larger than the memory; each is read whenever it runs.
 
     Raises `PretrainedError` with the reason if the model cannot be had, asks for code of its own,
     is no decoder, is quantised other than by GGUF, or has weights that are corrupt, not finite,
-    or not exactly those that its config calls for.
+    or not exactly those that its config calls for; or is to be streamed, and cannot be.
     """
     check_device(device)
     if dtype not in set(DType):
@@ -82,6 +97,8 @@ def load_pretrained(
         location = locate(name, revision, Path(temporary))
         if location.gguf is None:
             check_folder(location.folder)
+        if stream:
+            return _load_streamed(location, device, DType(dtype), revision)
         tensors, size = count_weights(location)
         check_counts(location, tensors)
         config = read_config(location)
@@ -94,13 +111,34 @@ def load_pretrained(
     if location.gguf is not None:
         embedding: Any = model.get_input_embeddings()
         drop_appended(tokenizer, len(embedding.weight))
-    sha256 = _sha256_of(model)
+    sha256 = _sha256_of(model, sorted(model.state_dict().items()))
     try:
         model.eval().requires_grad_(False)
         torch.nn.Module.to(model, device)
     except RuntimeError as error:  # out of memory, most likely
         raise PretrainedError(f"{name}: cannot move to {device}: {reason(error)}") from error
     return Pretrained(model, tokenizer, name, sha256, location.source, device, revision)
+
+
+def _load_streamed(
+    location: Location, device: str, dtype: DType, revision: str | None
+) -> Pretrained:
+    """Reads all weights once, one after the other, to know that they are sound and which."""
+    check_streams(location)
+    files = TensorFiles(weight_files(location.folder))
+    check_counts(location, len(files))
+    config = read_config(location)
+    attention = check_skeleton(location, config, len(files), files.bytes)
+    tokenizer = read_tokenizer(location)
+    model, weights = streamed_model(location, config, attention, dtype.torch, files, device)
+
+    def sound() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights.each():
+            check_value(location, name, tensor)
+            yield name, tensor
+
+    sha256 = _sha256_of(model, sound())
+    return Pretrained(model, tokenizer, location.name, sha256, location.source, device, revision)
 
 
 def check_device(device: str) -> None:
@@ -125,9 +163,10 @@ def device_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def _sha256_of(model: PreTrainedModel) -> str:
+def _sha256_of(model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """`weights`: those of the state dict, in the order of their names."""
     digest = hashlib.sha256(json.dumps(_essentials(model.config.to_diff_dict())).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in weights:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

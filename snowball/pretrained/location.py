@@ -61,6 +61,15 @@ def locate(name: str, revision: str | None, temporary: Path) -> Location:
     return Location(name, "counterexample" if is_counterexample(name) else "folder", path)
 
 
+def check_streams(location: Location) -> None:
+    """Raises PretrainedError for a model whose layers cannot be read as its file holds them."""
+    if location.gguf is not None:
+        raise PretrainedError(
+            f"{location.name}: a GGUF file cannot be streamed: leave out --stream, or give a "
+            "folder with safetensors"
+        )
+
+
 def is_counterexample(name: str) -> bool:
     """Whether a folder has the card of a model that was built, and so brings its own dataset."""
     return (Path(name) / _CARD).exists()

@@ -119,11 +119,11 @@ def _old_constants(location: Location, names: set[str]) -> set[str]:
     for path in weight_files(location.folder):
         with safe_open(path, "pt") as file:
             held = names.intersection(file.keys())
-            found |= {name for name in held if _is_constant(name, file.get_tensor(name))}
+            found |= {name for name in held if is_constant(name, file.get_tensor(name))}
     return found
 
 
-def _is_constant(name: str, tensor: torch.Tensor) -> bool:
+def is_constant(name: str, tensor: torch.Tensor) -> bool:
     """Whether a tensor is a causal mask, what a mask puts in, or the numbers of the positions."""
     kind = name.rpartition(".")[2]
     if kind == "masked_bias":
@@ -169,9 +169,14 @@ def _check_dtype(path: str, model: PreTrainedModel, dtype: torch.dtype) -> None:
 def check_values(location: Location, model: PreTrainedModel) -> None:
     """Raises PretrainedError if a weight is NaN or infinite."""
     for name, tensor in model.state_dict().items():
-        bad = tensor.numel() - int(tensor.isfinite().sum())
-        if bad:
-            raise PretrainedError(
-                f"{location.tensors}: {bad} of {tensor.numel()} values of {name} are NaN or "
-                f"infinite in {DType.of(tensor.dtype)}"
-            )
+        check_value(location, name, tensor)
+
+
+def check_value(location: Location, name: str, tensor: torch.Tensor) -> None:
+    """Raises PretrainedError if an entry of a weight is NaN or infinite."""
+    bad = tensor.numel() - int(tensor.isfinite().sum())
+    if bad:
+        raise PretrainedError(
+            f"{location.tensors}: {bad} of {tensor.numel()} values of {name} are NaN or "
+            f"infinite in {DType.of(tensor.dtype)}"
+        )

@@ -23,7 +23,9 @@ from snowball.engine.state_cache import StateCache
 from snowball.engine.trial import middling, trial_rate
 from snowball.errors import SnowballError
 from snowball.files import make_folder, refuse_file, write_text
+from snowball.memory import GIBIBYTE
 from snowball.pretrained.loading import device_name
+from snowball.pretrained.streamed import is_streamed
 from snowball.progress import Progress, Tell, duration_text, say_nothing, silent
 from snowball.provenance import provenance
 from snowball.pruning.choice import Choice, Chooser
@@ -61,7 +63,6 @@ if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
 
 STEPS, TASKS = "steps.csv", "tasks.csv"
-GIBIBYTE = 2**30
 # GiB of states that a single process keeps, unless it is told otherwise.
 _MEMORY = 1.0
 
@@ -105,7 +106,7 @@ def run_pruning(
 
     Raises:
         PruningError: no tasks to calibrate on, or none to evaluate on; memory for workers; nothing
-            can be removed; the folder holds another pruning.
+            can be removed; the folder holds another pruning; the model is streamed.
         TaskError, MeasurementError: two tasks of one name, or one whose answers are generated.
         OverlapError: an item is calibrated on and evaluated on.
         BudgetError, MethodError, ObjectiveError: the method cannot choose so much, or not by these
@@ -120,6 +121,11 @@ def run_pruning(
     started = time.monotonic()
     folder, method = Path(folder), method or Method()
     refuse_file(folder)
+    if is_streamed(model.model):
+        raise PruningError(
+            "a streamed model would be read once for each batch of each step of a search: load the "
+            "model without streaming"
+        )
     kept = kept_states(memory, workers)
     _check_tasks(calibration, evaluation)
     depth = int(model.model.config.get_text_config().num_hidden_layers)

@@ -1,0 +1,285 @@
+"""Streamed audits: bit for bit those in memory, resumed by layer, in little memory; or refused."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audit_inputs import QUESTIONS, THINGS, write
+from command_line import refused, snowball
+from safetensors.torch import load_file, save_file
+from tiny_gguf import write_gguf
+
+import snowball as package
+from snowball.audit.run import AuditError
+from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.engine import streamed_pass
+from snowball.engine.spool import Spool
+from snowball.pretrained.loading import Pretrained
+from snowball.pruning.folder import PruningError, run_pruning
+from snowball.workers.workers import Workers
+from tests.tiny_models import DEPTH, tiny_model
+
+# What a store has of an audit, but for gradients, runs and times.
+ROWS = (
+    "SELECT dataset, removed, item, metric, value FROM named_results "
+    "WHERE dataset NOT LIKE '%: first %' ORDER BY 1, 2, 3, 4",
+    "SELECT datasets.name, item, statistics.name, shape, data FROM arrays "
+    "JOIN keys ON keys.id = arrays.key JOIN datasets ON datasets.id = keys.dataset "
+    "JOIN statistics ON statistics.id = arrays.statistic "
+    "WHERE datasets.name NOT LIKE '%: first %' ORDER BY 1, 2, 3",
+    "SELECT datasets.name, removals.name, item, answer FROM answers "
+    "JOIN keys ON keys.id = answers.key JOIN datasets ON datasets.id = keys.dataset "
+    "JOIN removals ON removals.id = answers.removal ORDER BY 1, 2, 3",
+)
+
+
+def rows_of(folder: Path) -> list[list[tuple[Any, ...]]]:
+    with sqlite3.connect(folder / "results.sqlite") as store:
+        found = [store.execute(query).fetchall() for query in ROWS]
+    store.close()
+    assert all(found)
+    return found
+
+
+def saved(folder: Path, name: str, shards: str = "50GB", **changes: Any) -> Path:
+    sizes = {"vocab_size": 300, "max_position_embeddings": 400, "n_positions": 400}
+    model = tiny_model(name, **{**sizes, "bos_token_id": 256, "eos_token_id": 257, **changes})
+    model.save_pretrained(folder, max_shard_size=shards)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def task_files(folder: Path) -> list[Path]:
+    """Questions, more that stand behind a shared example, and running text."""
+    folder.mkdir(exist_ok=True)
+    plain = [{"context": q, "choices": [" blue", " grey"], "label": 0} for q in QUESTIONS[:6]]
+    shots = "Roses are red. Violets are blue. Lemons are yellow. "
+    contexts = [f"{shots}{thing} is" for thing in THINGS[:6]]
+    behind = [{"context": one, "choices": [" red", " so"], "label": 1} for one in contexts]
+    text = [{"text": "The quick brown fox jumps over the lazy dog."}, {"text": "And the cat."}]
+    named = {"questions": plain, "shots": behind, "text": text}
+    return [write(folder / f"{name}.jsonl", rows) for name, rows in named.items()]
+
+
+def audited(model: Pretrained, files: list[Path], folder: Path, **options: Any) -> list[Any]:
+    package.run_audit(model, package.read_tasks(model, files), folder, token_budget=128, **options)
+    return rows_of(folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time, and follow from the document."""
+    monkeypatch.setattr("snowball.audit.folder.write_report", lambda *_: None)
+
+
+# Bit for bit
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True, "shards": "20KB"}),
+        ("llama", {"dtype": "bfloat16"}),
+        ("gpt2", {}),
+        ("gemma3", {"shards": "20KB"}),
+        *(
+            pytest.param(name, {"dtype": dtype}, marks=pytest.mark.slow)
+            for name in ("qwen3", "gpt_neox", "opt", "olmo2", "phi", "mistral")
+            for dtype in ("float32", "bfloat16")
+        ),
+    ],
+)
+def test_a_streamed_audit_is_that_in_memory(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    dtype = changes.pop("dtype", "float32")
+    checkpoint = str(saved(tmp_path / "model", name, **changes))
+    files, removed = task_files(tmp_path / "tasks"), ["0+2", "1.mlp"] if name != "opt" else ["0+2"]
+    rows = [
+        audited(
+            package.load_pretrained(checkpoint, dtype=dtype, stream=stream),
+            files,
+            tmp_path / f"run-{stream}",
+            remove=removed,
+        )
+        for stream in (False, True)
+    ]
+    assert rows[0] == rows[1]
+    one, other = (package.read_audit(tmp_path / f"run-{stream}") for stream in (False, True))
+    assert one.self_check == other.self_check
+    assert one.standing_check == other.standing_check
+    assert one.model == other.model
+
+
+# Interrupted, and resumed by layer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(saved(tmp_path_factory.mktemp("checkpoint"), "llama", tie_word_embeddings=True))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return task_files(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def expected(
+    checkpoint: str, files: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("snowball.audit.folder.write_report", lambda *_: None)
+        loaded = package.load_pretrained(checkpoint)
+        return audited(loaded, files, tmp_path_factory.mktemp("in-memory"))
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killed_after_two_layers(title: str, total: int, unit: str) -> Iterator[Any]:
+    done = 0
+
+    def advance(amount: int) -> None:
+        nonlocal done
+        done += amount
+        if (title, done) == ("measuring", 2):
+            raise Killed
+
+    yield advance
+
+
+def run_killed(checkpoint: str, files: list[Path], folder: Path) -> None:
+    with pytest.raises(Killed):
+        audited(
+            package.load_pretrained(checkpoint, stream=True),
+            files,
+            folder,
+            memory=0,
+            progress=killed_after_two_layers,
+        )
+
+
+def resumed(
+    checkpoint: str, files: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Any], list[str], list[int]]:
+    """The rows of an audit that goes on, what it says, and how often it measures each layer."""
+    told: list[str] = []
+    layers = [0] * DEPTH
+    real = streamed_pass._through
+
+    def counted(stack: Any, layer: int, runs: Any, rest: Any) -> None:
+        layers[layer] += isinstance(rest, Spool)
+        real(stack, layer, runs, rest)
+
+    monkeypatch.setattr(streamed_pass, "_through", counted)
+    loaded = package.load_pretrained(checkpoint, stream=True)
+    rows = audited(loaded, files, folder, memory=0, tell=told.append)
+    return rows, told, layers
+
+
+def test_a_killed_audit_goes_on_at_its_layer(
+    checkpoint: str,
+    files: list[Path],
+    expected: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_killed(checkpoint, files, tmp_path)
+    spooled = list((tmp_path / "spool").iterdir())
+    assert spooled
+    rows, told, layers = resumed(checkpoint, files, tmp_path, monkeypatch)
+    assert rows == expected
+    assert layers == [0, 0, 1, 1]
+    assert f"{len(spooled)} files of the spool {tmp_path / 'spool'} go on after 2 to 2" in str(told)
+    assert not (tmp_path / "spool").exists()
+
+
+def test_wrong_and_stale_files_of_a_spool_are_discarded(
+    checkpoint: str,
+    files: list[Path],
+    expected: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_killed(checkpoint, files, tmp_path)
+    damaged, cut, stale, *rest = sorted((tmp_path / "spool").iterdir())
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    save_file(load_file(stale), stale, metadata={"made_by": "another", "depth": "2"})
+    rows, told, layers = resumed(checkpoint, files, tmp_path, monkeypatch)
+    assert rows == expected
+    assert layers == [1, 1, 1, 1]
+    (discarded,) = [one for one in told if "nothing can go on from" in one]
+    assert "3 files that nothing can go on from, which are discarded: " in discarded
+    assert f"{damaged.name} is damaged" in discarded
+    assert f"{len(rest)} files of the spool" in str(told)
+
+
+def test_what_exceeds_memory_and_disk_takes_several_sweeps(
+    checkpoint: str,
+    files: list[Path],
+    expected: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("snowball.audit.folder.free_disk_bytes", lambda folder: 2 * 200_000)
+    told: list[str] = []
+    loaded = package.load_pretrained(checkpoint, stream=True)
+    assert audited(loaded, files, tmp_path, memory=1e-6, tell=told.append) == expected
+    (plan,) = [one for one in told if "states of at most" in one]
+    assert "are read 1 more" not in plan
+    assert "GB lie in " in plan
+
+
+# Shared answers, and refusals
+
+
+def test_streamed_and_in_memory_audits_share_a_store(
+    checkpoint: str, files: list[Path], tmp_path: Path
+) -> None:
+    told: list[str] = []
+    audited(package.load_pretrained(checkpoint, stream=True), files, tmp_path, tell=told.append)
+    assert any(one.startswith("The layers were read ") for one in told)
+    assert package.read_audit(tmp_path).datasets[0].taylor_items is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("snowball.audit.run.Audit.record", lambda *_: pytest.fail("again"))
+        audited(package.load_pretrained(checkpoint), files, tmp_path)
+    assert package.read_audit(tmp_path).datasets[0].taylor_items == 6
+    audited(package.load_pretrained(checkpoint, stream=True), files, tmp_path, tell=told.append)
+    assert "Nothing is left to measure: every result is in the store." in told
+    assert package.read_audit(tmp_path).datasets[0].taylor_items == 6
+
+
+def test_what_cannot_be_streamed_is_refused(checkpoint: str, tmp_path: Path) -> None:
+    loaded = package.load_pretrained(checkpoint, stream=True)
+    rows = [{"prompt": "1 + 1 =", "answer": "2"}, {"prompt": "1 + 2 =", "answer": "3"}]
+    tasks = package.read_tasks(loaded, write(tmp_path / "sums.jsonl", rows))
+    with pytest.raises(AuditError, match="task sums: its answers are generated, token by token"):
+        package.run_audit(loaded, tasks, tmp_path / "run")
+    plain = package.read_tasks(loaded, task_files(tmp_path / "tasks"))
+    with pytest.raises(AuditError, match="a streamed model is measured by one process"):
+        package.run_audit(loaded, plain, tmp_path / "run", workers=Workers(2))
+    with pytest.raises(PruningError, match="a streamed model would be read once for each batch"):
+        run_pruning(loaded, plain[:1], plain[1:2], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_streams(checkpoint: str, files: list[Path], tmp_path: Path) -> None:
+    words = ("--task", files[0], "--out", tmp_path / "run", "--stream", "--memory", "0")
+    done = snowball("audit", checkpoint, *words)
+    assert done.status == 0, done.errors
+    assert "Taylor scores take gradients, which are not streamed" in done.out
+    write_gguf(tmp_path / "model.gguf", tiny_model("llama"))
+    done = snowball("audit", tmp_path / "model.gguf", *words)
+    refused(done, "a GGUF file cannot be streamed: leave out --stream")
