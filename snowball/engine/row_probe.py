@@ -150,21 +150,27 @@ def check_interference(
     ]
     apart = [[replace(item, continuations=(one,))] for item in items for one in item.continuations]
     before, after, among, *alones = _loglikelihoods(engine, [items, siblings, others, *apart])
+    batches = iter(alones)
     dtype = engine.stack.model.dtype
     same, without_company = _roundings(dtype), _roundings_alone(dtype)
     worst = 0.0
     for place, item in enumerate(items):
-        # Of each continuation in a batch of its own.
-        alone = [alones.pop(0)[0] for _ in item.continuations]
+        alone = _alone(item, batches)
         pairs = [("what another branch holds", before[place][:, -1:], after[place][:, -1:])]
         if place % 2:
             pairs.append(("what another row holds", before[place], among[place]))
         for what, one, other in pairs:
             worst = max(worst, _compare(engine, item, one, other, what, same))
         company = "that there are other rows"
-        found = torch.cat(alone, dim=1)
-        worst = max(worst, _compare(engine, item, found, before[place], company, without_company))
+        worst = max(worst, _compare(engine, item, alone, before[place], company, without_company))
     return worst
+
+
+def _alone(
+    item: Item, batches: Iterator[Sequence[Float[Tensor, "removals 1"]]]
+) -> Float[Tensor, "removals continuations"]:
+    """The log-likelihoods of all continuations, each from the next batch, which it had alone."""
+    return torch.cat([next(batches)[0] for _ in item.continuations], dim=1)
 
 
 def _compare(

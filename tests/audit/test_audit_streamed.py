@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -283,3 +285,61 @@ def test_the_command_line_streams(checkpoint: str, files: list[Path], tmp_path: 
     write_gguf(tmp_path / "model.gguf", tiny_model("llama"))
     done = snowball("audit", tmp_path / "model.gguf", *words)
     refused(done, "a GGUF file cannot be streamed: leave out --stream")
+
+
+# In little memory
+
+# Audits one model to have all in memory that the interpreter and torch need, then another one in as
+# many bytes more as it is told.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import snowball, torch
+from snowball.audit import folder
+
+torch.set_num_threads(1)
+folder.write_report = lambda *_: None
+small, large, task, out, stream, more = sys.argv[1:]
+
+def audit(model, name):
+    loaded = snowball.load_pretrained(model, stream=stream == "stream")
+    tasks = snowball.read_tasks(loaded, task)
+    snowball.run_audit(loaded, tasks, f"{out}/{name}", token_budget=32)
+
+audit(small, "small")
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + int(more)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+audit(large, "large")
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 MB of weights in 16 layers, in several files."""
+    sizes = {"hidden_size": 128, "intermediate_size": 8192, "num_hidden_layers": 16}
+    return saved(tmp_path_factory.mktemp("large"), "llama", "80MB", **sizes)
+
+
+@pytest.mark.slow
+def test_a_quarter_of_the_model_is_memory_enough(
+    checkpoint: str, large: Path, tmp_path: Path
+) -> None:
+    """Beyond what the interpreter and torch need; in memory the model does not fit there."""
+    rows = [{"context": one, "choices": [" blue", " grey"], "label": 0} for one in QUESTIONS[:2]]
+    task = write(tmp_path / "questions.jsonl", rows)
+    size = sum(path.stat().st_size for path in large.glob("*.safetensors"))
+    assert size > 200e6
+
+    def limited(how: str) -> subprocess.CompletedProcess[str]:
+        words = [checkpoint, large, task, tmp_path / how, how, size // 4]
+        command = [sys.executable, "-c", LIMITED, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = limited("stream")
+    assert done.returncode == 0, done.stderr
+    assert "memory" in limited("in-memory").stderr.lower().splitlines()[-1]
+    loaded = package.load_pretrained(str(large))
+    tasks = package.read_tasks(loaded, task)
+    package.run_audit(loaded, tasks, tmp_path / "unlimited", token_budget=32)
+    assert rows_of(tmp_path / "stream" / "large") == rows_of(tmp_path / "unlimited")
