@@ -4,13 +4,15 @@
         --calibration 100 --remove 25% --stores DIR --out benchmarks/results/pruning/NAME
 
 All variants start with empty stores, in one run, and must remove the same layers; racing need not,
-for it may err. Where the model is not above chance, `--criterion likelihood`. The obvious loop
+for it may err. Where the model is not above chance, `--criterion likelihood`. With `--shots 5`
+questions stand behind five answered ones of their subject, as the paper has them. The obvious loop
 (delete, score each choice alone, every candidate on all items) is run on the first items only
 (`--obvious-items`), timed there, and counted for all: its operations follow from the shapes.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -37,7 +39,10 @@ from snowball.pruning.operations import obvious_operations, operations
 from snowball.pruning.tie_rules import TieRule
 from snowball.pruning.units import Budget, deepest_first, read_budget, with_each
 from snowball.results.store import STORE, Store
-from snowball.tasks.task import Task
+from snowball.tasks.task import Task, task_of_rows
+
+sys.path.append(str(Path(__file__).parents[1]))
+from few_shot import few_shot_choices, largest_subjects  # of all benchmarks
 
 # The obvious loop knows no likelihoods of ties; all variants take the deeper layer of two.
 RULE = TieRule.HIGHEST
@@ -46,19 +51,23 @@ RULE = TieRule.HIGHEST
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--obvious-items", type=int, default=4)
+    parser.add_argument("--shots", type=int, default=0, help="answered questions before each")
     parser.add_argument("--criterion", choices=["accuracy", "likelihood"], default="accuracy")
     parser.add_argument("--racing", type=float, default=0.05, help="error of a race")
     parser.add_argument("--indifference", type=float, default=1.0, help="points of accuracy")
     options = parser.parse_args()
     with open_study(options) as study:
         tasks = [one_task(study, source) for source in study.sources]
-        found = {**origin(study), "criterion": options.criterion, "tasks": tasks}
-    written(options, f"cost_{'_'.join(one.name for one in study.sources)}", found, table(found))
+        settings = {"criterion": options.criterion, "shots": options.shots}
+        found = {**origin(study), **settings, "tasks": tasks}
+    names = "_".join(one.name for one in study.sources)
+    shots = f"_{options.shots}_shot" if options.shots else ""
+    written(options, f"cost_{names}{shots}", found, table(found))
 
 
 def one_task(study: Study, source: Source) -> dict[str, Any]:
     """Every variant on the training items of a task; all that are exact must remove the same."""
-    task, options = study.training(source), study.options
+    task, options = calibration(study, source), study.options
     trial = Trial(study, task, check_engine(study.model.model, [task], layer_removals(study.depth)))
     kept = int(options.memory * GIBIBYTE)
     method = read_method(options.criterion, "greedy", tie_rule=RULE)
@@ -77,7 +86,23 @@ def one_task(study: Study, source: Source) -> dict[str, Any]:
         racing = replace(method, racing=options.racing, indifference=options.indifference)
         found["with racing and kept states"] = trial.searched(racing, kept)
     obvious = obvious_loop(study, task)
-    return {"task": source.name, "items": len(task.items), "variants": found, "obvious": obvious}
+    return {"task": task.name, "items": len(task.items), "variants": found, "obvious": obvious}
+
+
+def calibration(study: Study, source: Source) -> Task:
+    """Training items; of few-shot questions test items of the largest subjects, half of each two.
+
+    Those of the training split are the examples.
+    """
+    options = study.options
+    if not options.shots:
+        return study.training(source)
+    rows = few_shot_choices(source.file, "test", "validation", options.shots)
+    subjects = largest_subjects(rows, 2)
+    half = -(-options.calibration // len(subjects))
+    chosen = [row for subject in subjects for row in subject[:half]][: options.calibration]
+    assert study.model.tokenizer is not None, "questions are text"
+    return task_of_rows(f"{source.name}, {options.shots} shots", chosen, study.model.tokenizer)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,27 @@ def test_cost_removes_the_same_layers_by_all_ways(run: Run) -> None:
     assert len(found["tasks"][0]["variants"]) == 3
 
 
+def test_cost_of_questions_behind_examples_of_their_subject(run: Run, folder: Path) -> None:
+    questions = [
+        {
+            "context": f"Of {subject}.\n\nIs it {place}?",
+            "choices": [" yes", " no"],
+            "label": place % 2,
+            "subject": subject,
+            "split": "validation" if place < 2 else "test",
+        }
+        for subject in ("colours", "numbers")
+        for place in range(10)
+    ]
+    write(folder / "subjects.jsonl", questions)
+    options = ["--shots", "2", "--criterion", "likelihood", "--obvious-items", "1"]
+    found = run("cost", *options, tasks="subjects", result="cost_subjects_2_shot")
+    (task,) = found["tasks"]
+    assert (task["task"], task["items"]) == ("subjects, 2 shots", 8)
+    for variant in task["variants"].values():  # two questions and answers are read once
+        assert variant["obvious_operations"] > 3 * variant["operations"]
+
+
 def test_a_study_that_is_repeated_says_the_same(run: Run) -> None:
     numbers = [
         run("searches", "--samples", "2", "--generations", "2", result="searches_2") for _ in "12"
