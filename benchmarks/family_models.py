@@ -47,6 +47,11 @@ _SIZES: Mapping[str, int] = {
 # Entries that may be None and then follow from others.
 _OPTIONAL = {"num_key_value_heads", "head_dim"}
 _LATENT_ATTENTION: Mapping[str, Any] = {"num_key_value_heads": 4}
+_DECODER: Mapping[str, Any] = {
+    "decoder_layers": DEPTH,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+}
 _MAMBA_2: Mapping[str, Any] = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
@@ -58,6 +63,7 @@ _MAMBA_2: Mapping[str, Any] = {
 _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "axk1": _LATENT_ATTENTION,
     "axk2": _LATENT_ATTENTION,
+    "bailing_hybrid": {"num_expert_group": 1, "num_experts_per_token": 2},
     "bamba": {**_MAMBA_2, "attn_layer_indices": [1, 3]},
     "codegen": {"rotary_dim": 4},
     "cpmant": {"dim_ff": 48, "dim_head": 8},
@@ -83,13 +89,31 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
         "vocab_size_per_layer_input": VOCABULARY,
         "activation_sparsity_pattern": [0.0] * DEPTH,
     },
+    "gemma4_text": {
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "global_head_dim": 8,
+    },
     "glm4_moe_lite": _LATENT_ATTENTION,
     "glm_moe_dsa": _LATENT_ATTENTION,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": WINDOW},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {**_MAMBA_2, "layer_types": ["mamba", "attention"] * 2},
+    "kimi_linear": {
+        **_LATENT_ATTENTION,
+        "num_experts_per_token": 2,
+        "linear_head_dim": 8,
+        "linear_num_heads": 2,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {
+        **_LATENT_ATTENTION,
+        "expert_ffn_hidden_size": 16,
+        "moe_topk": 2,
+        "zero_expert_num": 2,
+    },
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8},
     "minicpm3": _LATENT_ATTENTION,
     "phi3": {
@@ -102,7 +126,11 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
             "original_max_position_embeddings": 64,
         },
     },
+    "plbart": _DECODER,
     "reformer": {"axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 16]},
+    "whisper": {**_DECODER, "max_target_positions": CONTEXT},
+    "xlm": {"emb_dim": 32},
+    "xmod": {"default_language": "en_XX"},
     "youtu": _LATENT_ATTENTION,
     "zamba2": {
         "layers_block_type": ["mamba", "hybrid"] * 2,
@@ -117,7 +145,11 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     },
     "zaya": {"num_experts_per_tok": 1},
 }
-_CHANGES = {**_CHANGES, "gemma3n_text": _CHANGES["gemma3n"]}
+_CHANGES = {
+    **_CHANGES,
+    "gemma3n_text": _CHANGES["gemma3n"],
+    "gemma4": _CHANGES["gemma4_text"],
+}
 _MOST_PARAMETERS = 20_000_000
 _SCALE = 0.15  # of what is added to each parameter, so that every layer matters
 

@@ -41,7 +41,10 @@ EQUAL, REFUSED, NOT_TINY, WRONG = "equal", "refused", "not made tiny", "WRONG"
 # Scores of states that two ways of computing round differently; wrong ones differ by 1e-2 and more.
 _COSINE_TOLERANCE = 1e-4
 _NEW_TOKENS, _EOS = 5, 2
-# One token a choice, several, and a context longer than the others: all that packing could mix.
+_TOKEN_BUDGET = 512  # small, so that a prefix of so few tokens is worth sharing
+_EXAMPLES = "1 and 1: two. 2 and 2: four. 3 and 1: four. "
+# One token a choice, several, a context longer than the others, and three that begin alike, with
+# more than a window: all that packing and a shared prefix could mix.
 _ROWS: Sequence[dict[str, Any]] = (
     {"context": "Is it 1?", "choices": ["y", "n"], "label": 0},
     {"context": "Is it 2?", "choices": ["y", "n"], "label": 1},
@@ -52,6 +55,9 @@ _ROWS: Sequence[dict[str, Any]] = (
         "choices": [" red", " blue"],
         "label": 0,
     },
+    {"context": f"{_EXAMPLES}4 and 1:", "choices": [" five", " six"], "label": 0},
+    {"context": f"{_EXAMPLES}1 and 5:", "choices": [" four", " six"], "label": 1},
+    {"context": f"{_EXAMPLES}Two and two:", "choices": [" four", " one", " 3"], "label": 0},
 )
 _SHOWN = 300  # characters of a reason
 
@@ -60,12 +66,14 @@ _SHOWN = 300  # characters of a reason
 class Verdict:
     """What was found of a family; differences are the largest, of generation the number of texts.
 
-    `layout`: how items become rows. `reason`: why it is refused, or could not be made tiny.
+    `layout`: how items become rows. `prefixes`: whether rows run behind what they share.
+    `reason`: why it is refused, or could not be made tiny.
     """
 
     family: str
     verdict: str
     layout: str | None = None
+    prefixes: bool | None = None
     loglikelihood: float | None = None
     cosine: float | None = None
     generation: str | None = None
@@ -117,10 +125,11 @@ def _compare(family: str, folder: Path, rows: Path) -> Verdict:
     ]
     open_questions = task_of_rows("generation", prompts, pretrained.tokenizer)
     removals = [INTACT, *layer_removals(family_models.DEPTH)]
-    checked = check_engine(pretrained.model, [task], removals)
+    checked = check_engine(pretrained.model, [task], removals, token_budget=_TOKEN_BUDGET)
     engine = AblationEngine(
         pretrained.model,
         removals,
+        token_budget=_TOKEN_BUDGET,
         layout=checked.rows,
         share_prefixes=bool(checked.shares_prefixes),
     )
@@ -134,6 +143,7 @@ def _compare(family: str, folder: Path, rows: Path) -> Verdict:
         family,
         EQUAL if right else WRONG,
         RowLayout(checked.rows).value,
+        checked.shares_prefixes,
         nats,
         cosine,
         generation,
@@ -213,10 +223,12 @@ def table(verdicts: Sequence[Verdict]) -> str:
         f"{len(verdicts)} families: {counts}. Made by `python benchmarks/family_verdicts.py`; each "
         "is a test of `pytest -m slow tests/engine/test_families.py`.",
         "",
-        "| family | verdict | rows | log-likelihood, nats a token | cosine score | generation |",
-        "|---|---|---|--:|--:|---|",
+        "| family | verdict | rows | prefixes | log-likelihood, nats a token | cosine score | "
+        "generation |",
+        "|---|---|---|---|--:|--:|---|",
         *(
-            f"| {one.family} | {one.verdict} | {one.layout} | {one.loglikelihood:.1e} | "
+            f"| {one.family} | {one.verdict} | {one.layout} | "
+            f"{'shared' if one.prefixes else 'each row its own'} | {one.loglikelihood:.1e} | "
             f"{one.cosine:.1e} | {one.generation} |"
             for one in [*by_verdict[WRONG], *by_verdict[EQUAL]]
         ),
