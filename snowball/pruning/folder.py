@@ -264,9 +264,7 @@ def _choose(chooser: Chooser, tell: Tell, progress: Progress) -> _Chosen:
         raise PruningError(f"nothing can be removed within {chooser.budget.text}: allow more")
     cost = _cost(chooser, choice)
     chooser.measured.purpose = "other rules for ties"
-    with progress("under other rules for ties", 1, "rules") as advance:
-        others = _under_other_rules(chooser, choice)
-        advance(1)
+    others = _under_other_rules(chooser, choice, progress)
     return _Chosen(chooser, choice, others, cost)
 
 
@@ -304,21 +302,25 @@ def _estimate(chooser: Chooser) -> str:
     alone = "" if measured.elsewhere is None else " by one process"
     return (
         f"{what}: at most {chooser.most_steps} steps over {len(chooser.units)} units, at most "
-        f"{duration_text(seconds)}{alone}; less where units are dropped early. Kept states "
+        f"{duration_text(seconds)}{alone}, and as much for each of two other rules if there are "
+        "ties; less where units are dropped early. Kept states "
         f"take at most {measured.states.limit / GIBIBYTE:.1f} GiB."
     )
 
 
-def _under_other_rules(chooser: Chooser, choice: Choice) -> dict[TieRule, Removal]:
+def _under_other_rules(
+    chooser: Chooser, choice: Choice, progress: Progress
+) -> dict[TieRule, Removal]:
     """The sets that the whole search ends with under each rule for ties."""
     if chooser.method.search is Search.EVOLUTIONARY:
         return {}
-    mine = chooser.method.tie_rule
+    found = dict.fromkeys(TieRule, choice.removed)
     if not any(step.ties for step in choice.steps) and choice.steps:
-        return dict.fromkeys(TieRule, choice.removed)
-    return {rule: chooser.choose(rule).removed for rule in TieRule if rule != mine} | {
-        mine: choice.removed
-    }
+        return found
+    for rule in (one for one in TieRule if one != chooser.method.tie_rule):
+        with progress(f"other rule for ties: {rule}", chooser.most_answers, "answers") as advance:
+            found[rule] = chooser.choose(rule, advance).removed
+    return found
 
 
 def _cost(chooser: Chooser, choice: Choice) -> Cost:
