@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from snowball.engine.deletion import deleted
 from snowball.engine.removal import INTACT, Removal, layer_removals
 from snowball.files import write_json
 from snowball.pretrained.loading import Pretrained, device_name, load_pretrained
-from snowball.provenance import provenance
+from snowball.provenance import provenance, script_command
 from snowball.tasks.item import Item
 from snowball.tasks.task import ScoredTask, read_task
 
@@ -62,7 +61,7 @@ def main() -> None:
         "largest_difference_nats": max(one["largest_difference_nats"] for one in rounds),
         "peak_resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "rounds": rounds,
-        "provenance": {**provenance(), "command": " ".join(["python", *sys.argv])},
+        "provenance": {**provenance(), "command": script_command()},
     }
     if arguments.against == "lm-eval":
         result["lm_eval"] = _lm_eval(loaded, removals, task, arguments)

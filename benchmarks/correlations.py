@@ -8,7 +8,6 @@ Builds a decoder for country capitals for each correlation, and measures both fr
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import snowball
 from snowball.files import write_json
 from snowball.presentation.figure_style import BLUE, open_axes, save
-from snowball.provenance import provenance
+from snowball.provenance import provenance, script_command
 
 LAYERS = 12
 CORRELATIONS = (-1.0, 0.0, 1.0)
@@ -29,7 +28,7 @@ def main() -> None:
     folder = parser.parse_args().out
     dataset = snowball.Dataset.capitals()
     found = [measured(dataset, rho) for rho in CORRELATIONS]
-    origin = {**provenance(), "command": " ".join(["python", *sys.argv])}
+    origin = {**provenance(), "command": script_command()}
     content = {"figures": found, "examples": len(dataset.examples), "provenance": origin}
     write_json(folder / "correlations.json", content)
     draw(found, folder / "correlations.png")

@@ -93,7 +93,8 @@ def main() -> None:
             continue
         found[family] = asdict(verdict_of(family))
         print(f"{found[family]['verdict']:14} {family:24} {found[family]['reason'] or ''}")
-        write_json(path, {"families": found, "provenance": provenance()})
+        origin = {**provenance(), "command": "python benchmarks/family_verdicts.py"}
+        write_json(path, {"families": found, "provenance": origin})
     write_text(options.out / "families.md", table([Verdict(**one) for one in found.values()]))
 
 

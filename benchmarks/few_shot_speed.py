@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Removal, layer_removals
 from snowball.files import write_json
 from snowball.pretrained.loading import Pretrained, device_name, load_pretrained
-from snowball.provenance import provenance
+from snowball.provenance import provenance, script_command
 from snowball.tasks.item import Item, TokenIds
 from snowball.tasks.task import GenerationTask, ScoredTask, task_of_rows
 
@@ -203,11 +202,7 @@ def _tokenizer(loaded: Pretrained) -> Any:
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    write_json(path, {**result, "provenance": {**provenance(), "command": _command()}})
-
-
-def _command() -> str:
-    return " ".join(["python", *sys.argv])
+    write_json(path, {**result, "provenance": {**provenance(), "command": script_command()}})
 
 
 def _arguments() -> argparse.Namespace:

@@ -24,7 +24,7 @@ from typing import Any
 from peers_table import findings, page
 
 from snowball.files import read_json, write_json, write_text
-from snowball.provenance import provenance
+from snowball.provenance import provenance, script_command
 from snowball.suite.files import read_suite
 
 ADAPTERS = Path(__file__).parent / "peers"
@@ -98,7 +98,7 @@ def origin(suite: Path) -> dict[str, Any]:
     index = read_json(suite / "suite.json")
     return {
         "suite": {key: index[key] for key in ("version", "weights_sha256")},
-        "provenance": {**provenance(), "command": " ".join(["python", *sys.argv])},
+        "provenance": {**provenance(), "command": script_command()},
     }
 
 

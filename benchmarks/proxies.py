@@ -9,7 +9,6 @@ that is fooled alone, and measures all proxies from their weights.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import snowball
 from snowball.criteria import FAMILIES, Family, label_of
 from snowball.files import write_json
 from snowball.presentation.figure_style import BLUE, GREY, RED, open_axes, save
-from snowball.provenance import provenance
+from snowball.provenance import provenance, script_command
 
 LAYERS, TARGET, EPSILON = 8, 3, 1e-6
 
@@ -37,7 +36,7 @@ def main() -> None:
         "examples": len(dataset.examples),
         "all_fooled": everything,
         "one_fooled": alone,
-        "provenance": {**provenance(), "command": " ".join(["python", *sys.argv])},
+        "provenance": {**provenance(), "command": script_command()},
     }
     write_json(folder / "proxies.json", content)
     draw(everything, folder / "proxies.png")

@@ -10,7 +10,6 @@ Every answer must be the same, bit for bit.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from snowball.engine.streamed_pass import InMemory, Rest, sweep
 from snowball.files import write_json
 from snowball.pretrained.loading import Pretrained, device_name, load_pretrained
 from snowball.pretrained.streamed import held, layer_bytes
-from snowball.provenance import provenance
+from snowball.provenance import provenance, script_command
 from snowball.tasks.item import Item
 
 _BYTES = 256  # tokens of the tokenizer, but for the special ones
@@ -48,8 +47,9 @@ def main() -> None:
             for stream in (False, True)
         )
         result = _compare(whole, streamed, _items(arguments), folder / "spool", arguments.rounds)
-    command = " ".join(["python", *sys.argv])
-    write_json(arguments.out, {**result, "provenance": {**provenance(), "command": command}})
+    write_json(
+        arguments.out, {**result, "provenance": {**provenance(), "command": script_command()}}
+    )
 
 
 def _compare(

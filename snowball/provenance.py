@@ -21,6 +21,11 @@ def provenance() -> dict[str, str]:
     }
 
 
+def script_command() -> str:
+    """The command of a script, with names in the place of paths, which mean nothing elsewhere."""
+    return " ".join(["python", *(Path(argument).name for argument in sys.argv)])
+
+
 def _command() -> list[str]:
     program, *arguments = sys.argv or [""]
     path = Path(program)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from snowball.pretrained.loading import check_device, device_name
-from snowball.provenance import provenance
+from snowball.provenance import provenance, script_command
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +30,10 @@ def prepare(options: argparse.Namespace) -> None:
 
 def origin(options: argparse.Namespace) -> dict[str, Any]:
     """Device, versions, seed and command; folders of this machine are left out."""
-    command = ["python", *(arg.rpartition("/")[2] if "/" in arg else arg for arg in sys.argv)]
     return {
         "device": options.device,
         "device_name": device_name(torch.device(options.device)),
         "seed": options.seed,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "provenance": {**provenance(), "command": " ".join(command)},
+        "provenance": {**provenance(), "command": script_command()},
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from snowball.files import write_json, write_text
 from snowball.jsonl import Row
 from snowball.presentation.sheet import Sheet
 from snowball.pretrained.loading import Pretrained, load_pretrained
-from snowball.provenance import provenance
+from snowball.provenance import provenance, script_command
 from snowball.pruning.choice import Choice, Chooser
 from snowball.pruning.criteria.random_order import random_sets
 from snowball.pruning.measurements import Measurements
@@ -220,7 +219,6 @@ def open_study(options: argparse.Namespace) -> Iterator[Study]:
 
 def origin(study: Study) -> dict[str, Any]:
     """What every result file says of the run; folders of this machine are left out."""
-    command = ["python", *(arg.rpartition("/")[2] if "/" in arg else arg for arg in sys.argv)]
     return {
         "model": Path(study.model.name).name,
         "sha256": study.model.sha256,
@@ -228,7 +226,7 @@ def origin(study: Study) -> dict[str, Any]:
         "calibration_items": study.options.calibration,
         "evaluation_items": study.options.evaluation,
         "remove": study.options.remove,
-        "provenance": {**provenance(), "command": " ".join(command)},
+        "provenance": {**provenance(), "command": script_command()},
     }
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from snowball.provenance import provenance
+from snowball.provenance import provenance, script_command
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_versions_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
         "python": platform.python_version(),
         "command": "snowball demo --seed 1",
     }
+
+
+def test_the_command_of_a_script_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["/home/me/benchmarks/try.py", "/data/model.gguf", "--rounds", "3", "--out", "a/b.json"]
+    monkeypatch.setattr(sys, "argv", given)
+    assert script_command() == "python try.py model.gguf --rounds 3 --out b.json"
