@@ -308,16 +308,10 @@ class Audit:
             for one in batch
         }
 
-        def finished(tokens: Sequence[int]) -> bool:
-            if tokens[-1] in task.eos:
-                return True
-            text = task.decode(tokens)
-            return any(stop in text for stop in task.until)
-
         check = self.standing_check_of(task)
         waiting = [task.prompts[index] for index in indices]
         sources = [task.sources[index] for index in indices]
-        for batch in generate(self.engine, waiting, sources, task.new_tokens, finished):
+        for batch in generate(self.engine, waiting, sources, task.new_tokens, task.ended):
             results = []
             for one in batch:
                 index = indices[one.prompt]
@@ -326,7 +320,7 @@ class Audit:
                         prompt, source = task.prompts[index], task.sources[index]
                         worst = check.compare_generated(index, prompt, one.tokens, source)
                     self._note_check(task, store, run, index, check.places(index), worst)
-                texts = [_until(task.decode(tokens), task.until) for tokens in one.tokens]
+                texts = [task.text(tokens) for tokens in one.tokens]
                 values = {name: list(v) for name, v in task.score(index, texts).items()}
                 results.append(
                     ItemResult(
@@ -367,9 +361,3 @@ def _result(task: ScoredTask, index: int, found: ItemAblation) -> ItemResult:
         answers=found.pairs(),
         document=document_of(task, index),
     )
-
-
-def _until(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stops."""
-    ends = [text.find(stop) for stop in stops if stop in text]
-    return text[: min(ends)] if ends else text

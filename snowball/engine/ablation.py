@@ -46,7 +46,10 @@ _Found = TypeVar("_Found", bound=ItemAnswers)
 
 @dataclass
 class Work:
-    """What an engine and its copies have run: layers by tokens, and unembedded states."""
+    """What an engine and its copies have run: layers by tokens, and unembedded states.
+
+    Of generated answers only what reads the prompts.
+    """
 
     layer_tokens: int = 0
     reads: int = 0

@@ -47,7 +47,7 @@ def generate(
     The prompts pass the layers as one growing batch; then each removal continues its own text. A
     row stops where `finished`, which sees its new tokens, says so, or after `new_tokens`. What
     prompts begin with alike (few-shot examples) is read once for all batches, where the engine
-    shares prefixes and the texts fit the narrowest attention.
+    shares prefixes and the texts fit the narrowest attention. Of the work the prompts are counted.
 
     Raises:
         AblationError: a prompt and its answer would exceed the model's context.
@@ -60,10 +60,14 @@ def generate(
         prefix = _Run(engine.stack, plan, 1)
         if length:
             prefix.read_prompts([prompts[places[0]][:length]])
+            engine.work.layer_tokens += plan.layer_runs * length
         for batch in _batches(len(removals), engine.token_budget, prompts, places):
             rest = [prompts[place][length:] for place in batch]
             run = prefix.continued(len(batch)) if length else _Run(engine.stack, plan, len(batch))
-            yield _generate_batch(run, batch, rest, new_tokens, finished)
+            found = _generate_batch(run, batch, rest, new_tokens, finished)
+            engine.work.layer_tokens += plan.layer_runs * sum(map(len, rest))
+            engine.work.reads += len(plan.removals) * len(batch)
+            yield found
 
 
 def check_lengths(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from snowball.engine.ablation import AblationEngine, ItemAnswers
+from snowball.engine.generation import Generated, check_lengths, generate
 from snowball.engine.layer_pass import ItemAblation
 from snowball.engine.removal import INTACT, Removal, removal_name
-from snowball.engine.self_check import check_against_deletion
+from snowball.engine.self_check import check_against_deletion, check_generated
 from snowball.engine.self_check_result import SelfCheck
 from snowball.engine.standing_check import sample
 from snowball.engine.state_cache import StateCache
@@ -20,7 +21,8 @@ from snowball.pruning.document import answers_key
 from snowball.results.recomputed import invalidating, note_difference
 from snowball.results.spending import Spending
 from snowball.results.store import ItemResult, Key, Store
-from snowball.tasks.task import ScoredTask, document_of
+from snowball.tasks.item import Item
+from snowball.tasks.task import GenerationTask, ScoredTask, Task, document_of
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
@@ -58,16 +60,18 @@ class Answering:
     """The items of some tasks, run without sets of units by one process.
 
     A random sample of the items is recomputed alone, by true deletion. With `with_kl` the KL
-    divergence from the intact model is measured too. `states`: kept from one portion to the next.
+    divergence from the intact model is measured too, where answers are not generated. `states`:
+    kept from one portion to the next.
 
     Raises:
-        AblationError: an item is longer than the model's context, or has tokens that it lacks.
+        AblationError: an item, its generated answer included, is longer than the model's context,
+            or has tokens that it lacks.
     """
 
     def __init__(
         self,
         pretrained: Pretrained,
-        tasks: Sequence[ScoredTask],
+        tasks: Sequence[Task],
         checked: SelfCheck,
         token_budget: int | None = None,
         with_kl: bool = False,
@@ -86,14 +90,16 @@ class Answering:
         for task in self.tasks:
             for item in task.items:
                 self.engine.check_item(item)
+            if isinstance(task, GenerationTask):
+                check_lengths(self.engine, task.prompts, task.sources, task.new_tokens)
         self._states = states or StateCache(0)
         self._samples = [sample(len(task.items), seed=int(task.sha256, 16)) for task in self.tasks]
 
-    def key(self, task: ScoredTask) -> Key:
+    def key(self, task: Task) -> Key:
         """Under which the store keeps the answers to a task."""
         return answers_key(self.pretrained.sha256, task.name, task.sha256, self.with_kl)
 
-    def check_key(self, task: ScoredTask) -> Key:
+    def check_key(self, task: Task) -> Key:
         """Under which it keeps by how much recomputed items differed."""
         key = self.key(task)
         return Key(key.model, f"{key.dataset}, recomputed", key.dataset_hash)
@@ -109,7 +115,10 @@ class Answering:
         """
         started, work = time.perf_counter(), replace(self.engine.work)
         task = self.tasks[portion.task]
-        results = self._scored(store, run, task, portion)
+        if isinstance(task, GenerationTask):
+            results = self._generated(store, run, task, portion)
+        else:
+            results = self._scored(store, run, task, portion)
         store.write(run, self.key(task), [removal_name(one) for one in portion.sets], results)
         spent = Spending(
             portion.answers,
@@ -128,30 +137,56 @@ class Answering:
         results = []
         for one in (one for batch in batches for one in batch):
             index = portion.items[one.item]
-            if index in self._samples[portion.task]:
-                self._recompute(store, run, task, index, portion.sets, one)
+
+            def distance(of: int, one: ItemAnswers = one, item: Item = task.items[index]) -> float:
+                answers, stack = one.loglikelihoods[[of]], self.engine.stack
+                return check_against_deletion(stack, [portion.sets[of]], [item], [answers])
+
+            self._recompute(store, run, portion, index, distance)
             values, asked = _values(task, index, one), document_of(task, index)
             results.append(ItemResult(index, values, {}, one.pairs(), asked))
         # What is kept for the next run would not fit beside a smaller budget.
         self.engine.token_budget = engine.token_budget
         return results
 
+    def _generated(
+        self, store: Store, run: int, task: GenerationTask, portion: Portion
+    ) -> list[ItemResult]:
+        engine = self.engine.with_removals(portion.sets)
+        prompts = [task.prompts[index] for index in portion.items]
+        sources = [task.sources[index] for index in portion.items]
+        batches = generate(engine, prompts, sources, task.new_tokens, task.ended)
+        results = []
+        for one in (one for batch in batches for one in batch):
+            index = portion.items[one.prompt]
+
+            def distance(of: int, one: Generated = one) -> float:
+                prompt, source = prompts[one.prompt], sources[one.prompt]
+                stack, removed = self.engine.stack, portion.sets[of]
+                return check_generated(stack, removed, prompt, one.tokens[of], source)
+
+            self._recompute(store, run, portion, index, distance)
+            texts = [task.text(tokens) for tokens in one.tokens]
+            values = {name: v.tolist() for name, v in task.score(index, texts).items()}
+            values[RIGHT] = values[task.correctness]
+            results.append(ItemResult(index, values, {}, texts, document_of(task, index)))
+        return results
+
     def _recompute(
         self,
         store: Store,
         run: int,
-        task: ScoredTask,
+        portion: Portion,
         index: int,
-        sets: Sequence[Removal],
-        found: ItemAnswers,
+        distance: Callable[[int], float],
     ) -> None:
-        """Compares an item with true deletion, under one of the sets."""
+        """Compares a sampled item with true deletion, under one of the sets, by its number."""
+        if index not in self._samples[portion.task]:
+            return
+        task, sets = self.tasks[portion.task], portion.sets
         chosen = int(np.random.default_rng([index, len(sets)]).integers(len(sets)))
-        answers = [found.loglikelihoods[[chosen]]]
         with invalidating(store, self.key(task)):
-            worst = check_against_deletion(
-                self.pretrained.model, [sets[chosen]], [task.items[index]], answers
-            )
+            worst = distance(chosen)
         note_difference(store, run, self.check_key(task), [sets[chosen]], index, worst)
 
 

@@ -83,7 +83,8 @@ class Cost:
     Of all runs, if some were interrupted; the most bytes of kept states are those of the last one.
     `answers`: of one set to one item. Operations: 2 for each parameter of a layer that a token
     passes and each of the unembedding that a state is multiplied by. The obvious loop runs every
-    candidate on all items, each choice in a row of its own, with logits everywhere.
+    candidate on all items, each choice in a row of its own, with logits everywhere. Of answers that
+    are generated only the prompts are counted, on both sides.
     """
 
     answers: int

@@ -13,9 +13,9 @@ from snowball.engine.deletion import deleted
 from snowball.engine.gradients import taylor_scores
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import Part, Removal, Unit, removal_name
-from snowball.pruning.measurements import Measurements
+from snowball.pruning.measurements import MeasurementError, Measurements
 from snowball.results.store import ItemResult, Key
-from snowball.tasks.task import ScoredTask
+from snowball.tasks.task import GenerationTask, Task
 
 _ITEMS = "items"
 
@@ -29,7 +29,7 @@ def state_sums(
     """
     names = [field.name for field in fields(ItemActivations)]
     sums: dict[str, Float[np.ndarray, ...]] = {}
-    for task in measured.scored:
+    for task in measured.tasks:
         kind = f"states of {part} without {removal_name(removed)}"
         found = _remembered(
             measured, task, kind, names, lambda t=task: _run(measured, t, removed, part)
@@ -45,10 +45,14 @@ def gradient_scores(
     """The two Taylor scores of `TaylorScores` on all items, of the layers that are left.
 
     Of several tasks the means, by their numbers of items.
+
+    Raises:
+        MeasurementError: a task of generated answers.
+        GradientError: a gradient is NaN or infinite.
     """
     names = ["parameters", "function"]
     sums = []
-    for task in measured.scored:
+    for task in measured.tasks:
         kind = f"Taylor scores of {part} without {removal_name(removed)}"
         found = _remembered(
             measured, task, kind, names, lambda t=task: _taylor(measured, t, removed, part)
@@ -59,7 +63,7 @@ def gradient_scores(
 
 
 def _run(
-    measured: Measurements, task: ScoredTask, removed: Removal, part: Part
+    measured: Measurements, task: Task, removed: Removal, part: Part
 ) -> Sequence[Float[np.ndarray, ...]]:
     engine = measured.engine.with_removals(_beside(measured, removed, part), reference=removed)
     found = [one.activations.arrays() for batch in engine.run(task.items) for one in batch]
@@ -75,8 +79,13 @@ def _beside(measured: Measurements, removed: Removal, part: Part) -> list[Remova
 
 
 def _taylor(
-    measured: Measurements, task: ScoredTask, removed: Removal, part: Part
+    measured: Measurements, task: Task, removed: Removal, part: Part
 ) -> Sequence[Float[np.ndarray, " layers"]]:
+    if isinstance(task, GenerationTask):
+        raise MeasurementError(
+            f"task {task.name}: its answers are generated, so that there is no loss of a right "
+            "answer to take gradients of; calibrate on multiple choice or texts"
+        )
     model = measured.pretrained.model
     with deleted(model, removed):
         found = taylor_scores(LayerStack(model), task.items, task.wanted, part)
@@ -85,7 +94,7 @@ def _taylor(
 
 def _remembered(
     measured: Measurements,
-    task: ScoredTask,
+    task: Task,
     kind: str,
     names: Sequence[str],
     compute: Callable[[], Sequence[Float[np.ndarray, ...]]],

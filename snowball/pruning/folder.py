@@ -55,7 +55,7 @@ from snowball.pruning.tie_rules import TieRule
 from snowball.pruning.units import Budget, candidates, read_budget, read_kept
 from snowball.results.store import STORE, Store
 from snowball.tasks.reading import check_names
-from snowball.tasks.task import Task
+from snowball.tasks.task import GenerationTask, Task
 from snowball.workers.pool import maybe_pool
 from snowball.workers.workers import Workers
 
@@ -107,10 +107,11 @@ def run_pruning(
     Raises:
         PruningError: no tasks to calibrate on, or none to evaluate on; memory for workers; nothing
             can be removed; the folder holds another pruning; the model is streamed.
-        TaskError, MeasurementError: two tasks of one name, or one whose answers are generated.
+        TaskError: two tasks of one name.
         OverlapError: an item is calibrated on and evaluated on.
-        BudgetError, MethodError, ObjectiveError: the method cannot choose so much, or not by these
-            items: accuracy says nothing of a model that is not above chance.
+        BudgetError, MethodError, ObjectiveError, MeasurementError: the method cannot choose so
+            much, or not by these items: accuracy says nothing of a model that is not above chance,
+            likelihood nothing of answers that are generated.
         SelfCheckError: the engine disagrees with true deletion of layers.
         AblationError, ActivationError, GradientError: an item too long for the model, a value that
             is NaN or infinite, too little memory.
@@ -295,14 +296,16 @@ def _estimate(chooser: Chooser) -> str:
     if not chooser.most_steps:
         return f"{what}."
     engine = measured.engine.with_removals([frozenset({unit}) for unit in chooser.units])
-    items = middling(engine, [item for task in measured.scored for item in task.items])
+    items = middling(engine, [item for task in measured.tasks for item in task.items])
     seconds = most_operations(measured, chooser.units, chooser.most_steps) / trial_rate(
         engine, items, answers_only=not measured.with_kl
     )
-    alone = "" if measured.elsewhere is None else " by one process"
+    apart = "" if measured.elsewhere is None else " by one process"
+    if any(isinstance(task, GenerationTask) for task in measured.tasks):
+        apart += ", and more for generation"
     return (
         f"{what}: at most {chooser.most_steps} steps over {len(chooser.units)} units, at most "
-        f"{duration_text(seconds)}{alone}, and as much for each of two other rules if there are "
+        f"{duration_text(seconds)}{apart}, and as much for each of two other rules if there are "
         "ties; less where units are dropped early. Kept states "
         f"take at most {measured.states.limit / GIBIBYTE:.1f} GiB."
     )

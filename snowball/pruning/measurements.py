@@ -16,19 +16,19 @@ from snowball.engine.state_cache import StateCache
 from snowball.errors import SnowballError
 from snowball.progress import Advance
 from snowball.pruning.answering import ANSWER, RIGHT, Answered, Answering, Portion
-from snowball.pruning.portions import portions_of
+from snowball.pruning.portions import portions_of, prompt_portions
 from snowball.results.recomputed import recomputed
 from snowball.results.spending import Spending, note_spending, spending
 from snowball.results.store import Key, Store
 from snowball.tasks.item import Item
-from snowball.tasks.task import ScoredTask, Task
+from snowball.tasks.task import GenerationTask, ScoredTask, Task
 
 if TYPE_CHECKING:
     from snowball.pretrained.loading import Pretrained
 
 
 class MeasurementError(SnowballError):
-    """A task that no search can judge removals by."""
+    """A task that a criterion cannot be read off."""
 
 
 @dataclass
@@ -43,7 +43,6 @@ class Measurements:
     this one does.
 
     Raises:
-        MeasurementError: a task of generated answers.
         AblationError: an item is longer than the model's context, or has tokens that it lacks.
     """
 
@@ -60,10 +59,9 @@ class Measurements:
     elsewhere: Callable[[Sequence[Portion]], Iterator[tuple[Portion, Answered]]] | None = None
 
     def __post_init__(self) -> None:
-        self.scored = [_scored(task) for task in self.tasks]
         self.answering = Answering(
             self.pretrained,
-            self.scored,
+            self.tasks,
             self.checked,
             self.token_budget,
             self.with_kl,
@@ -71,7 +69,7 @@ class Measurements:
         )
         self._places = [
             (number, index)
-            for number, task in enumerate(self.scored)
+            for number, task in enumerate(self.tasks)
             for index in range(len(task.items))
         ]
         self._known: dict[tuple[Removal, str], Float[np.ndarray, " items"]] = {}
@@ -103,7 +101,7 @@ class Measurements:
             self._known[removed, metric] = np.concatenate(
                 [
                     self.store.known_values(self.key(task), metric, name, len(task.items))
-                    for task in self.scored
+                    for task in self.tasks
                 ]
             )
         return self._known[removed, metric]
@@ -113,33 +111,33 @@ class Measurements:
         return self.values(RIGHT, [removed])[0] > 0.5
 
     def likelihood(self, removed: Removal) -> float:
-        """The mean over items of the log-likelihood of the right answer, measured if need be."""
-        self.require([removed])
-        return float(self.values(ANSWER, [removed]).mean())
+        """The mean over items of the log-likelihood of the right answer, measured if need be.
+
+        Items whose answers are generated have none, and do not count; 0 if all are.
+        """
+        scored = [isinstance(self.tasks[number], ScoredTask) for number, _ in self._places]
+        if not any(scored):
+            return 0.0
+        items = None if all(scored) else np.flatnonzero(scored).tolist()
+        self.require([removed], items)
+        return float(self.values(ANSWER, [removed], items).mean())
 
     def of_task(self, number: int) -> slice:
         """The items of a task."""
-        start = sum(len(task.items) for task in self.scored[:number])
-        return slice(start, start + len(self.scored[number].items))
+        start = sum(len(task.items) for task in self.tasks[:number])
+        return slice(start, start + len(self.tasks[number].items))
 
     @property
     def chance(self) -> Float[np.ndarray, " items"]:
         """The accuracy of a random guesser on each item, 0 for running text."""
         return np.concatenate(
-            [np.array(task.chance or (0.0,) * len(task.items)) for task in self.scored]
+            [np.array(task.chance or (0.0,) * len(task.items)) for task in self.tasks]
         )
 
     @property
     def tokens(self) -> Float[np.ndarray, " items"]:
-        """How many tokens the right answer of each item has."""
-        return np.array(
-            [
-                len(self._item(place).continuations[self._wanted(place)])
-                - self._item(place).skips[self._wanted(place)]
-                for place in range(len(self))
-            ],
-            dtype=np.float64,
-        )
+        """How many tokens the right answer of each item has; 0 where it is generated."""
+        return np.concatenate([_right_tokens(task) for task in self.tasks])
 
     @property
     def lengths(self) -> Int[np.ndarray, " items"]:
@@ -147,21 +145,24 @@ class Measurements:
         return np.array([self._item(place).packed_tokens for place in range(len(self))])
 
     def loglikelihoods(self, removed: Removal) -> list[tuple[Item, tuple[float, ...]]]:
-        """Every item, with the log-likelihoods of its continuations under a set that was run."""
+        """Every item, with the log-likelihoods of its continuations under a set that was run.
+
+        Those whose answers are generated are left out.
+        """
         name, found = removal_name(removed), []
-        for task in self.scored:
+        for task in (one for one in self.tasks if isinstance(one, ScoredTask)):
             answers = self.store.answers(self.key(task), name, len(task.items))
             for item, answer in zip(task.items, answers, strict=True):
                 found.append((item, tuple(float(loglikelihood) for loglikelihood, _ in answer)))
         return found
 
-    def key(self, task: ScoredTask) -> Key:
+    def key(self, task: Task) -> Key:
         """Under which the store keeps the answers to a task."""
         return self.answering.key(task)
 
     def standing_check(self) -> StandingCheckResult:
         """What recomputing the random sample has shown so far."""
-        return recomputed(self.store, [self.answering.check_key(task) for task in self.scored])
+        return recomputed(self.store, [self.answering.check_key(task) for task in self.tasks])
 
     def spent(self, purpose: str) -> Spending:
         """What measuring for a purpose has cost in all runs."""
@@ -196,7 +197,7 @@ class Measurements:
     def _lacking(self, sets: Sequence[Removal], places: Sequence[int]) -> list[Portion]:
         """What is to be measured: sets that lack the same items of a portion run them together."""
         found = []
-        for number, task in enumerate(self.scored):
+        for number, task in enumerate(self.tasks):
             mine = [self._places[place][1] for place in places if self._places[place][0] == number]
             of_task = self.of_task(number)
             known = np.reshape(
@@ -204,7 +205,8 @@ class Measurements:
             )
             if not np.isnan(known).any():
                 continue
-            for portion in portions_of(self.engine, [task.items[i] for i in mine], len(sets)):
+            divide = prompt_portions if isinstance(task, GenerationTask) else portions_of
+            for portion in divide(self.engine, [task.items[i] for i in mine], len(sets)):
                 alike: dict[tuple[int, ...], list[Removal]] = {}
                 for one, row in zip(sets, known[:, portion], strict=True):
                     lacking = tuple(mine[portion[place]] for place in np.flatnonzero(np.isnan(row)))
@@ -232,21 +234,16 @@ class Measurements:
         note_spending(self.store, self.run, self._spending_key(self.purpose), spent)
 
     def _spending_key(self, purpose: str) -> Key:
-        tasks = "+".join(task.sha256 for task in self.scored)
+        tasks = "+".join(task.sha256 for task in self.tasks)
         return Key(self.pretrained.sha256, f"cost of {purpose}", tasks)
 
     def _item(self, place: int) -> Item:
         number, index = self._places[place]
-        return self.scored[number].items[index]
-
-    def _wanted(self, place: int) -> int:
-        number, index = self._places[place]
-        return self.scored[number].wanted[index]
+        return self.tasks[number].items[index]
 
 
-def _scored(task: Task) -> ScoredTask:
-    if not isinstance(task, ScoredTask):
-        raise MeasurementError(
-            f"task {task.name}: its answers are generated; give tasks of multiple choice or texts"
-        )
-    return task
+def _right_tokens(task: Task) -> Float[np.ndarray, " items"]:
+    if isinstance(task, GenerationTask):
+        return np.zeros(len(task.items))
+    pairs = zip(task.items, task.wanted, strict=True)
+    return np.array([float(len(one.continuations[w]) - one.skips[w]) for one, w in pairs])

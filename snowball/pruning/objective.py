@@ -19,6 +19,7 @@ from snowball.pruning.measurements import Measurements
 from snowball.pruning.ordered_dropping import Comparison, Order, least_loss
 from snowball.pruning.racing import Racing, race
 from snowball.pruning.tie_rules import TieRule, in_order
+from snowball.tasks.task import GenerationTask
 
 
 class ObjectiveError(SnowballError):
@@ -33,10 +34,13 @@ class Objective(ABC):
 
     criterion: ClassVar[Criterion]
     with_kl: ClassVar[bool] = False
+    # Whether it says something of answers that are generated.
+    of_generated: ClassVar[bool] = False
 
     def __init__(self, measured: Measurements) -> None:
         self.measured = measured
         self.advance: Advance = lambda amount: None
+        self._check_generated()
         measured.require([INTACT])
         self.check()
 
@@ -83,6 +87,16 @@ class Objective(ABC):
         levels = sorted(set(totals.values()))
         alike = [[one for one, total in totals.items() if total == level] for level in levels]
         return [one for sets in alike for one in in_order(sets, rule, self.measured.likelihood)]
+
+    def _check_generated(self) -> None:
+        """Raises ObjectiveError for answers that are generated, if the loss is of given ones."""
+        for task in self.measured.tasks:
+            if isinstance(task, GenerationTask) and not self.of_generated:
+                raise ObjectiveError(
+                    f"task {task.name}: its answers are generated, by each set of layers its own, "
+                    f"and {self.criterion.label} compares sets on tokens that are given: use "
+                    "--criterion accuracy, or calibrate on multiple choice or texts"
+                )
 
     def _done(self, found: Comparison) -> Comparison:
         # What need not be run is done, too.

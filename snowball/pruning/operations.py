@@ -28,10 +28,10 @@ def obvious_operations(
     """Answers and operations of the loop that deletes, and scores each choice in a row of its own.
 
     Every candidate of every step of a greedy search along the path, on all items, with logits at
-    every token.
+    every token. Of answers that are generated the prompts only.
     """
     stack = measured.engine.stack
-    tokens = sum(item.separate_tokens for task in measured.scored for item in task.items)
+    tokens = sum(item.separate_tokens for task in measured.tasks for item in task.items)
     sets = [one for gone in path[:-1] for one in with_each(gone, units)]
     layers = [stack.depth - sum(unit.part is Part.LAYER for unit in one) for one in sets]
     per_layer = stack.layer_parameters() / stack.depth
@@ -45,7 +45,7 @@ def most_operations(measured: Measurements, units: Sequence[Unit], steps: int) -
     The deepest units are taken to be removed first, which leaves most to run.
     """
     engine = measured.engine
-    items = [item for task in measured.scored for item in task.items]
+    items = [item for task in measured.tasks for item in task.items]
     gone = [frozenset(units[len(units) - step :]) for step in range(steps)]
     plans = [plan_removals(with_each(one, units), engine.stack.depth) for one in gone]
     return sum(engine_cost(engine, plan, items).operations for plan in plans)

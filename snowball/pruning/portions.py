@@ -11,6 +11,7 @@ from snowball.tasks.item import Item
 _PORTIONS = 16
 # It is, if so many sets at once fill a layer call.
 _SETS_AT_ONCE = 16
+_FEWEST_PROMPTS = 4
 
 
 def portions_of(engine: AblationEngine, items: Sequence[Item], sets: int) -> list[list[int]]:
@@ -31,6 +32,17 @@ def portions_of(engine: AblationEngine, items: Sequence[Item], sets: int) -> lis
         else:
             alone += mine
     return together + _divided(engine, items, alone, sets)
+
+
+def prompt_portions(engine: AblationEngine, prompts: Sequence[Item], sets: int) -> list[list[int]]:
+    """The same for prompts that are to be continued: the longest first, as many as fit a call.
+
+    A few are together in any case, for what they begin with is read once for all of them.
+    """
+    order = sorted(range(len(prompts)), key=lambda place: (-prompts[place].longest, place))
+    longest = prompts[order[0]].longest if order else 1
+    size = max(_FEWEST_PROMPTS, engine.token_budget // (max(1, sets) * longest))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _divided(

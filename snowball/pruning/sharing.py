@@ -15,7 +15,7 @@ from snowball.engine.self_check_result import SelfCheck
 from snowball.pruning.answering import Answered, Answering, Portion
 from snowball.pruning.measurements import Measurements
 from snowball.results.store import Key, Store
-from snowball.tasks.task import ScoredTask
+from snowball.tasks.task import Task
 from snowball.workers.pool import Pool
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class PruningShard:
 class PruningJob:
     """A pruning as it is sent to workers: everything but the model and the search."""
 
-    tasks: tuple[tuple[ScoredTask, ...], ...]
+    tasks: tuple[tuple[Task, ...], ...]
     with_kl: tuple[bool, ...]
     checked: SelfCheck
     token_budget: int
@@ -70,7 +70,7 @@ def _run_portions(
     pool: Pool, kind: int, measured: Measurements, portions: Sequence[Portion]
 ) -> Iterator[tuple[Portion, Answered]]:
     def key_of(shard: PruningShard) -> Key:
-        return measured.key(measured.scored[shard.portion.task])
+        return measured.key(measured.tasks[shard.portion.task])
 
     shards = [PruningShard(kind, portion) for portion in portions]
     for shard, found in pool.measure(measured.store, measured.run, shards, key_of):

@@ -27,7 +27,7 @@ def task_results(
         _text_result(measured, number, sets, random, seed)
         if task.correctness is None
         else _choice_result(measured, number, sets, random, seed)
-        for number, task in enumerate(measured.scored)
+        for number, task in enumerate(measured.tasks)
     )
 
 
@@ -38,7 +38,7 @@ def _choice_result(
     random: Sequence[Removal],
     seed: int,
 ) -> TaskResult:
-    task, mine = measured.scored[number], measured.of_task(number)
+    task, mine = measured.tasks[number], measured.of_task(number)
     right = {one: measured.right(one)[mine] for one in (INTACT, *sets, *random)}
     chance = measured.chance[mine]
     counts = resamples(len(task.items), RESAMPLES, seed)
@@ -65,7 +65,7 @@ def _text_result(
     random: Sequence[Removal],
     seed: int,
 ) -> TaskResult:
-    task, mine = measured.scored[number], measured.of_task(number)
+    task, mine = measured.tasks[number], measured.of_task(number)
     tokens = measured.tokens[mine]
     counts = resamples(len(task.items), RESAMPLES, seed)
 

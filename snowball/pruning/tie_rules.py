@@ -10,7 +10,8 @@ from snowball.pruning.units import deepest_first, shallowest_first
 
 
 class TieRule(StrEnum):
-    """LIKELIHOOD: the one that leaves the right answers the likeliest, then the deeper one.
+    """LIKELIHOOD: the one that leaves the right answers the likeliest, then the deeper one; the
+    deeper one at once where all answers are generated, and no right one is known as tokens.
 
     LOWEST and HIGHEST: the one with the lower, or the deeper, layers. Other tools have one of these
     two by accident, as their loops run.

@@ -106,6 +106,19 @@ class GenerationTask:
             for prompt, source in zip(self.prompts, self.sources, strict=True)
         )
 
+    def ended(self, tokens: Sequence[int]) -> bool:
+        """Whether an answer ends with these tokens: at EOS, or where one of `until` is said."""
+        if tokens[-1] in self.eos:
+            return True
+        text = self.decode(tokens)
+        return any(stop in text for stop in self.until)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The answer that generated tokens give: what comes before the first of `until`."""
+        text = self.decode(tokens)
+        ends = [text.find(stop) for stop in self.until if stop in text]
+        return text[: min(ends)] if ends else text
+
 
 Task = ScoredTask | GenerationTask
 

@@ -162,6 +162,13 @@ def test_shared_examples_are_read_once_for_all_batches(monkeypatch: pytest.Monke
     assert tokens_read(apart, monkeypatch) == sum(map(len, FEW_SHOT[:-1]))
 
 
+def test_the_work_that_is_counted_is_that_of_prompts() -> None:
+    engine = AblationEngine(tiny_model("llama"), every_removal(DEPTH), share_prefixes=False)
+    ours(engine, never)
+    assert engine.work.layer_tokens == engine.plan.layer_runs * sum(map(len, PROMPTS))
+    assert engine.work.reads == len(every_removal(DEPTH)) * len(PROMPTS)
+
+
 def test_texts_beyond_a_window_share_no_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     longest = max(map(len, FEW_SHOT)) + 1
     for window, shared in ((longest, True), (longest - 1, False)):

@@ -27,7 +27,6 @@ from snowball.pruning.document import (
     write_pruning,
 )
 from snowball.pruning.folder import PruningError, run_pruning
-from snowball.pruning.measurements import MeasurementError
 from snowball.pruning.method import read_method
 from snowball.pruning.objective import ObjectiveError
 from snowball.pruning.overlap import OverlapError
@@ -267,15 +266,6 @@ def test_both_kinds_of_tasks_are_needed(
     given[tasks] = []
     with pytest.raises(PruningError, match=message):
         run_pruning(model, given[0], given[1], tmp_path / "x")
-
-
-def test_generated_answers_do_not_calibrate(
-    model: Pretrained, inputs: Path, tmp_path: Path
-) -> None:
-    open_questions = write(tmp_path / "open.jsonl", [{"prompt": "1 + 1 =", "answer": "2"}])
-    tasks = read_tasks(model, open_questions), read_tasks(model, inputs / "test.jsonl")
-    with pytest.raises(MeasurementError, match="its answers are generated"):
-        run_pruning(model, *tasks, tmp_path / "x")
 
 
 def test_a_wrong_engine_is_noticed(

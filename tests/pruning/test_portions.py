@@ -21,7 +21,7 @@ from snowball.pruning.answering import ANSWER, LEAD
 from snowball.pruning.choice import Chooser
 from snowball.pruning.measurements import Measurements
 from snowball.pruning.method import read_method
-from snowball.pruning.portions import portions_of
+from snowball.pruning.portions import portions_of, prompt_portions
 from snowball.pruning.tie_rules import TieRule
 from snowball.pruning.units import read_budget
 from snowball.results.store import Store
@@ -69,6 +69,16 @@ def test_portions_are_about_equal_and_fill_a_layer_call(lengths: list[int], sets
         assert following is None or (len(one) + 1) * longest > size
 
 
+@given(st.lists(st.integers(1, 200), max_size=40), st.integers(1, 40))
+def test_prompts_are_continued_a_few_at_once(lengths: list[int], sets: int) -> None:
+    prompts = [text(place, length, False) for place, length in enumerate(lengths)]
+    portions = prompt_portions(ENGINES[RowLayout.PACKED], prompts, sets)
+    assert sorted(place for portion in portions for place in portion) == list(range(len(prompts)))
+    for portion in portions:
+        rows = sets * len(portion) * max(prompts[place].longest for place in portion)
+        assert len(portion) <= 4 or rows <= BUDGET
+
+
 # Behind the examples that they share
 
 
@@ -102,7 +112,7 @@ def test_what_questions_share_is_run_once(measured: dict[bool, Measurements]) ->
     for one in measured.values():
         one.require(singles)
     shared, alone = measured[True], measured[False]
-    rows = [item.packed_tokens for item in shared.scored[0].items]
+    rows = [item.packed_tokens for item in shared.tasks[0].items]
     runs = plan_removals(singles, DEPTH).layer_runs
     behind = sum(rows) - len(rows) * len(FEW_SHOT)
     assert behind <= BUDGET  # one batch of the engine

@@ -97,7 +97,7 @@ def test_perplexity_of_texts(model: Pretrained, store: Store) -> None:
     def nats(gone: Removal) -> float:
         total = 0.0
         with torch.inference_mode(), deleted(model.model, gone):
-            for item in texts.scored[0].items:
+            for item in texts.tasks[0].items:
                 ids = torch.tensor([[*item.context, *item.continuations[0]]])
                 steps = torch.log_softmax(
                     model.model(ids, use_cache=False).logits[0, :-1].double(), -1
@@ -105,7 +105,7 @@ def test_perplexity_of_texts(model: Pretrained, store: Store) -> None:
                 total -= float(steps.gather(1, ids[0, 1:, None]).sum())
         return total
 
-    tokens = sum(len(item.continuations[0]) for item in texts.scored[0].items)
+    tokens = sum(len(item.continuations[0]) for item in texts.tasks[0].items)
     expected = math.exp(nats(removed) / tokens) - math.exp(nats(INTACT) / tokens)
     assert objective.value(removed) == pytest.approx(expected, rel=1e-3)
 

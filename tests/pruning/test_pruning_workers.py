@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from audit_inputs import write
 from command_line import snowball
 from pruning_inputs import loaded, write_inputs
 from stored_rows import rows_of
@@ -56,7 +57,11 @@ Prune = Callable[..., Path]
 @pytest.fixture(scope="module")
 def prune(model: Pretrained, inputs: Path) -> Prune:
     calibration = read_tasks(model, [inputs / "train.jsonl"])
-    evaluation = read_tasks(model, [inputs / "test.jsonl"], limit=12)
+    sums = [{"prompt": f"{n} + {n} =", "answer": str(n)} for n in range(6)]
+    write(inputs / "sums.jsonl", sums)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("snowball.tasks.task.NEW_TOKENS", 4)
+        evaluation = read_tasks(model, [inputs / "test.jsonl", inputs / "sums.jsonl"], limit=12)
 
     def run(folder: Path, criterion: str = "accuracy", search: str | None = None, **given: Any):
         method = read_method(criterion, search)

@@ -12,6 +12,7 @@ from snowball.engine.removal import INTACT, Removal
 from snowball.pruning.answering import RIGHT
 from snowball.pruning.objective import Objective, ObjectiveError
 from snowball.results.relevance import above_chance
+from snowball.tasks.task import GenerationTask, Task
 
 # A model is above chance if a random guesser would be as good less often than this.
 SIGNIFICANCE = 0.05
@@ -21,9 +22,10 @@ class Accuracy(Objective):
     """Wrong answers. The value is the accuracy-based relevance of the set."""
 
     criterion = criteria.RELEVANCE
+    of_generated = True
 
     def check(self) -> None:
-        for number, task in enumerate(self.measured.scored):
+        for number, task in enumerate(self.measured.tasks):
             mine = self.measured.of_task(number)
             if task.correctness is None:
                 raise ObjectiveError(
@@ -35,8 +37,7 @@ class Accuracy(Objective):
                 raise ObjectiveError(
                     f"task {task.name}: of {right.size} items the intact model answers "
                     f"{right.mean():.1%} rightly, a random guesser {chance.mean():.1%} (p = "
-                    f"{p:.2g}), so that accuracy says nothing; use --criterion "
-                    f"{criteria.LIKELIHOOD.name}, which is defined below chance too"
+                    f"{p:.2g}), so that accuracy says nothing; {_instead(task)}"
                 )
 
     def of_items(
@@ -53,3 +54,10 @@ class Accuracy(Objective):
 
     def _above_chance(self, removed: Removal) -> float:
         return float((self.measured.right(removed) - self.measured.chance).mean())
+
+
+def _instead(task: Task) -> str:
+    """What to do about a task that the model is not good enough for."""
+    if isinstance(task, GenerationTask):
+        return "calibrate on other items, or on multiple choice"
+    return f"use --criterion {criteria.LIKELIHOOD.name}, which is defined below chance too"
