@@ -15,6 +15,7 @@ from snowball import criteria
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import FileError, read_json, write_json
 from snowball.limits import DOCUMENT_BYTES
+from snowball.pretrained.measured_model import MeasuredModel
 from snowball.results.correlation import Correlations, PooledCorrelations
 from snowball.results.intervals import Interval
 from snowball.results.paired import McNemarMatrix, TaskDependence
@@ -41,22 +42,6 @@ _T = TypeVar("_T")
 
 class DocumentError(FileError):
     """A file that is not the document of an audit."""
-
-
-# --- what was run -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AuditedModel:
-    """The model that was audited; documents of the first audits do not name the device's make."""
-
-    name: str
-    sha256: str
-    source: str
-    layers: int
-    dtype: str
-    device: str
-    device_name: str | None = None
 
 
 # --- what was found on one dataset ------------------------------------------------------------
@@ -226,7 +211,7 @@ class ComparedTasks:
 class Run:
     """What was run; documents of the first audits do not tell their seed."""
 
-    model: AuditedModel
+    model: MeasuredModel
     removals: tuple[str, ...]
     self_check: SelfCheck
     standing_check: StandingCheckResult | None = None

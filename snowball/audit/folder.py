@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snowball.audit.document import AuditDocument, AuditedModel, Run, write_audit
+from snowball.audit.document import AuditDocument, Run, write_audit
 from snowball.audit.estimate import estimate
 from snowball.audit.page import write_report
 from snowball.audit.run import Audit, AuditError
@@ -22,13 +22,12 @@ from snowball.audit.sharing import AuditJob, run_by_workers
 from snowball.audit.streaming import plan_streaming, run_streamed
 from snowball.audit.summary import Summary, dataset_numbers, summarise
 from snowball.audit.tables import layer_csv, removal_csv
-from snowball.dtypes import DType
 from snowball.engine.named_removals import named_removals
 from snowball.engine.removal import Removal
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import make_folder, refuse_file, write_text
 from snowball.memory import GIBIBYTE, free_disk_bytes, free_memory_bytes
-from snowball.pretrained.loading import device_name
+from snowball.pretrained.measured_model import MeasuredModel
 from snowball.pretrained.streamed import bytes_read, is_streamed, layer_bytes
 from snowball.progress import Progress, Tell, say_nothing, silent
 from snowball.provenance import provenance
@@ -254,17 +253,8 @@ def _summary(audit: Audit, store: Store, seed: int) -> Summary:
 
 
 def _run(audit: Audit, seed: int, checked: StandingCheckResult) -> Run:
-    model = audit.pretrained
     return Run(
-        model=AuditedModel(
-            name=model.name,
-            sha256=model.sha256,
-            source=model.source,
-            layers=audit.engine.stack.depth,
-            dtype=DType.of(model.model.dtype).value,
-            device=model.device,
-            device_name=device_name(model.model.device),
-        ),
+        model=MeasuredModel.of(audit.pretrained),
         removals=tuple(audit.names()),
         self_check=audit.self_check,
         standing_check=checked,

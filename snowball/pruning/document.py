@@ -14,6 +14,7 @@ from typing import Any
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.files import FileError, read_json, write_json
 from snowball.limits import DOCUMENT_BYTES
+from snowball.pretrained.measured_model import MeasuredModel
 from snowball.pruning.export.acceptance_result import Acceptance
 from snowball.pruning.search.step import Step
 from snowball.results.intervals import Interval
@@ -28,17 +29,10 @@ class PruningDocumentError(FileError):
     """A file that is not the document of a pruning."""
 
 
-@dataclass(frozen=True, slots=True)
-class PrunedModel:
-    """The model that was pruned."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunedModel(MeasuredModel):
+    """The model that was pruned, and how many parameters it had."""
 
-    name: str
-    sha256: str
-    source: str
-    layers: int
-    dtype: str
-    device: str
-    device_name: str
     parameters: int
 
 

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snowball.dtypes import DType
 from snowball.engine.removal import INTACT, Removal, removal_name
 from snowball.engine.self_check import check_engine
 from snowball.engine.self_check_result import StandingCheckResult
@@ -24,7 +23,6 @@ from snowball.engine.trial import middling, trial_rate
 from snowball.errors import SnowballError
 from snowball.files import make_folder, refuse_file, write_text
 from snowball.memory import GIBIBYTE
-from snowball.pretrained.loading import device_name
 from snowball.pretrained.streamed import is_streamed
 from snowball.progress import Progress, Tell, duration_text, say_nothing, silent
 from snowball.provenance import provenance
@@ -170,7 +168,7 @@ def run_pruning(
                 progress,
             )
         document = PruningDocument(
-            model=_model(model, chosen.chooser),
+            model=PrunedModel.of(model, parameters=_parameters(model)),
             method=_record(method, budget),
             removed=removal_name(chosen.choice.removed),
             path=tuple(map(removal_name, chosen.choice.path)),
@@ -340,19 +338,6 @@ def _cost(chooser: Chooser, choice: Choice) -> Cost:
     )
 
 
-def _model(model: Pretrained, chooser: Chooser) -> PrunedModel:
-    return PrunedModel(
-        name=model.name,
-        sha256=model.sha256,
-        source=model.source,
-        layers=chooser.measured.engine.stack.depth,
-        dtype=DType.of(model.model.dtype).value,
-        device=model.device,
-        device_name=device_name(model.model.device),
-        parameters=sum(p.numel() for p in model.model.parameters()),
-    )
-
-
 def _record(method: Method, budget: Budget) -> MethodRecord:
     settings: dict[str, object] = {}
     if method.search is Search.BEAM:
@@ -374,8 +359,12 @@ def _record(method: Method, budget: Budget) -> MethodRecord:
 
 
 def _left_parameters(model: Pretrained, chosen: _Chosen) -> float:
-    every = sum(p.numel() for p in model.model.parameters())
-    return 1 - sum(chosen.chooser.sizes[unit] for unit in chosen.choice.removed) / every
+    gone = sum(chosen.chooser.sizes[unit] for unit in chosen.choice.removed)
+    return 1 - gone / _parameters(model)
+
+
+def _parameters(model: Pretrained) -> int:
+    return sum(p.numel() for p in model.model.parameters())
 
 
 def _together(one: StandingCheckResult, other: StandingCheckResult) -> StandingCheckResult:

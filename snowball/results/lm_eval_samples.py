@@ -27,6 +27,7 @@ from jaxtyping import Float
 
 from snowball.engine.removal import INTACT, removal_name
 from snowball.files import FileError, read_json, replaced_folder, write_json, write_text
+from snowball.pretrained.measured_model import MeasuredModel
 from snowball.results.store import STORE, Key, Store
 from snowball.tasks.task import CORRECTNESS
 
@@ -50,24 +51,11 @@ class AnsweredTask:
     items: int
 
 
-class AnsweredModel(Protocol):
-    """What is told of a model."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-
-
 class AnsweredRun(Protocol):
     """The document of a run: which model, when (ISO 8601 with a time zone), by what."""
 
     @property
-    def model(self) -> AnsweredModel: ...
+    def model(self) -> MeasuredModel: ...
     @property
     def provenance(self) -> Mapping[str, Any]: ...
     @property
