@@ -22,8 +22,9 @@ def write_gguf(
     model: Any,
     tensors: Mapping[str, np.ndarray] | None = None,
     settings: Mapping[str, float | str] | None = None,
+    merged: str = "hi",
 ) -> None:
-    """A Llama as GGUF; with further tensors and settings."""
+    """A Llama as GGUF; with further tensors and settings, and a token of two merged letters."""
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     config, tokenizer = model.config, byte_tokenizer()
@@ -38,11 +39,14 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    spare = ["hi", *(f"[unused{index}]" for index in range(len(tokenizer) + 1, config.vocab_size))]
+    spare = [
+        merged,
+        *(f"[unused{index}]" for index in range(len(tokenizer) + 1, config.vocab_size)),
+    ]
     vocabulary = tokenizer.get_vocab()
     writer.add_token_list([*sorted(vocabulary, key=vocabulary.__getitem__), *spare])
     writer.add_token_types([1] * 256 + [3] * 2 + [1] * len(spare))
-    writer.add_token_merges(["h i"])
+    writer.add_token_merges([" ".join(merged)])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
     writer.add_add_bos_token(True)

@@ -253,6 +253,8 @@ class AuditDocument(Summary, Run):
     seconds: float
 
     def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ValueError("there are no datasets")
         for dataset in self.datasets:
             _check_sizes(dataset, self.model.layers)
             _check_names(dataset.scores)

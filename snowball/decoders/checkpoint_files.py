@@ -6,6 +6,7 @@ suppressed tokens. (`certificates/checker.py`, which stands alone, has a list of
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,7 +52,9 @@ LLAMA_KEYS: dict[str, tuple[object, ...]] = {
 
 def is_irrelevant(key: str, value: object) -> bool:
     """Whether an entry of config.json changes no number, and lets transformers load the model."""
-    return type(value) in IRRELEVANT_KEYS.get(key, ())
+    if type(value) not in IRRELEVANT_KEYS.get(key, ()):
+        return False
+    return not isinstance(value, float) or 0 <= value < math.inf
 
 
 def is_one_of(value: object, allowed: Iterable[object]) -> bool:

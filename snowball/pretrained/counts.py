@@ -21,6 +21,7 @@ _OTHERS = 1 << 16  # experts, heads and the like of one layer
 # Words in the names of entries.
 _OF_LAYERS = {"layer", "layers", "depth", "depths", "block", "blocks", "stages", "types", "pattern"}
 _OF_OTHERS = {"experts", "expert", "heads", "head", "codebooks", "groups", "inputs", "count"}
+_OF_OTHERS |= {"labels"}  # of which transformers makes a table
 # Of sizes, which no loop follows: `hidden_size_per_layer_input`, `head_dim`, `block_multiple_of`.
 _OF_SIZES = {"size", "sizes", "dim", "dims", "id", "ids", "length", "scale", "eps", "multiple"}
 

@@ -20,6 +20,11 @@ _LISTED = 3  # names in an error
 _ROTARY_FACTORS = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
 # Of the file, its making and its vocabulary; `general.type` says what it holds.
 _NOT_OF_THE_MODEL = re.compile(r"(GGUF|general|tokenizer|quantize|split|imatrix)\..*")
+# How texts are split before tokens are merged: by these every digit stands alone, by transformers
+# digits stand together. Where no merge has a digit, that is the same.
+_SPLITTING = "tokenizer.ggml.pre"
+_DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+_DIGIT = re.compile("[0-9]")
 # Sizes that the tensors have, too: others would not fit.
 _SIZES = frozenset(
     {
@@ -117,10 +122,18 @@ def _ignored_settings(reader: Any, architecture: str, model: PreTrainedModel) ->
         value, setting = field.contents(), name.removeprefix(f"{architecture}.")
         if name == "general.type" and value != "model":
             yield f"{name} = {value!r}"
+        elif name == _SPLITTING and value in _DIGITS_APART and _joins_digits(reader):
+            yield f"{name} = {value!r} (transformers joins the digits that it keeps apart)"
         elif _NOT_OF_THE_MODEL.fullmatch(name) or setting in _SIZES:
             continue
         elif read.get(setting) is None and not _changes_nothing(setting, value, given):
             yield f"{name} = {value!r:.60}"
+
+
+def _joins_digits(reader: Any) -> bool:
+    """Whether a merge of the vocabulary makes a token with a digit and something else."""
+    merges = reader.fields.get("tokenizer.ggml.merges")
+    return merges is not None and any(map(_DIGIT.search, merges.contents()))
 
 
 def _changes_nothing(setting: str, value: Any, given: Mapping[str, Any]) -> bool:

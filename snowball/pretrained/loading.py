@@ -35,7 +35,8 @@ from snowball.pretrained.weights import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Entries of a config that no logit depends on (the dtype is hashed with every tensor).
+# Entries of a config that no logit depends on (the dtype is hashed with every tensor), but for the
+# padding of models that count positions from it.
 _BOOKKEEPING = {
     "_model_name_or_path",
     "_name_or_path",
@@ -166,10 +167,20 @@ def device_name(device: torch.device) -> str:
 def _sha256_of(model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]) -> str:
     """`weights`: those of the state dict, in the order of their names."""
     digest = hashlib.sha256(json.dumps(_essentials(model.config.to_diff_dict())).encode())
+    if (first := _first_position(model)) is not None:
+        digest.update(f"positions from {first}".encode())
     for name, tensor in weights:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _first_position(model: PreTrainedModel) -> int | None:
+    """The padding token of models that count positions from it, as RoBERTa does; else None."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[2]:
+            return module.padding_idx
+    return None
 
 
 def _essentials(value: object) -> object:

@@ -251,7 +251,7 @@ def _generation(
         eos=frozenset() if encoder.eos is None else frozenset({encoder.eos}),
         score=score,
         correctness=correctness,
-        sha256=_sha256(name, task, prompts),
+        sha256=_sha256(name, task, [*prompts, encoder.eos]),
         documents=tuple(_document(task, requests) for requests in documents),
     )
 

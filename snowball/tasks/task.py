@@ -453,7 +453,10 @@ def _generation(name: str, rows: Sequence[Row], encoder: Encoder) -> GenerationT
         eos=frozenset() if encoder.eos is None else frozenset({encoder.eos}),
         score=score,
         correctness="exact_match",
-        sha256=_sha256([], {"prompts": prompts, "answers": answers, "until": UNTIL}),
+        sha256=_sha256(
+            [],
+            {"prompts": prompts, "answers": answers, "until": UNTIL, "eos": encoder.eos},
+        ),
         documents=tuple(
             Document(row.fields, answer, ((prompt, settings),))
             for row, (prompt, answer) in zip(rows, questions, strict=True)

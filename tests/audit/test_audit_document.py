@@ -127,6 +127,7 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda d: first(d)["accuracy"]["3"].pop("low"), "datasets[0].accuracy['3'].low: is missing"),
     (lambda d: first(d)["proxies"].pop("cosine"), "judges no score 'cosine'"),
     (lambda d: first(d).update(major_distance=18), "the major distance"),
+    (lambda d: d["datasets"].clear(), "there are no datasets"),
     (rename(lambda d: first(d)["scores"]), "no criterion of layer importance is called 'cosmic'"),
     (rename(lambda d: first(d)["proxies"]), "no criterion of layer importance is called 'cosmic'"),
     (rename(lambda d: d["pooled"]), "no criterion of layer importance is called 'cosmic'"),

@@ -378,6 +378,8 @@ def test_keys_that_cannot_matter_are_ignored(folder: Path) -> None:
     [
         {"pad_token_id": "abc"},
         {"initializer_range": "abc"},
+        {"initializer_range": -1.0},
+        {"initializer_range": float("inf")},
         {"use_cache": "x"},
         {"attention_bias": 0},
         {"mlp_bias": 0.0},

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny_gguf import write_gguf
 
@@ -192,6 +193,26 @@ def test_the_sha256_sees_weights_config_and_dtype(folder: Path, tmp_path: Path) 
     edit_json(copies[1] / "config.json", rms_norm_eps=1e-3)
     found |= {load_pretrained(str(copy)).sha256 for copy in copies}
     assert len(found) == 4
+
+
+@pytest.mark.parametrize(("name", "counts"), [("roberta", True), ("bert", False)])
+def test_the_sha256_sees_the_padding_that_positions_are_counted_from(
+    name: str, counts: bool, folder: Path, tmp_path: Path
+) -> None:
+    """Logits of RoBERTa depend on it, and those of others do not."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "max_position_embeddings": 64, "vocab_size": 300}
+    config = transformers.AutoConfig.for_model(name, is_decoder=True, pad_token_id=1, **sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "one")
+    byte_tokenizer().save_pretrained(tmp_path / "one")
+    other = Path(shutil.copytree(tmp_path / "one", tmp_path / "other"))
+    edit_json(other / "config.json", pad_token_id=30)
+    found = [load_pretrained(str(path)) for path in (tmp_path / "one", other)]
+    assert (found[0].sha256 != found[1].sha256) is counts
+    tokens = torch.tensor([[5, 6, 7]])
+    logits = [one.model(input_ids=tokens).logits for one in found]
+    assert torch.equal(*logits) is not counts
 
 
 # Arguments
@@ -424,6 +445,7 @@ def test_far_too_many_layers(folder: Path) -> None:
             "depth=more than 2^64, but there are only 21 tensors",
         ),
         ({"num_local_experts": 10**9}, "num_local_experts=1000000000, more than 65536"),
+        ({"num_labels": 10**9}, "num_labels=1000000000, more than 65536"),
     ],
 )
 def test_counts_are_bounded_wherever_they_stand(
@@ -731,6 +753,21 @@ def test_settings_of_a_gguf_that_change_nothing_are_accepted(
 ) -> None:
     write_gguf(tmp_path / "one.gguf", tiny_llama(), settings={setting: value})
     load_pretrained(str(tmp_path / "one.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("split", "merged", "refused"),
+    [("smollm", "12", True), ("smollm", "hi", False), ("gpt-2", "12", False)],
+)
+def test_a_gguf_whose_digits_stand_apart_is_refused_if_its_tokens_join_digits(
+    split: str, merged: str, refused: bool, tmp_path: Path
+) -> None:
+    settings = {"tokenizer.ggml.pre": split}
+    write_gguf(tmp_path / "one.gguf", tiny_llama(), settings=settings, merged=merged)
+    if refused:
+        assert "tokenizer.ggml.pre = 'smollm' (transf" in refusal(tmp_path / "one.gguf")
+    else:
+        load_pretrained(str(tmp_path / "one.gguf"))
 
 
 def test_settings_of_a_gguf_that_are_not_read_are_refused_unless_neutral(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tasks: how texts become items, what counts as right, and what is refused."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,6 +177,13 @@ def test_running_text_is_cut_into_windows_that_miss_no_token_but_the_first_of_ea
     found = task.score(1, np.array([[-5.0], [-7.0]]), np.zeros((2, 1)))
     assert found["tokens"].tolist() == [len(ids) - TEXT_WINDOW - 1] * 2
     assert found["loglikelihood"].tolist() == [-5, -7]
+
+
+def test_what_ends_an_answer_is_part_of_a_task(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"prompt": "2+2=", "answer": "It is\n#### 4"}])
+    other = copy.deepcopy(TOKENIZER)
+    other.eos_token = "x"
+    assert read_task(path, TOKENIZER).sha256 != read_task(path, other).sha256
 
 
 def test_generation_is_read(tmp_path: Path) -> None:
