@@ -150,15 +150,16 @@ class Encoder:
     def pair(self, context: str, continuation: str) -> tuple[TokenIds, TokenIds]:
         """A context and its continuation, which takes over the context's trailing spaces.
 
-        An empty context becomes BOS (or EOS, without a BOS).
+        An empty context becomes BOS (or EOS, without a BOS), and what follows is encoded alone.
         """
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
-        if not stripped:
-            ids = self(continuation)
+        if not context:
+            encoded = self.tokenizer(continuation, verbose=False, add_special_tokens=False)
+            ids = tuple(encoded["input_ids"])
             return (self.start,), ids[1:] if ids[:1] == (self.start,) else ids
         before, whole = self(stripped), self(stripped + continuation)
-        return before, whole[len(before) :]
+        return before or (self.start,), whole[len(before) :]
 
 
 def read_task(

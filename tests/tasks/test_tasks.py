@@ -66,6 +66,17 @@ def test_an_empty_context_is_bos() -> None:
     assert Encoder(TOKENIZER).pair("", "b") == ((BOS,), (ord("b"),))
 
 
+def test_behind_an_empty_context_no_token_is_added() -> None:
+    """Though the tokenizer begins texts with a token that it does not call BOS; as in lm-eval."""
+    from transformers import PreTrainedTokenizerFast
+
+    raw = byte_tokenizer().backend_tokenizer  # begins every text with 256
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>"))
+    assert encoder.pair("", "b") == ((257,), (ord("b"),))
+    assert encoder.pair(" ", "b") == ((256,), (ord(" "), ord("b")))
+    assert encoder.pair("a", "b") == ((256, ord("a")), (ord("b"),))
+
+
 def test_an_empty_context_of_a_row_is_bos_as_in_lm_eval(tmp_path: Path) -> None:
     rows = [{"context": "", "choices": ["b", "cd"], "label": 0}, {"prompt": "", "answer": "b"}]
     for row in rows:
