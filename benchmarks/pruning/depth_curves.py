@@ -60,7 +60,7 @@ _PANEL_WIDTH, _PANEL_HEIGHT = 3.6, 3.2
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--greedy-remove", default="25%%", help="how far the costly order goes")
+    parser.add_argument("--greedy-remove", default="25%", help="how far the costly order goes")
     parser.set_defaults(remove="50%")
     options = parser.parse_args()
     with open_study(options) as study:

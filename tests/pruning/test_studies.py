@@ -82,11 +82,11 @@ def test_task_agnostic_calibrates_on_each_task_on_their_mixture_and_on_text(run:
 
 
 def test_depth_curves_have_a_set_of_every_size(run: Run) -> None:
-    found = run("depth_curves", "--remove", "3", "--greedy-remove", "2")
+    found = run("depth_curves", "--remove", "3")  # greedy search: a quarter of four layers
     (task,) = found["tasks"]
     for name, path in task["orders"].items():
         sizes = [len(parse_removal(one["removed"])) for one in path]
-        assert sizes == ([1, 2] if name == "accuracy, greedy" else [1, 2, 3]), name
+        assert sizes == ([1] if name == "accuracy, greedy" else [1, 2, 3]), name
 
 
 def test_no_search_is_better_than_the_exact_one(run: Run) -> None:
