@@ -1,9 +1,11 @@
 """What tests of audits share: a tiny model, tasks for it, and the document that is read back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from snowball.tasks.item import Item
 from tests.tiny_models import loglikelihoods_of, tiny_model
@@ -30,6 +32,15 @@ def llama() -> Any:
     return tiny_model(
         "llama", vocab_size=300, max_position_embeddings=400, bos_token_id=BOS, eos_token_id=257
     )
+
+
+def shorten(model: Any, gone: Collection[int]) -> None:
+    """Makes the list of layers shorter, as that of a checkpoint without these would be."""
+    kept = [layer for index, layer in enumerate(model.model.layers) if index not in gone]
+    for index, layer in enumerate(kept):
+        layer.self_attn.layer_idx = index
+    model.model.layers = nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
 
 
 def write(path: Path, rows: Sequence[Any]) -> Path:

@@ -15,12 +15,11 @@ from snowball.engine.ablation import AblationEngine
 from snowball.engine.cost import engine_cost, matmul_rate, one_by_one_cost
 from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
 from snowball.engine.removal import INTACT, Removal, layer_removals
+from snowball.memory import GIBIBYTE
 from snowball.tasks.item import Item
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)

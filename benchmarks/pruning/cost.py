@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from study import GIBIBYTE, Source, Study, arguments, open_study, origin, written
+from study import Source, Study, arguments, open_study, origin, written
 
 from snowball.cli.terminal import say
 from snowball.engine.deletion import deleted, loglikelihoods_one_by_one
@@ -30,6 +30,7 @@ from snowball.engine.removal import INTACT, Removal, Unit, layer_removals, remov
 from snowball.engine.self_check import check_engine
 from snowball.engine.self_check_result import SelfCheck
 from snowball.engine.state_cache import StateCache
+from snowball.memory import GIBIBYTE
 from snowball.presentation.sheet import Sheet
 from snowball.provenance import provenance
 from snowball.pruning.choice import Chooser

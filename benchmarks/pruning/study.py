@@ -26,6 +26,7 @@ from snowball.engine.self_check_result import SelfCheck
 from snowball.engine.state_cache import StateCache
 from snowball.files import write_json, write_text
 from snowball.jsonl import Row
+from snowball.memory import GIBIBYTE
 from snowball.presentation.sheet import Sheet
 from snowball.pretrained.loading import Pretrained, load_pretrained
 from snowball.provenance import provenance, script_command
@@ -42,7 +43,6 @@ from snowball.results.store import Store
 from snowball.tasks.reading import judged_by
 from snowball.tasks.task import Task, read_rows, task_of_rows
 
-GIBIBYTE = 2**30
 RESAMPLES = 2000
 _SAMPLE_SEED = 0
 

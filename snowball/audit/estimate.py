@@ -15,10 +15,6 @@ def estimate(audit: Audit, store: Store) -> str:
         return "Nothing is left to measure: every result is in the store."
     cost = audit.cost(store)
     operations = cost.operations + audit.gradient_operations(store)
-    if audit.streamed:
-        return (
-            f"{len(audit.removals)} models on {cost.tokens:,} tokens: {operations:.2e} operations."
-        )
     generates = any(isinstance(task, GenerationTask) for task in audit.tasks)
     more = ", and more for generation" if generates else ""
     what = f"{len(audit.removals)} models on {cost.tokens:,} tokens"

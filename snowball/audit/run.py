@@ -172,7 +172,7 @@ class Audit:
             return check.compare(indices[one.item], items[one.item], one)
 
         for batch in self.engine.run(items, only):
-            self.record(task, store, run, indices, batch, compare)
+            self.record(task, store, run, indices, batch, check, compare)
             advance(sum(items[one.item].packed_tokens for one in batch))
 
     def record(
@@ -182,14 +182,14 @@ class Audit:
         run: int,
         indices: Sequence[int],
         batch: Sequence[ItemAblation],
+        check: StandingCheck,
         compare: Callable[[ItemAblation], float],
     ) -> None:
         """Writes what was found of a batch of the items that stand at `indices` in a task.
 
-        Those of the random sample are compared with true deletion first, by `compare`; raises as
-        `run`.
+        Those in the sample of `check` are compared with true deletion first, by `compare`; raises
+        as `run`.
         """
-        check = self.standing_check_of(task)
         for one in batch:
             index = indices[one.item]
             if index in check.sample:

@@ -34,7 +34,7 @@ class StreamedTask:
     def __init__(self, audit: Audit, task: ScoredTask, store: Store) -> None:
         self.task = task
         self._items = task.items
-        self._check = audit.standing_check_of(task)
+        self.check = audit.standing_check_of(task)
         waiting = set(audit.waiting(task, store)[0])
         # Whole batches: what an interruption has left is computed as it would have been.
         batches = audit.batches(task)
@@ -51,8 +51,8 @@ class StreamedTask:
         """The runs by true deletion of the items of a batch that no batch before had a row of."""
         items = {row.item for row in passed.batch.rows} - self._runs.keys()
         for item in sorted(items):
-            sampled = item in self._check.sample
-            self._runs[item] = self._check.runs(item, self._items[item]) if sampled else []
+            sampled = item in self.check.sample
+            self._runs[item] = self.check.runs(item, self._items[item]) if sampled else []
         return [run for item in sorted(items) for run in self._runs[item]]
 
     def finish(self, run: Pass | DeletedRun) -> list[ItemAblation]:
@@ -65,7 +65,7 @@ class StreamedTask:
     def compare(self, found: ItemAblation) -> float:
         """Raises as `StandingCheck.compare`."""
         truths = [self._truths[run] for run in self._runs[found.item]]
-        return self._check.compare_with(truths, found.item, self._items[found.item], found)
+        return self.check.compare_with(truths, found.item, self._items[found.item], found)
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,6 @@ def run_streamed(
         for (task, _), passed in zip(runs, swept, strict=True):
             if complete := task.finish(passed):
                 places = range(len(task.task.items))
-                audit.record(task.task, store, run, places, complete, task.compare)
+                audit.record(task.task, store, run, places, complete, task.check, task.compare)
     if spool is not None:
         spool.close()

@@ -22,6 +22,7 @@ from audit_inputs import (
     document_of,
     items,
     llama,
+    shorten,
     tokens,
     write,
 )
@@ -79,11 +80,7 @@ def lacking(removal: str) -> Any:
             layers[int(layer)].mlp = _NoMlp()
         else:
             gone.add(int(layer))
-    kept = [layer for index, layer in enumerate(layers) if index not in gone]
-    for index, layer in enumerate(kept):
-        layer.self_attn.layer_idx = index
-    model.model.layers = nn.ModuleList(kept)
-    model.config.num_hidden_layers = len(kept)
+    shorten(model, gone)
     return model
 
 

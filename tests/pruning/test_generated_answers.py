@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from audit_inputs import BOS, write
+from audit_inputs import BOS, shorten, write
 from pruning_inputs import CHECKED, DEPTH, llama, loaded, write_inputs
-from torch import nn
 
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.removal import INTACT, Removal, Unit, layer_removals, parse_removal
@@ -42,12 +41,7 @@ TEST = [f"{a} - {b} =" for a in range(5, 9) for b in range(2)]
 def lacking(removed: Removal) -> Any:
     """The model whose list of layers is shorter, as any checkpoint would be."""
     model = llama()
-    gone = {unit.layer for unit in removed}
-    kept = [layer for index, layer in enumerate(model.model.layers) if index not in gone]
-    for index, layer in enumerate(kept):
-        layer.self_attn.layer_idx = index
-    model.model.layers = nn.ModuleList(kept)
-    model.config.num_hidden_layers = len(kept)
+    shorten(model, {unit.layer for unit in removed})
     return model
 
 
