@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snowball.tasks.task import (
+    GenerationTask,
     Task,
     TaskError,
     check_rows,
@@ -33,7 +35,8 @@ def read_named_task(
     """The task of a JSONL file, of the rows of a split ("FILE:SPLIT"), or of "lm-eval:NAME".
 
     `limit` keeps the first items; `include` is a folder with lm-eval task files of your own,
-    whose code runs if you `trust_code`.
+    whose code runs if you `trust_code`. Answers that are generated end where those of the model's
+    own `generate` do, too: chat models name a token that ends a turn.
 
     Raises:
         TaskError: the model has no tokenizer, the limit is below 1, or lm-eval cannot be asked.
@@ -47,11 +50,32 @@ def read_named_task(
         from snowball.tasks.lm_eval import read_lm_eval_task
 
         plain = name.removeprefix(LM_EVAL)
-        return read_lm_eval_task(
+        task = read_lm_eval_task(
             plain, pretrained.tokenizer, limit=limit, include=include, trust_code=trust_code
         )
-    path, split = _file_and_split(name)
-    return read_task(path, pretrained.tokenizer, split=split, limit=limit)
+    else:
+        path, split = _file_and_split(name)
+        task = read_task(path, pretrained.tokenizer, split=split, limit=limit)
+    if isinstance(task, GenerationTask):
+        return _ending_at(task, _end_tokens(pretrained))
+    return task
+
+
+def _end_tokens(pretrained: Pretrained) -> frozenset[int]:
+    """Tokens at which the model's `generate` ends: those of its generation settings, or config."""
+    settings = pretrained.model.generation_config
+    named = None if settings is None else settings.eos_token_id
+    listed = named if isinstance(named, list) else [named]
+    return frozenset(token for token in listed if type(token) is int)
+
+
+def _ending_at(task: GenerationTask, tokens: frozenset[int]) -> GenerationTask:
+    """The task with answers that end at these tokens, too, which are part of what it is."""
+    more = sorted(tokens - task.eos)
+    if not more:
+        return task
+    sha256 = hashlib.sha256(f"{task.sha256} ends at {more}".encode()).hexdigest()
+    return replace(task, eos=task.eos | tokens, sha256=sha256)
 
 
 def check_files(names: Sequence[str], limit: int | None = None, metric: str | None = None) -> None:

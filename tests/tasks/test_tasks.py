@@ -8,14 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snowball.data.dataset import Dataset
 from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.engine.ablation import AblationEngine
+from snowball.engine.generation import generate
+from snowball.engine.removal import INTACT
 from snowball.jsonl import DatasetError
 from snowball.model_tasks import task_of_dataset
+from snowball.pretrained.loading import Pretrained
 from snowball.tasks.item import Item
+from snowball.tasks.reading import read_named_task
 from snowball.tasks.task import (
     TEXT_WINDOW,
     Encoder,
@@ -30,6 +36,7 @@ from snowball.tasks.task import (
     read_rows,
     read_task,
 )
+from tests.tiny_models import tiny_model
 
 TOKENIZER = byte_tokenizer()
 BOS = 256
@@ -195,6 +202,33 @@ def test_what_ends_an_answer_is_part_of_a_task(tmp_path: Path) -> None:
     other = copy.deepcopy(TOKENIZER)
     other.eos_token = "x"
     assert read_task(path, TOKENIZER).sha256 != read_task(path, other).sha256
+
+
+def test_answers_end_where_those_of_the_model_do(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"prompt": "2+2=", "answer": "4"}])
+    model = tiny_model("llama", vocab_size=300, bos_token_id=BOS, eos_token_id=257)
+
+    def read() -> GenerationTask:
+        task = read_named_task(str(path), Pretrained(model, TOKENIZER, "m", "0" * 64, "f", "cpu"))
+        assert isinstance(task, GenerationTask)
+        return task
+
+    plain = read()
+    assert (plain.eos, plain.sha256) == ({257}, read_task(path, TOKENIZER).sha256)
+    engine, (prompt,) = AblationEngine(model, [INTACT]), plain.prompts
+    (((answer,),),) = [
+        [one.tokens for one in b] for b in generate(engine, [prompt], ["p"], 8, lambda _: False)
+    ]
+    for ends in ([257, answer[3]], answer[3], None):
+        model.generation_config.eos_token_id = ends
+        task = read()
+        (((found,),),) = [
+            [one.tokens for one in b] for b in generate(engine, [prompt], ["p"], 8, task.ended)
+        ]
+        ids = torch.tensor([prompt])
+        (expected,) = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        assert found == tuple(expected[len(prompt) :].tolist())
+        assert (task.sha256 == plain.sha256) is (ends is None)
 
 
 def test_generation_is_read(tmp_path: Path) -> None:
