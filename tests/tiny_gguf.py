@@ -1,6 +1,6 @@
 """A tiny Llama as a GGUF file, as llama.cpp writes it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,12 @@ def write_gguf(
     tensors: Mapping[str, np.ndarray] | None = None,
     settings: Mapping[str, float | str] | None = None,
     merged: str = "hi",
+    unstated: Collection[str] = (),
 ) -> None:
-    """A Llama as GGUF; with further tensors and settings, and a token of two merged letters."""
+    """A Llama as GGUF; with further tensors and settings, and a token of two merged letters.
+
+    `unstated`: settings that are left out.
+    """
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     config, tokenizer = model.config, byte_tokenizer()
@@ -63,6 +67,8 @@ def write_gguf(
     kinds = {bool: "bool", int: "uint32", float: "float32", str: "string"}
     for name, value in (settings or {}).items():
         getattr(writer, f"add_{kinds[type(value)]}")(name, value)
+    for name in unstated:
+        del writer.kv_data[0][name]
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -53,6 +53,14 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "rope.scaling.type": ("none",),
     "rope.scale_linear": (1.0,),
 }
+# What every file states. Else transformers takes numbers of its own; and where it
+# does not know how many key heads there are, it leaves queries and keys in the order of the file.
+_NEEDED = (
+    ("attention.head_count",),
+    ("attention.head_count_kv",),
+    ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+)
+_FREQ_BASE, _DEFAULT_FREQ_BASE = "rope.freq_base", 1e4  # of the format
 
 
 def check_gguf(location: Location, model: PreTrainedModel) -> None:
@@ -61,8 +69,10 @@ def check_gguf(location: Location, model: PreTrainedModel) -> None:
     `transformers` drops tensors and settings that it has no place for without a word: biases of an
     architecture that it takes for one without, rotary factors, a scaling of positions.
 
+    It also fills what a file does not state with numbers that are not those of the format.
+
     Raises:
-        PretrainedError: something in the file is left out; it is named.
+        PretrainedError: something in the file is left out, or made up; it is named.
     """
     from gguf import GGUFReader
 
@@ -82,6 +92,12 @@ def check_gguf(location: Location, model: PreTrainedModel) -> None:
             f"{location.name}: settings that transformers does not read in {architecture!r}: "
             f"{shorten(', '.join(ignored[:_LISTED]))}; without them the model would be another "
             "one: give its safetensors checkpoint"
+        )
+    absent = list(_absent_settings(reader, architecture, model))
+    if absent:
+        raise PretrainedError(
+            f"{location.name}: settings that the file does not state, and transformers makes up in "
+            f"{architecture!r}: {shorten(', '.join(absent))}; give its safetensors checkpoint"
         )
 
 
@@ -130,6 +146,21 @@ def _ignored_settings(reader: Any, architecture: str, model: PreTrainedModel) ->
             yield f"{name} = {value!r:.60}"
 
 
+def _absent_settings(reader: Any, architecture: str, model: PreTrainedModel) -> Iterator[str]:
+    """Settings that transformers reads, but the file does not state."""
+    from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
+
+    read = GGUF_TO_TRANSFORMERS_MAPPING["config"].get(architecture, {})
+    stated = {name.removeprefix(f"{architecture}.") for name in reader.fields}
+    for names in _NEEDED:
+        known = [name for name in names if read.get(name) is not None]
+        if known and stated.isdisjoint(known):
+            yield f"{architecture}.{known[0]}"
+    base = _as_given(model.config.get_text_config())[_FREQ_BASE]
+    if _FREQ_BASE not in stated and base not in (None, _DEFAULT_FREQ_BASE):
+        yield f"{architecture}.{_FREQ_BASE} (taken as {base:g})"
+
+
 def _joins_digits(reader: Any) -> bool:
     """Whether a merge of the vocabulary makes a token with a digit and something else."""
     merges = reader.fields.get("tokenizer.ggml.merges")
@@ -146,8 +177,8 @@ def _changes_nothing(setting: str, value: Any, given: Mapping[str, Any]) -> bool
 
 def _as_given(config: Any) -> dict[str, Any]:
     """What the model was given of settings, by their names in files; None where it has none."""
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", 1)
     epsilons = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
@@ -162,6 +193,6 @@ def _as_given(config: Any) -> dict[str, Any]:
         "attention.value_length": size,
         "rope.dimension_count": int(size * share),
         "rope.freq_base": rope.get("rope_theta"),
-        "rope.scaling.original_context_length": config.max_position_embeddings,
+        "rope.scaling.original_context_length": getattr(config, "max_position_embeddings", None),
         "use_parallel_residual": getattr(config, "use_parallel_residual", False),
     }

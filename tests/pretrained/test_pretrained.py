@@ -780,6 +780,34 @@ def test_settings_of_a_gguf_that_are_not_read_are_refused_unless_neutral(tmp_pat
     assert "llama.rope.scaling.factor = 2.0" in message
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["head_count", "head_count_kv", "layer_norm_rms_epsilon"],
+)
+def test_settings_that_a_gguf_must_state_are_not_made_up(tmp_path: Path, setting: str) -> None:
+    name = f"llama.attention.{setting}"
+    # 32 of them are what transformers takes where nothing is said.
+    model = tiny_llama(hidden_size=64, num_attention_heads=32, num_key_value_heads=32)
+    write_gguf(tmp_path / "one.gguf", model, unstated=[name])
+    assert f"makes up in 'llama': {name};" in refusal(tmp_path / "one.gguf")
+
+
+def test_settings_are_compared_with_models_without_attention() -> None:
+    from snowball.pretrained.gguf import _as_given
+
+    given = _as_given(transformers.MambaConfig())
+    assert (given["attention.head_count"], given["rope.dimension_count"]) == (None, 0)
+
+
+def test_the_base_of_the_rotation_is_that_of_the_format_where_a_gguf_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "one.gguf", tiny_llama(), unstated=["llama.rope.freq_base"])
+    load_pretrained(str(tmp_path / "one.gguf"))
+    monkeypatch.setattr(transformers.LlamaConfig, "default_theta", 5e5)
+    assert "llama.rope.freq_base (taken as 500000)" in refusal(tmp_path / "one.gguf")
+
+
 def old_buffers() -> dict[str, torch.Tensor]:
     """What older versions of transformers saved beside the weights of a GPT-2."""
     triangle = torch.ones(8, 8, dtype=torch.bool).tril()[None, None]
