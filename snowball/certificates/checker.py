@@ -40,7 +40,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache, reduce
-from itertools import combinations, pairwise
+from itertools import chain, combinations, pairwise
 from operator import add
 from types import SimpleNamespace
 from typing import Any, BinaryIO, NamedTuple
@@ -279,13 +279,14 @@ def read_text(path: str) -> bytes:
 
 
 def parse(text: bytes, where: str) -> Any:
-    """JSON without duplicate keys, NaN, infinity and integers of more than 20 digits."""
+    """JSON without duplicate keys, NaN, infinity, -0 and integers of more than 20 digits."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return dict(pairs) if len(dict(pairs)) == len(pairs) else refuse("a key twice")
 
     def integer(digits: str) -> int:
-        return int(digits) if len(digits) <= 20 else refuse(digits)
+        # Others take -0 for a float: safetensors would not load it.
+        return int(digits) if len(digits) <= 20 and digits != "-0" else refuse(digits)
 
     def refuse(what: str) -> Any:
         raise ValueError(f"{what:.30} is refused")
@@ -555,7 +556,7 @@ def layout(header: Any, size: int, path: str, config: SimpleNamespace) -> dict[s
     header = header if isinstance(header, dict) else {}
     metadata = header.pop("__metadata__", {})
     wrong = Verdict(MALFORMED, f"{path}: the header is not that of the tensors of config.json")
-    if not isinstance(metadata, dict) or not all(map(is_text, metadata.values())):
+    if not isinstance(metadata, dict) or not all(map(is_text, chain(*metadata.items()))):
         raise wrong  # safetensors would not load it
     if len(header) != 9 * config.num_hidden_layers + 3:  # so many names would take long
         raise wrong

@@ -90,15 +90,17 @@ def refuse_unknown_files(folder: Path) -> None:
     if not os.path.lexists(path):  # then those of config.json hold, which are greedy
         return
     found = read_json(path)
-    for key, value in found.items():
-        wanted = {
-            "bos_token_id": config.get("bos_token_id"),
-            "eos_token_id": config.get("eos_token_id"),
-            "do_sample": False,
-        }
+    wanted = {
+        "bos_token_id": config.get("bos_token_id"),
+        "eos_token_id": config.get("eos_token_id"),
+        "do_sample": False,
+    }
+    for key in found:
         if key not in wanted:
             raise FileError(
                 f"{path}: unknown key {key!r:.60}, which might change what is generated"
             )
-        if type(value) is not type(wanted[key]) or value != wanted[key]:
-            raise FileError(f"{path}: {key} must be {wanted[key]!r}, as is generated greedily")
+    for key, value in wanted.items():
+        # What is left out is not taken from config.json: answers would not end at EOS.
+        if key not in found or not is_one_of(found[key], [value]):
+            raise FileError(f"{path}: {key} must be {value!r}, as is generated greedily")

@@ -16,6 +16,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from snowball.certificates import checker
 from snowball.certificates.checker import (
@@ -674,6 +676,7 @@ HEADERS: dict[str, Callable[[File], object]] = {
     "metadata as a list": lambda f: f.header.update(__metadata__=[1]),
     "metadata null": lambda f: f.header.update(__metadata__=None),
     "metadata of no text": lambda f: f.header.update(__metadata__={"format": "\ud800"}),
+    "metadata under no text": lambda f: f.header.update(__metadata__={"\ud800": "pt"}),
     "trailing byte": lambda f: setattr(f, "data", f.data + b"\0"),
     "missing byte": lambda f: setattr(f, "data", f.data[:-1]),
     "no data": lambda f: setattr(f, "data", b""),
@@ -722,6 +725,17 @@ def test_ill_formed_headers_are_malformed(file: File, name: str) -> None:
     file.write()
     status, found = file.refusal()
     assert (status, found.startswith(f"{file.path}{why}")) == (2, True)
+
+
+def test_minus_zero_which_safetensors_does_not_load_is_malformed(file: File) -> None:
+    file.write()
+    content = file.path.read_bytes()
+    assert content.count(b"[0, ") == 1
+    text = content[8:].replace(b"[0, ", b"[-0,", 1)  # as long as before
+    file.path.write_bytes(content[:8] + text)
+    assert file.refusal() == (2, f"{file.path}: -0 is refused")
+    with pytest.raises(SafetensorError):
+        load_file(file.path)
 
 
 def test_weights_of_another_dtype_are_malformed(file: File) -> None:

@@ -101,3 +101,11 @@ def test_other_settings_of_generation_are_refused(
     with pytest.raises(FileError, match=r"generation_config\.json") as error:
         refuse_unknown_files(folder)
     assert why in str(error.value)
+
+
+@pytest.mark.parametrize("key", GREEDY)
+def test_settings_of_generation_that_are_left_out_are_refused(folder: Path, key: str) -> None:
+    left = {name: value for name, value in GREEDY.items() if name != key}
+    (folder / "generation_config.json").write_text(json.dumps(left))
+    with pytest.raises(FileError, match=rf"generation_config\.json: {key} must be"):
+        refuse_unknown_files(folder)
