@@ -100,7 +100,7 @@ class Database:
             yield
         except UnicodeEncodeError as error:
             raise StoreError(f"{self.path}: {error.object!r} is not valid text") from error
-        except (IndexError, OverflowError, TypeError, ValueError) as error:
+        except (IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
             # SQLite takes values of any type in any column.
             if task != READ or isinstance(error, SnowballError):
                 raise

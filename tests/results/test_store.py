@@ -1340,6 +1340,9 @@ def read_all(opened: Store) -> None:
         "UPDATE answers SET answer = 'no JSON'",
         "UPDATE documents SET document = x'ff'",
         "UPDATE runs SET provenance = 3.5",
+        # Nested so deep that Python gives up on it.
+        f"UPDATE runs SET provenance = '{'[' * 100_000}'",
+        f"UPDATE documents SET document = '{'[' * 100_000}'",
     ],
 )
 def test_values_of_a_wrong_type_are_refused(path: Path, damage: str) -> None:
