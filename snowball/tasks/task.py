@@ -131,9 +131,10 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        empty = list(tokenizer("")["input_ids"])
+        # Not of an empty text: some tokenizers begin texts with EOS.
+        letter = list(tokenizer("x")["input_ids"])
         bos, self.eos = _token_id(tokenizer.bos_token_id), _token_id(tokenizer.eos_token_id)
-        ends = bool(empty) and empty[-1] == self.eos != bos
+        ends = bool(letter) and letter[-1] == self.eos != bos
         self._suffix = 1 if ends else 0
         start = self.eos if bos is None else bos
         if start is None:

@@ -123,6 +123,21 @@ def test_a_tokenizer_that_ends_with_eos_is_kept_from_it() -> None:
     assert Encoder(tokenizer)("a") == (256, ord("a"))
 
 
+@pytest.mark.parametrize("bos", ["<bos>", None])
+def test_a_tokenizer_that_begins_with_eos_keeps_all_of_a_text(bos: str | None) -> None:
+    """As that of XGLM."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = bos
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 257)]
+    )
+    encoder = Encoder(tokenizer)
+    assert encoder("ab") == (257, ord("a"), ord("b"))
+    assert encoder.pair("a", "b") == ((257, ord("a")), (ord("b"),))
+
+
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
 def test_context_and_continuation_are_together_the_whole_text(context: str, ending: str) -> None:
     encoder = Encoder(TOKENIZER)
