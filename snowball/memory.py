@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 # As torch says it, of the CPU and of a GPU, and numpy.
@@ -27,6 +29,16 @@ def free_memory_bytes() -> int:
     except OSError:
         found = None
     return memory_bytes() // 2 if found is None else int(found[1]) << 10
+
+
+def resident_bytes() -> int:
+    """What this process has of the memory of this machine; where that is not told, at most."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_disk_bytes(folder: Path) -> int:

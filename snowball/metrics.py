@@ -145,15 +145,13 @@ def taylor_products(
     Source: Kim et al. 2024 (Shortened LLaMA), arXiv 2402.02834, for the absolute one; Molchanov et
     al. 2019, arXiv 1906.10771, eq. 8, for the signed one (before its square).
     """
-    products = [
-        weight.detach().double() * gradient.double()
-        for weight, gradient in zip(weights, gradients, strict=True)
-        if gradient is not None
-    ]
-    return TaylorProducts(
-        sum(float(product.abs().sum()) for product in products),
-        abs(sum(float(product.sum()) for product in products)),
-    )
+    absolute = signed = 0.0
+    for weight, gradient in zip(weights, gradients, strict=True):
+        if gradient is not None:
+            product = weight.detach().double() * gradient.double()
+            absolute += float(product.abs().sum())
+            signed += float(product.sum())
+    return TaylorProducts(absolute, abs(signed))
 
 
 def angular_distances(

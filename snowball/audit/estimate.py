@@ -1,9 +1,12 @@
-"""How long an audit will take: its own engine, timed on a few of the items."""
+"""How long an audit will take, by its own engine, timed on a few of the items; and what memory."""
 
 from __future__ import annotations
 
+import torch
+
 from snowball.audit.run import Audit
 from snowball.engine.trial import deletion_seconds, middling, trial_rate
+from snowball.memory import resident_bytes
 from snowball.progress import duration_text
 from snowball.results.store import Store
 from snowball.tasks.task import GenerationTask
@@ -20,10 +23,19 @@ def estimate(audit: Audit, store: Store) -> str:
     what = f"{len(audit.removals)} models on {cost.tokens:,} tokens"
     if audit.streamed:
         return f"{what}: {operations:.2e} operations."
+    memory = estimated_bytes(audit, store) / 1e9  # before anything is tried, which leaves traces
     return (
         f"{what if cost.tokens else 'Only gradients are left'}: {operations:.2e} operations, "
-        f"about {duration_text(estimated_seconds(audit, store))}{more}."
+        f"about {duration_text(estimated_seconds(audit, store))} and {memory:.2g} GB of "
+        f"memory{more}."
     )
+
+
+def estimated_bytes(audit: Audit, store: Store) -> int:
+    """The most that measuring will take of the memory of the model's device, the model included."""
+    device = audit.engine.stack.device
+    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+    return held + audit.working_bytes(store)
 
 
 def estimated_seconds(audit: Audit, store: Store) -> float:

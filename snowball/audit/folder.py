@@ -206,7 +206,7 @@ def _measure(
     run = _begin_run(audit, store)
     with (
         maybe_pool(workers, audit.pretrained, AuditJob.of(audit), tell, progress) as pool,
-        progress("measuring", audit.cost(store).tokens, "tokens") as advance,
+        progress("measuring", audit.waiting_tokens(store), "tokens") as advance,
     ):
         if pool is not None:
             run_by_workers(audit, pool, store, run, advance)

@@ -16,6 +16,7 @@ from snowball.engine.removal import INTACT, Removal, plan_removals, removal_name
 from snowball.engine.self_check import check_engine
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.engine.standing_check import StandingCheck
+from snowball.engine.working_set import deletion_bytes, gradient_bytes, pass_bytes
 from snowball.errors import SnowballError
 from snowball.pretrained.streamed import is_streamed
 from snowball.progress import Advance
@@ -127,6 +128,11 @@ class Audit:
         checked = {item for item, _ in store.each_value(self._check_key(task), DIFFERENCE)}
         return set(self.standing_check_of(task).sample - checked)
 
+    def waiting_tokens(self, store: Store) -> int:
+        """What `run` will count on all tasks."""
+        counts = [(item_tokens(task), self.waiting(task, store)[0]) for task in self.tasks]
+        return sum(tokens[index] for tokens, indices in counts for index in indices)
+
     def cost(self, store: Store) -> Cost:
         """The cost of what is not yet in the store (of generation, the prompts only)."""
         items = [item for task in self.tasks for item in self.waiting(task, store)[1]]
@@ -138,6 +144,25 @@ class Audit:
         items = [item for task in tasks for item in task.items[:TAYLOR_ITEMS]]
         intact = plan_removals([INTACT], self.engine.stack.depth)
         return _PASSES_OF_A_GRADIENT * engine_cost(self.engine, intact, items).operations
+
+    def working_bytes(self, store: Store) -> int:
+        """About what measuring takes in memory beside the model (of generation, the prompts only).
+
+        What is not yet in the store: the largest batch, or what is recomputed, or gradients.
+        """
+        stack, slots = self.engine.stack, len(self.engine.plan.removals)
+        found = [0]
+        for task in self.tasks:
+            items = self.waiting(task, store)[1]
+            found += [
+                pass_bytes(stack, slots, group, items, self.engine.token_budget)
+                for group in self.engine.groups(items)
+            ]
+            sample = self.to_recompute(task, store)
+            found.append(deletion_bytes(stack, [task.items[index] for index in sample]))
+            if self._lacks_taylor(task, store):
+                found.append(gradient_bytes(stack, task.items[:TAYLOR_ITEMS]))
+        return max(found)
 
     def run(
         self,
@@ -349,6 +374,13 @@ class Audit:
             self.engine.check_item(item)
         if isinstance(task, GenerationTask):
             check_lengths(self.engine, task.prompts, task.sources, task.new_tokens)
+
+
+def item_tokens(task: Task) -> Sequence[int]:
+    """What each item adds to the progress, however it is run: its context once, and its choices."""
+    if isinstance(task, GenerationTask):
+        return [len(prompt) for prompt in task.prompts]
+    return [item.packed_tokens for item in task.items]
 
 
 def _result(task: ScoredTask, index: int, found: ItemAblation) -> ItemResult:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from snowball.audit.run import Audit
+from snowball.audit.run import Audit, item_tokens
 from snowball.engine.removal import Removal
 from snowball.engine.self_check_result import SelfCheck
 from snowball.progress import Advance
 from snowball.results.store import Key, Store
-from snowball.tasks.task import GenerationTask, Task
+from snowball.tasks.task import Task
 from snowball.workers.partition import shards_of
 from snowball.workers.pool import SHARDS_PER_WORKER, Pool
 
@@ -52,7 +52,7 @@ class AuditJob:
 def run_by_workers(audit: Audit, pool: Pool, store: Store, run: int, advance: Advance) -> None:
     """Measures what the store lacks of all tasks, and counts tokens; raises as `Audit.run`."""
     for number, task in enumerate(audit.tasks):
-        batches, tokens = audit.batches(task), _tokens(task)
+        batches, tokens = audit.batches(task), item_tokens(task)
         waiting = set(audit.waiting(task, store)[0])
         shards = [
             AuditShard(number, left)
@@ -67,10 +67,3 @@ def run_by_workers(audit: Audit, pool: Pool, store: Store, run: int, advance: Ad
 
 def _key_of(audit: Audit) -> Callable[[AuditShard], Key]:
     return lambda shard: audit.key(audit.tasks[shard.task])
-
-
-def _tokens(task: Task) -> Sequence[int]:
-    """What each item adds to the progress."""
-    if isinstance(task, GenerationTask):
-        return [len(prompt) for prompt in task.prompts]
-    return [item.packed_tokens for item in task.items]

@@ -30,6 +30,7 @@ from snowball.engine.self_check_result import RowLayout
 from snowball.engine.shared_prefixes import group_rows
 from snowball.engine.state_cache import StateCache
 from snowball.engine.streamed_pass import sweep
+from snowball.engine.working_set import token_bytes
 from snowball.tasks.item import Item
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ class AblationEngine:
         if device.type != "cuda":
             return budget
         free, _ = torch.cuda.mem_get_info(device)
-        bytes_of_token = self.stack.token_bytes(len(self.plan.removals))
-        return min(budget, 1 << max(0, (free // 2 // bytes_of_token).bit_length() - 1))
+        of_token = token_bytes(self.stack, len(self.plan.removals))
+        return min(budget, 1 << max(0, (free // 2 // of_token).bit_length() - 1))
 
     def run(
         self, items: Sequence[Item], only: Container[int] | None = None

@@ -55,8 +55,8 @@ def loglikelihoods_one_by_one(
     found = []
     for choice in range(len(item.continuations)):
         ids = _ids(item, choice, model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0].double()
-        found.append(_loglikelihood(item, choice, logits))
+        # The logits of one continuation are gone before those of the next one come.
+        found.append(_loglikelihood(item, choice, model(input_ids=ids, use_cache=False).logits[0]))
     return torch.stack(found).cpu()
 
 
@@ -120,7 +120,7 @@ class DeletedRun:
         with deleted(self._stack, self.removal):
             left = self._stack.without(self._gone)
             for choice, state in enumerate(self._states):
-                logits = left.logits(_ids(self.item, choice, self._stack.device), state)[0].double()
+                logits = left.logits(_ids(self.item, choice, self._stack.device), state)[0]
                 found.append(_loglikelihood(self.item, choice, logits))
         return torch.stack(found).cpu()
 
@@ -145,7 +145,7 @@ def _ids(item: Item, choice: int, device: torch.device) -> Int[Tensor, "1 length
 def _loglikelihood(
     item: Item, choice: int, logits: Float[Tensor, "length vocabulary"]
 ) -> Float[Tensor, ""]:
-    steps = torch.log_softmax(logits[len(item.context) - 1 :], dim=-1)
+    steps = torch.log_softmax(logits[len(item.context) - 1 :].double(), dim=-1)
     tokens = torch.tensor(item.continuations[choice], device=logits.device)[:, None]
     return steps.gather(1, tokens)[item.skips[choice] :].sum()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -66,7 +67,7 @@ def taylor_scores(
     modules = stack.layers if whole else [stack.sublayer(i, part) for i in range(stack.depth)]
     function = torch.zeros(stack.depth, dtype=torch.float64)
     parameters = [list(module.parameters()) for module in modules]
-    with _gradients(parameters), torch.enable_grad():
+    with _gradients(stack.model, parameters), torch.enable_grad():
         for item, right in zip(items, wanted, strict=True):
             with _watched(modules) as passed:
                 loss = _loss(stack, item, right)
@@ -109,14 +110,19 @@ def _finite(value: float, name: str) -> float:
 
 
 @contextmanager
-def _gradients(parameters: Sequence[Sequence[nn.Parameter]]) -> Iterator[None]:
-    """Within it these parameters collect gradients; afterwards they are as before."""
-    flat = [p for group in parameters for p in group]
-    before = [(p, p.requires_grad, p.grad) for p in flat]
+def _gradients(model: nn.Module, parameters: Sequence[Sequence[nn.Parameter]]) -> Iterator[None]:
+    """Within it these parameters of a model collect gradients, and no others do.
+
+    Those of the embedding and the unembedding would take as much memory as they. Afterwards all are
+    as before.
+    """
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
-        for p in flat:
-            p.requires_grad_(True)
+        for p, _, _ in before:
+            p.requires_grad_(False)
             p.grad = None
+        for p in chain.from_iterable(parameters):
+            p.requires_grad_(True)
         yield
     finally:
         for p, required, grad in before:

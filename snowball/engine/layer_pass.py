@@ -253,9 +253,9 @@ class Pass:
         """Log-likelihoods of the targets, from the logits of the positions that are read only."""
         states, reference = self.states, self.plan.reference
         found = Predictions.empty(len(states), reads)
-        # A call gives about as many logits as a layer call has hidden units. It is of few tokens of
-        # the vocabulary rather than of few states: the unembedding is read once for all of them.
-        at_once = self._token_budget * _UNITS_PER_COORDINATE * states.shape[-1]
+        # Of few tokens of the vocabulary rather than of few states: the unembedding is read once
+        # for all of them.
+        at_once = logits_at_once(self._stack, self._token_budget)
         rows_at_once = max(_FEWEST_ROWS, at_once // self._stack.vocabulary_size)
         reads_at_once = max(1, rows_at_once // len(states))
         slots_at_once = max(1, rows_at_once // reads_at_once)
@@ -293,6 +293,11 @@ class Pass:
             raise AblationError(
                 f"{reads.source(read)}: logits are NaN or infinite with removal {name}"
             )
+
+
+def logits_at_once(stack: LayerStack, token_budget: int) -> int:
+    """How many logits one call gives: about as many as a layer call has hidden units."""
+    return token_budget * _UNITS_PER_COORDINATE * stack.state_width
 
 
 def as_slice(slots: Sequence[int]) -> slice | list[int]:

@@ -34,10 +34,6 @@ _CLASS_NAMES = {
     Part.MLP: ("mlp", "moe", "feedforward", "ffn"),
 }
 
-# What a token takes beside its states, as so many states: in a layer with its hidden units, and in
-# float64 in scores and in the comparison of logits.
-_STATES_IN_LAYER, _DOUBLE_STATES = 24, 20
-
 # Products of different shapes are rounded differently, to a few roundings of the largest logit.
 _ROUNDINGS = 16
 
@@ -349,11 +345,16 @@ class LayerStack:
         state = _hidden_of(self._runs[self.layers[-1]].output)
         return state.shape[-1] * state.element_size()
 
-    def token_bytes(self, slots: int) -> int:
-        """About what a token takes in memory, with its states in all slots."""
-        state = _hidden_of(self._runs[self.layers[-1]].output)
-        width, size = state.shape[-1], state.element_size()
-        return width * (size * (slots + _STATES_IN_LAYER) + 8 * _DOUBLE_STATES)
+    @property
+    def state_width(self) -> int:
+        """Coordinates of a state."""
+        return _hidden_of(self._runs[self.layers[-1]].output).shape[-1]
+
+    @cached_property
+    def hidden_units(self) -> int:
+        """Of the widest matrix in a layer: those of its MLP, in most models."""
+        matrices = [p for layer in self.layers for p in layer.parameters() if p.ndim > 1]
+        return max((max(p.shape[-2:]) for p in matrices), default=self.state_width)
 
     def layer_parameters(self) -> int:
         """Parameters of all layers, each of which costs 2 operations a token."""

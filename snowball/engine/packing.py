@@ -93,6 +93,16 @@ class RowGroup:
         """Tokens that the model reads, without padding."""
         return self.prefix_length + sum(len(row) - self.prefix_length for row in self.rows)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, with the prefix."""
+        return max(map(len, self.rows))
+
+    @property
+    def places(self) -> int:
+        """Tokens with the padding: as many as `RowBatch.size`."""
+        return self.prefix_length + len(self.rows) * (self.longest - self.prefix_length)
+
 
 @dataclass(frozen=True)
 class RowBatch:

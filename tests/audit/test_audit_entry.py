@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sqlite3
 import sys
@@ -205,13 +206,20 @@ def test_progress_and_sentences_reach_who_asks_for_them(
 
         yield advance
 
-    tasks = package.read_tasks(model, inputs / "questions.jsonl", limit=4)
+    examples = "Grass is green. Snow is white. Coal is black. Blood is red. "
+    rows = [{"context": f"{examples}{n} is", "choices": [" a", " b"], "label": 0} for n in range(3)]
+    few_shot = write(tmp_path / "few_shot.jsonl", rows)  # which share a prefix
+    tasks = [
+        *package.read_tasks(model, inputs / "questions.jsonl", limit=4),
+        *package.read_tasks(model, few_shot),
+    ]
     package.run_audit(model, tasks, tmp_path / "run", tell=told.append, progress=progress)
     assert {title: total for title, (total, _) in totals.items()} == done
-    assert totals["measuring"][1] == "tokens"
-    assert totals["measuring"][0] > 0
+    tokens = sum(item.packed_tokens for task in tasks for item in task.items)
+    assert totals["measuring"] == (tokens, "tokens")
     assert told[0].startswith("Self-check: ")
     assert f"{DEPTH + 1} models on " in told[1]
+    assert re.search(r", about .* and [\d.]+ GB of memory\.$", told[1])
 
 
 def test_a_counterexample_brings_its_own_task(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Few-shot questions against the obvious loop, and audits by several commits, at toy size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snowball.decoders.tokenizer import byte_tokenizer
+from tests.audit_inputs import llama, write
+
+ROOT = Path(__file__).parents[2]
+HEADING = "Answer the questions.\n\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny model, and data of the forms that the benchmarks read."""
+    llama().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    data.mkdir()
+    choices: dict[str, Any] = {"choices": [" A", " B"], "label": 1}
+    write(
+        data / "mmlu.jsonl",
+        [
+            {"split": split, "subject": "sums", "context": f"{HEADING}{n} + 1?", **choices}
+            for split, count in (("validation", 5), ("test", 4))
+            for n in range(count)
+        ],
+    )
+    write(
+        data / "gsm8k.jsonl",
+        [
+            {"split": split, "prompt": f"{n} + 2?", "answer": f"#### {n + 2}"}
+            for split, count in (("train", 8), ("test", 2))
+            for n in range(count)
+        ],
+    )
+    write(
+        data / "arc_easy.jsonl",
+        [{"split": "test", "context": f"{n} is", **choices} for n in range(3)],
+    )
+    return tmp_path
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, *words: str) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    given = [folder / "model", "--data", folder / "data", "--out", folder / "found.json", *words]
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *map(str, given)])
+    importlib.import_module(name).main()
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_few_shot_questions_are_timed_and_equal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "--items 4 --subjects 1 --loop-items 2 --prompts 2 --new-tokens 3".split()
+    found = run_main(monkeypatch, "few_shot_speed", folder, *words)
+    (one,) = found["rounds"]
+    assert (found["models"], one["subject"], one["items"]) == (5, "sums", 4)
+    # The heading, five answered questions (each of six characters, an answer and an empty line),
+    # and BOS before them; but what the questions have in common too is no more than that.
+    assert one["prefix_tokens"] == 1 + len(HEADING) + 5 * (6 + 2 + 2)
+    assert one["operations_ratio"] > one["without_sharing_operations_ratio"] > 1
+    assert one["largest_difference_nats"] < 1e-4
+    assert found["median_ratio"] == one["ratio"] > 0
+    generated = found["generation"]
+    assert (generated["prompts"], generated["new_tokens"]) == (2, 3)
+    assert generated["same_as_without_sharing"]
+    assert generated["same_as_the_loop"]
+
+
+@pytest.mark.slow
+def test_two_commits_are_audited_and_compared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git repository")
+    words = "--commits HEAD HEAD --questions 3 --few-shot-questions 4 --dtype float32".split()
+    runs = run_main(monkeypatch, "audit_versions", folder, *words)["runs"]
+    assert len({one["commit"] for one in runs}) == 1
+    for one in runs:
+        assert one["seconds"] > 0 < one["peak_bytes"]
+        for task, items in (("arc_easy", 3), ("mmlu_5_shot", 4)):
+            assert one["against_the_first"][task] == {
+                "items": items,
+                "models": 5,
+                "other_accuracy": 0,
+                "largest_difference_of_accuracy": 0.0,
+                "largest_difference_of_cosine": 0.0,
+            }
