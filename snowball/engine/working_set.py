@@ -129,5 +129,5 @@ def _cached_bytes(stack: LayerStack) -> int:
     entered = stack.enter(input_ids=ids, past_key_values=empty_cache(), use_cache=True)
     with stack.held(0):
         stack.run(0, entered.hidden, entered.calls[0].with_cache(cache))
-    kept = cache.layers[0]
-    return sum(one.numel() * one.element_size() for one in (kept.keys, kept.values))
+    kept = [one for one in vars(cache.layers[0]).values() if isinstance(one, torch.Tensor)]
+    return sum(one.numel() * one.element_size() for one in kept)

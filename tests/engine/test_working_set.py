@@ -26,8 +26,7 @@ def most_allocated(run: Callable[[], object]) -> int:
     """The most bytes that are allocated on the CPU at once while something runs."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
-    result = profiled.profiler
-    assert result is not None
+    result: Any = profiled.profiler
     events = [one for one in result.kineto_results.events() if one.name() == "[memory]"]
     held = most = 0
     for event in sorted(events, key=lambda one: one.start_ns()):
