@@ -131,9 +131,6 @@ def _items(arguments: argparse.Namespace) -> list[Item]:
     def drawn(count: int) -> tuple[int, ...]:
         return tuple(random.integers(0, _BYTES, count).tolist())
 
-    def choices() -> tuple[tuple[int, ...], ...]:
-        return tuple(drawn(_CHOICE_TOKENS) for _ in range(_CHOICES))
-
     return [
         Item(
             f"question {n}",
