@@ -49,9 +49,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, *words: str) -> Any:
+def run_main(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, *words: object) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    given = [folder / "model", "--data", folder / "data", "--out", folder / "found.json", *words]
+    given = [folder / "model", *words, "--out", folder / "found.json"]
     monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *map(str, given)])
     importlib.import_module(name).main()
     return json.loads((folder / "found.json").read_text())
@@ -61,7 +61,7 @@ def test_few_shot_questions_are_timed_and_equal(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "--items 4 --subjects 1 --loop-items 2 --prompts 2 --new-tokens 3".split()
-    found = run_main(monkeypatch, "few_shot_speed", folder, *words)
+    found = run_main(monkeypatch, "few_shot_speed", folder, "--data", folder / "data", *words)
     (one,) = found["rounds"]
     assert (found["models"], one["subject"], one["items"]) == (5, "sums", 4)
     # The heading, five answered questions (each of six characters, an answer and an empty line),
@@ -85,7 +85,8 @@ def test_two_commits_are_audited_and_compared(
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git repository")
     words = "--commits HEAD HEAD --questions 3 --few-shot-questions 4 --dtype float32".split()
-    runs = run_main(monkeypatch, "audit_versions", folder, *words)["runs"]
+    found = run_main(monkeypatch, "audit_versions", folder, "--data", folder / "data", *words)
+    runs = found["runs"]
     assert len({one["commit"] for one in runs}) == 1
     for one in runs:
         assert one["seconds"] > 0 < one["peak_bytes"]
@@ -97,3 +98,16 @@ def test_two_commits_are_audited_and_compared(
                 "largest_difference_of_accuracy": 0.0,
                 "largest_difference_of_cosine": 0.0,
             }
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells and resets it")
+def test_memory_is_measured_beside_what_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = f"{folder / 'data' / 'arc_easy.jsonl'}:test"
+    found = run_main(monkeypatch, "audit_memory", folder, task, "--limit", 2)
+    assert (found["task"], found["items"], found["dtype"]) == ("arc_easy", 2, "float32")
+    # Nearly all of it is the interpreter and torch.
+    assert found["before_bytes"] > 2**27
+    assert found["measured_over_said"] == found["peak_bytes"] / found["said_bytes"]
+    assert 0.8 < found["measured_over_said"] < 1.2
