@@ -40,6 +40,9 @@ _ROUNDINGS = 16
 # What the layers of models with ALiBi (BLOOM, MPT, Falcon-RW) call it.
 _BIASES = ("alibi", "position_bias")
 
+# How many numbers the layers of Gemma 3n and of small Gemma 4 read beside the states.
+_OWN_INPUTS = "hidden_size_per_layer_input"
+
 
 class LayerStackError(SnowballError):
     """A model whose layers cannot be found, or do not simply follow each other."""
@@ -101,13 +104,20 @@ class LayerStack:
     Raises:
         LayerStackError: no list of `num_hidden_layers` modules is called once each, in order, each
             with the output of the one before; or their attention is biased by ALiBi, which follows
-            the places of tokens and comes without an entry per row.
+            the places of tokens and comes without an entry per row; or each layer reads an input of
+            its own, which is made for all layers at once.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._config = model.config.get_text_config()
         self.depth = int(self._config.num_hidden_layers)
+        if getattr(self._config, _OWN_INPUTS, None):
+            raise LayerStackError(
+                f"{type(model).__name__}: each layer reads an input of its own beside the states "
+                f"({_OWN_INPUTS}), which the model makes for all of its layers at once: without "
+                "one of them the inputs are no longer theirs"
+            )
         self.layers, runs = _find_layers(model, self.depth)
         if any(run.kwargs.get(name) is not None for run in runs for name in _BIASES):
             raise LayerStackError(

@@ -125,6 +125,24 @@ def test_only_tensors_with_an_entry_per_row_are_selected() -> None:
 # Refusals
 
 
+def test_a_model_whose_layers_have_inputs_of_their_own_is_refused() -> None:
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    sizes = {"vocab_size": 61, "vocab_size_per_layer_input": 61, "hidden_size": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = Gemma4TextConfig(
+        **sizes,
+        **heads,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+    )
+    why = r"Gemma4ForCausalLM: each layer reads an input of its own .*hidden_size_per_layer_input"
+    with pytest.raises(LayerStackError, match=why):
+        LayerStack(Gemma4ForCausalLM(config).eval())
+
+
 def test_a_model_with_alibi_is_refused() -> None:
     with pytest.raises(LayerStackError, match="BloomForCausalLM: its attention is biased by ALiBi"):
         LayerStack(tiny_model("bloom"))
