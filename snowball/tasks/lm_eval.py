@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Bool
 
 from snowball.tasks.document import Document
-from snowball.tasks.item import TokenIds
 from snowball.tasks.task import (
     CORRECTNESS,
     Encoder,
@@ -230,8 +229,12 @@ def _generation(
     settings = documents[0][0].args[1]
     if _samples(settings):
         raise TaskError(f"lm-eval task {name!r} samples its answers; removals need greedy ones")
+    if (other := _other_than_greedy(settings)) is not None:
+        raise TaskError(
+            f"lm-eval task {name!r} generates by {other}; removals need the likeliest tokens"
+        )
     until = settings.get("until") or []
-    prompts: list[TokenIds] = [encoder(requests[0].args[0]) for requests in documents]
+    prompts = [encoder(requests[0].args[0]) or (encoder.start,) for requests in documents]
 
     def score(index: int, texts: Sequence[str]) -> Values:
         return _numbers(name, [_judge(task, documents[index][0], text) for text in texts])
@@ -246,7 +249,7 @@ def _generation(
         prompts=tuple(prompts),
         sources=tuple(_source(name, requests) for requests in documents),
         until=(until,) if isinstance(until, str) else tuple(until),
-        new_tokens=_new_tokens(settings),
+        new_tokens=_new_tokens(name, settings),
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         eos=frozenset() if encoder.eos is None else frozenset({encoder.eos}),
         score=score,
@@ -261,9 +264,27 @@ _LM_EVAL_NEW_TOKENS = 256
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
-def _new_tokens(settings: Mapping[str, Any]) -> int:
-    given = [settings[name] for name in _LIMITS if settings.get(name) is not None]
-    return int(given[0]) if given else _LM_EVAL_NEW_TOKENS
+# What changes nothing of greedy answers, or nothing at these values.
+_OF_GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", *_LIMITS}
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1, "no_repeat_ngram_size": 0}
+
+
+def _new_tokens(name: str, settings: Mapping[str, Any]) -> int:
+    given = [settings[limit] for limit in _LIMITS if settings.get(limit) is not None]
+    wanted = given[0] if given else _LM_EVAL_NEW_TOKENS
+    if not str(wanted).isdecimal() or int(wanted) < 1:
+        raise TaskError(
+            f"lm-eval task {name!r}: answers must have at least one token, not {wanted!r:.40}"
+        )
+    return int(wanted)
+
+
+def _other_than_greedy(settings: Mapping[str, Any]) -> str | None:
+    """A setting of a task by which lm-eval generates others than the likeliest tokens."""
+    for key, value in settings.items():
+        if key not in _OF_GREEDY and value is not None and value != _NEUTRAL.get(key):
+            return f"{key}={value!r:.40}"
+    return None
 
 
 def _samples(settings: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import shorter_llama, tiny_model
+from tokenizers.processors import ByteLevel
 
 from snowball.audit.folder import run_audit
 from snowball.audit.lm_eval_export import export_lm_eval
@@ -148,6 +149,10 @@ SAMPLED = OPEN.replace("do_sample: false", "do_sample: true, temperature: 0.7")
 WARM = SAMPLED.replace("do_sample: true, ", "")
 UNLIMITED = OPEN.replace("max_gen_toks: 8, ", "")
 NEW_NAME = OPEN.replace("max_gen_toks: 8", "max_new_tokens: 5")
+BEAMS = OPEN.replace("do_sample: false", "num_beams: 4")
+PENALTY = OPEN.replace("do_sample: false", "num_beams: 1, repetition_penalty: 1.5")
+NOTHING = OPEN.replace("max_gen_toks: 8", "max_gen_toks: 0")
+EMPTY = OPEN.replace("{{question}}", "")
 BY_LENGTH = CHOICE.replace("{metric: acc}, ", "")
 MUTUAL = CHOICE.replace("{metric: acc_norm}", "{metric: acc_mutual_info}")
 SEVERAL = CHOICE.replace("doc_to_target: label", "doc_to_target: good")
@@ -220,6 +225,10 @@ def write_tasks(folder: Path) -> None:
         "warm": ("open", WARM),
         "unlimited": ("open", UNLIMITED),
         "new_name": ("open", NEW_NAME),
+        "beams": ("open", BEAMS),
+        "penalty": ("open", PENALTY),
+        "nothing_new": ("open", NOTHING),
+        "empty": ("open", EMPTY),
         "by_length": ("choice", BY_LENGTH),
         "mutual": ("choice", MUTUAL),
         "only_mutual": ("choice", ONLY_MUTUAL),
@@ -481,6 +490,14 @@ def test_prompts_to_answer_are_the_texts_of_the_documents(folder: Path) -> None:
     assert (task.new_tokens, task.eos, task.correctness) == (NEW_TOKENS, {EOS}, "exact_match")
 
 
+def test_an_empty_prompt_is_bos_though_the_tokenizer_adds_none(folder: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = ByteLevel()  # adds nothing
+    task = read_lm_eval_task("empty", tokenizer, include=folder, trust_code=True)
+    assert isinstance(task, GenerationTask)
+    assert set(task.prompts) == {(BOS,)}
+
+
 @pytest.mark.parametrize(("name", "tokens"), [("unlimited", 256), ("new_name", 5)])
 def test_answers_are_as_long_as_lm_eval_lets_them_be(folder: Path, name: str, tokens: int) -> None:
     task = read(folder, name)
@@ -548,6 +565,9 @@ def test_the_same_task_has_the_same_identity_and_others_have_another(folder: Pat
         ("family", r"^'family' is a group of 2 lm-eval tasks; name one: choice, ending$"),
         ("sampled", r"^lm-eval task 'sampled' samples its answers; removals need greedy ones$"),
         ("warm", r"^lm-eval task 'warm' samples its answers; removals need greedy ones$"),
+        ("beams", r"^lm-eval task 'beams' generates by num_beams=4; removals need the likeliest"),
+        ("penalty", r"^lm-eval task 'penalty' generates by repetition_penalty=1\.5;"),
+        ("nothing_new", r"^lm-eval task 'nothing_new': answers must have at least one token, not "),
         ("share", r"^lm-eval task 'share': its acc is a share, not right or wrong$"),
         (
             "two_kinds",
