@@ -130,12 +130,12 @@ def test_a_model_whose_layers_have_inputs_of_their_own_is_refused() -> None:
 
     sizes = {"vocab_size": 61, "vocab_size_per_layer_input": 61, "hidden_size": 32}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    heads |= {"global_head_dim": 8}
     config = Gemma4TextConfig(
         **sizes,
         **heads,
         intermediate_size=48,
         num_hidden_layers=4,
-        global_head_dim=8,
         hidden_size_per_layer_input=8,
     )
     why = r"Gemma4ForCausalLM: each layer reads an input of its own .*hidden_size_per_layer_input"
