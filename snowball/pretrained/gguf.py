@@ -130,9 +130,7 @@ def _ignored_settings(reader: Any, architecture: str, model: PreTrainedModel) ->
 
     What is not known to change nothing is named: a new setting may be of a new kind of model.
     """
-    from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
-
-    read = GGUF_TO_TRANSFORMERS_MAPPING["config"].get(architecture, {})
+    read = settings_read(architecture)
     given = _as_given(model.config.get_text_config())
     for name, field in reader.fields.items():
         value, setting = field.contents(), name.removeprefix(f"{architecture}.")
@@ -148,9 +146,7 @@ def _ignored_settings(reader: Any, architecture: str, model: PreTrainedModel) ->
 
 def _absent_settings(reader: Any, architecture: str, model: PreTrainedModel) -> Iterator[str]:
     """Settings that transformers reads, but the file does not state."""
-    from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
-
-    read = GGUF_TO_TRANSFORMERS_MAPPING["config"].get(architecture, {})
+    read = settings_read(architecture)
     stated = {name.removeprefix(f"{architecture}.") for name in reader.fields}
     for names in _NEEDED:
         known = [name for name in names if read.get(name) is not None]
@@ -159,6 +155,21 @@ def _absent_settings(reader: Any, architecture: str, model: PreTrainedModel) -> 
     base = _as_given(model.config.get_text_config())[_FREQ_BASE]
     if _FREQ_BASE not in stated and base not in (None, _DEFAULT_FREQ_BASE):
         yield f"{architecture}.{_FREQ_BASE} (taken as {base:g})"
+
+
+def settings_read(architecture: str) -> Mapping[str, Any]:
+    """The settings that transformers reads of an architecture, by their names in files.
+
+    The two write some names in different ways, such as `qwen2moe` and `qwen2_moe`.
+    """
+    from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
+
+    def plain(name: str) -> str:
+        return "".join(filter(str.isalnum, name))
+
+    known = GGUF_TO_TRANSFORMERS_MAPPING["config"].items()
+    same = (settings for name, settings in known if plain(name) == plain(architecture))
+    return next(same, {})
 
 
 def _joins_digits(reader: Any) -> bool:

@@ -22,6 +22,7 @@ from snowball import Dataset, counterexample
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.dtypes import DType
 from snowball.pretrained import weights
+from snowball.pretrained.gguf import settings_read
 from snowball.pretrained.loading import (
     Pretrained,
     check_device,
@@ -902,3 +903,24 @@ def test_a_gguf_that_is_not_finite(tmp_path: Path) -> None:
     assert refusal(tmp_path / "a.gguf") == (
         f"{tmp_path / 'a.gguf'}: 1 of 16 values of model.norm.weight are NaN or infinite in float32"
     )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("llama", "llama"),
+        ("qwen2moe", "qwen2_moe"),
+        ("qwen3moe", "qwen3_moe"),
+        ("gpt-oss", "gpt_oss"),
+        ("minimax-m2", "minimax_m2"),
+    ],
+)
+def test_settings_are_looked_up_however_transformers_writes_the_architecture(
+    architecture: str, name: str
+) -> None:
+    from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
+
+    found = settings_read(architecture)
+    assert found is GGUF_TO_TRANSFORMERS_MAPPING["config"][name]
+    assert found["attention.head_count"] == "num_attention_heads"
+    assert settings_read(f"{architecture}x") == {}
