@@ -128,8 +128,8 @@ def test_only_tensors_with_an_entry_per_row_are_selected() -> None:
 def test_a_model_whose_layers_have_inputs_of_their_own_is_refused() -> None:
     from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
-    sizes = {"vocab_size": 61, "vocab_size_per_layer_input": 61, "hidden_size": 32}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sizes: Any = {"vocab_size": 61, "vocab_size_per_layer_input": 61, "hidden_size": 32}
+    heads: Any = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     heads |= {"global_head_dim": 8}
     config = Gemma4TextConfig(
         **sizes,
