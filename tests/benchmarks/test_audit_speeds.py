@@ -111,3 +111,13 @@ def test_memory_is_measured_beside_what_is_said(
     assert found["before_bytes"] > 2**27
     assert found["measured_over_said"] == found["peak_bytes"] / found["said_bytes"]
     assert 0.8 < found["measured_over_said"] < 1.2
+
+
+def test_time_is_told_by_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = f"{folder / 'data' / 'arc_easy.jsonl'}:test"
+    found = run_main(monkeypatch, "audit_profile", folder, task)
+    assert (found["items"], found["models"], found["batches"]) == (3, 5, 1)
+    assert found["share_of_time"].keys() == {"matrix products", "attention", "other"}
+    assert abs(sum(found["share_of_time"].values()) - 1) < 1e-9
+    shares = [one["share_of_time"] for one in found["operators"]]
+    assert shares == sorted(shares, reverse=True)
