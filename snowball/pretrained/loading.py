@@ -73,7 +73,7 @@ class Pretrained:
 
 
 def load_pretrained(
-    name: str,
+    name: str | Path,
     *,
     device: str = "cpu",
     dtype: str = "float32",
@@ -95,7 +95,7 @@ def load_pretrained(
     if dtype not in set(DType):
         raise PretrainedError(f"dtype must be one of {', '.join(DType)}, not {dtype!r}")
     with quiet(), tempfile.TemporaryDirectory() as temporary:
-        location = locate(name, revision, Path(temporary))
+        location = locate(str(name), revision, Path(temporary))
         if location.gguf is None:
             check_folder(location.folder)
         if stream:
@@ -118,7 +118,7 @@ def load_pretrained(
         torch.nn.Module.to(model, device)
     except RuntimeError as error:  # out of memory, most likely
         raise PretrainedError(f"{name}: cannot move to {device}: {reason(error)}") from error
-    return Pretrained(model, tokenizer, name, sha256, location.source, device, revision)
+    return Pretrained(model, tokenizer, str(name), sha256, location.source, device, revision)
 
 
 def _load_streamed(

@@ -112,6 +112,11 @@ def test_weights_are_in_the_dtype_asked_for(folder: Path, dtype: str) -> None:
         assert torch.equal(tensor, expected[name].to(wanted))
 
 
+def test_a_path_is_named_by_its_text(folder: Path) -> None:
+    assert load_pretrained(folder).name == str(folder)
+    assert load_pretrained(folder, stream=True).name == str(folder)
+
+
 def test_shards_are_loaded(folder: Path, tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
     byte_tokenizer().save_pretrained(tmp_path / "sharded")
