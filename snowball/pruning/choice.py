@@ -76,7 +76,9 @@ class Chooser:
             return 0
         if self.method.search is Search.ONE_SHOT:
             return 1
-        return self.budget.count or len(self.units) - 1
+        smallest = sorted(self.units, key=lambda unit: self.sizes[unit])
+        sets = (frozenset(smallest[:size]) for size in range(1, len(smallest) + 1))
+        return sum(map(self._allows, sets))
 
     @property
     def most_answers(self) -> int:
@@ -85,9 +87,31 @@ class Chooser:
         return max(1, sets * len(self.measured))
 
     def choose(self, rule: TieRule, advance: Advance = lambda amount: None) -> Choice:
-        """What the method removes, where `rule` breaks its ties; `advance` counts answers."""
+        """What the method removes, where `rule` breaks its ties; `advance` counts answers.
+
+        Those of steps that were not needed are counted at the end, so that at least `most_answers`
+        are.
+        """
+        done = 0
+
+        def count(amount: int) -> None:
+            nonlocal done
+            done += amount
+            advance(amount)
+
         if self._objective is not None:
-            self._objective.advance = advance
+            self._objective.advance = count
+        choice = self._choose(rule)
+        advance(max(0, self.most_answers - done))
+        return choice
+
+    @property
+    def objective(self) -> Objective:
+        """What the search minimises."""
+        assert self._objective is not None, "the method compares sets"
+        return self._objective
+
+    def _choose(self, rule: TieRule) -> Choice:
         if self.method.criterion == criteria.ANGULAR_BLOCK:
             return self._block(rule)
         if self.method.search is Search.ONE_SHOT:
@@ -96,12 +120,6 @@ class Chooser:
         if self.method.search is Search.GREEDY:
             return _along(self._greedy(rule))
         return self._set(self.objective, rule)
-
-    @property
-    def objective(self) -> Objective:
-        """What the search minimises."""
-        assert self._objective is not None, "the method compares sets"
-        return self._objective
 
     @property
     def _ranking(self) -> Ranking:

@@ -264,3 +264,19 @@ def test_the_answers_of_a_search_are_counted_once(measure: Measure) -> None:
     counted: list[int] = []
     chooser.choose(TieRule.LIKELIHOOD, counted.append)
     assert sum(counted) == chooser.most_answers == (6 + 5 + 4) * len(CALIBRATION)
+
+
+def test_a_share_of_the_parameters_takes_as_many_steps_as_the_smallest_units(
+    measure: Measure,
+) -> None:
+    chooser = Chooser(measure(), Method(), read_budget("parameters:40%", DEPTH))
+    assert (chooser.most_steps, chooser.most_answers) == (2, (6 + 5) * len(CALIBRATION))
+    assert len(chooser.choose(TieRule.LIKELIHOOD).removed) == 2
+
+
+def test_answers_are_counted_to_the_end_where_the_search_ends_before(measure: Measure) -> None:
+    chooser = Chooser(measure(), Method(), read_kept("60%"))
+    counted: list[int] = []
+    choice = chooser.choose(TieRule.HIGHEST, counted.append)
+    assert len(choice.removed) + 1 < chooser.most_steps
+    assert sum(counted) == chooser.most_answers
