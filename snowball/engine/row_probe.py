@@ -73,7 +73,7 @@ def probe_items(
     random = np.random.default_rng(seed)
     prefix, rest = _drawn(random, tokens, prefix_length), longest - prefix_length
     shapes = [_shortened(*shape, rest) for shape in _SHAPES]
-    for length in _switches_of(model, longest):
+    for length in switches_of(model, longest):
         back, branches = _AROUND
         shapes.append(_shortened(max(1, length - prefix_length - back), branches, rest))
     return [
@@ -92,11 +92,12 @@ def prompts_before_switches(
 ) -> list[TokenIds]:
     """Random prompts that end `before` each length below `longest` at which the model switches."""
     random = np.random.default_rng(seed)
-    lengths = [max(1, one - before) for one in _switches_of(model, longest)]
+    lengths = [max(1, one - before) for one in switches_of(model, longest)]
     return [_drawn(random, tokens, length) for _ in range(count) for length in lengths]
 
 
-def _switches_of(model: PreTrainedModel, longest: int) -> list[int]:
+def switches_of(model: PreTrainedModel, longest: int) -> list[int]:
+    """Lengths below `longest` at which the config of a model says that it switches."""
     return length_switches(model.config.get_text_config().to_dict(), longest)
 
 

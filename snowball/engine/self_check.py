@@ -21,7 +21,12 @@ from snowball.engine.deletion import DeletedRun, deleted, loglikelihoods_one_by_
 from snowball.engine.generation import generate
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Removal, removal_name
-from snowball.engine.row_probe import check_interference, probe_items, prompts_before_switches
+from snowball.engine.row_probe import (
+    check_interference,
+    probe_items,
+    prompts_before_switches,
+    switches_of,
+)
 from snowball.engine.self_check_result import RowLayout, SelfCheck
 from snowball.engine.shared_prefixes import FEWEST_SHARED
 from snowball.engine.streamed_pass import sweep
@@ -36,6 +41,10 @@ if TYPE_CHECKING:
 _CHECKED_TOKENS = 32
 _GENERATED_TOKENS = 5
 _PROMPTS_PER_SWITCH = 4
+
+# Where no length changes anything, a short prefix shows what interferes: made-up items behind it
+# are run alone many times. The items of the user are compared at their own length in any case.
+_LONGEST_PROBED_PREFIX = 64
 
 # Measured disagreement of two correct ways to compute a log-likelihood stays below 40 roundings
 # (depth 30, float32 and bfloat16); an error of masks or positions shows as thousands in float32.
@@ -140,6 +149,8 @@ def _with_prefixes(
         return checked
     longest = max(item.longest for pair in own for item in pair)
     prefix = max(FEWEST_SHARED, longest // 2)
+    if not switches_of(stack.model, longest):
+        prefix = min(prefix, _LONGEST_PROBED_PREFIX)
     probes = probe_items(stack.model, longest, tokens, seed, prefix)
     worst = checked.worst
     try:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.engine import self_check
 from snowball.engine.ablation import AblationEngine, ItemAblation
 from snowball.engine.activations import ActivationError
 from snowball.engine.cost import engine_cost
@@ -448,3 +449,24 @@ def test_a_few_shot_file_is_read_once_for_each_subject(tmp_path: Path) -> None:
     assert set(prefixes(engine, task.items)) == {len(shot) + starts for shot in shots.values()}
     alone = AblationEngine(model, REMOVALS, token_budget=200, share_prefixes=False)
     assert_agree(by_item(engine, task.items), by_item(alone, task.items), 1e-4, 1e-3)
+
+
+@pytest.mark.parametrize(("switches", "expected"), [({}, 64), ({"local_size": 150}, 105)])
+def test_made_up_items_are_long_only_where_a_length_matters(
+    switches: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the user, 210 tokens long, are compared in any case."""
+    prefixes = []
+    made_up = self_check.probe_items
+
+    def recorded(*arguments: Any) -> list[Item]:
+        prefixes.append(arguments[4] if len(arguments) > 4 else 0)
+        return made_up(*arguments)
+
+    monkeypatch.setattr(self_check, "probe_items", recorded)
+    examples = tuple(1 + n % (VOCABULARY - 1) for n in range(207))
+    items = [Item(f"{n}", (*examples, n), ((5, 6, 7), (8,))) for n in range(3)]
+    model = tiny_model("llama", max_position_embeddings=400, **switches)
+    checked = check_engine(model, [few_shot_task(items)], WHOLE, token_budget=700)
+    assert checked.shares_prefixes
+    assert prefixes == [0, expected]
