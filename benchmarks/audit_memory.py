@@ -22,7 +22,7 @@ from snowball.memory import resident_bytes
 from snowball.pretrained.loading import load_pretrained
 from snowball.provenance import provenance, script_command
 from snowball.results.store import STORE, Store
-from snowball.tasks.task import read_task
+from snowball.tasks.reading import read_named_task
 
 _RESET_PEAK = "5"  # see proc_pid_clear_refs(5)
 
@@ -30,9 +30,7 @@ _RESET_PEAK = "5"  # see proc_pid_clear_refs(5)
 def main() -> None:
     arguments = _arguments()
     loaded = load_pretrained(arguments.model, dtype=arguments.dtype)
-    assert loaded.tokenizer is not None, "questions are text"
-    path, _, split = arguments.task.partition(":")
-    task = read_task(path, loaded.tokenizer, split=split or None, limit=arguments.limit)
+    task = read_named_task(arguments.task, loaded, limit=arguments.limit)
     depth = int(loaded.model.config.get_text_config().num_hidden_layers)
     audit = Audit(loaded, [task], layer_removals(depth))
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / STORE) as store:

@@ -1,6 +1,8 @@
 """Where the engine's time goes on a CPU: matrix products, attention, and all else, by operator.
 
-python benchmarks/audit_profile.py MODEL TASK.jsonl:SPLIT --limit 16 --out FILE.json
+    python benchmarks/audit_profile.py MODEL TASK.jsonl:SPLIT --limit 16 --out FILE.json
+
+All removals of single layers are run once, after a first item that chooses kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from snowball.engine.removal import INTACT, layer_removals
 from snowball.files import write_json
 from snowball.pretrained.loading import load_pretrained
 from snowball.provenance import provenance, script_command
-from snowball.tasks.task import ScoredTask, read_task
+from snowball.tasks.reading import read_named_task
+from snowball.tasks.task import ScoredTask
 
 _PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 _ATTENTION = "scaled_dot_product"
@@ -28,9 +31,7 @@ _LISTED = 8
 def main() -> None:
     arguments = _arguments()
     loaded = load_pretrained(arguments.model, dtype=arguments.dtype)
-    assert loaded.tokenizer is not None, "questions are text"
-    path, _, split = arguments.task.partition(":")
-    task = read_task(path, loaded.tokenizer, split=split or None, limit=arguments.limit)
+    task = read_named_task(arguments.task, loaded, limit=arguments.limit)
     assert isinstance(task, ScoredTask), "the engine scores continuations"
     depth = int(loaded.model.config.get_text_config().num_hidden_layers)
     engine = AblationEngine(loaded.model, [INTACT, *layer_removals(depth)[:: arguments.every]])

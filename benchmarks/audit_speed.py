@@ -29,7 +29,8 @@ from snowball.files import write_json
 from snowball.pretrained.loading import Pretrained, device_name, load_pretrained
 from snowball.provenance import provenance, script_command
 from snowball.tasks.item import Item
-from snowball.tasks.task import ScoredTask, read_task
+from snowball.tasks.reading import read_named_task
+from snowball.tasks.task import ScoredTask
 
 
 def main() -> None:
@@ -212,9 +213,7 @@ def _synchronise(loaded: Pretrained) -> None:
 
 
 def _task(loaded: Pretrained, name: str, limit: int) -> ScoredTask:
-    path, _, split = name.rpartition(":")
-    assert loaded.tokenizer is not None, "the model needs a tokenizer"
-    task = read_task(path, loaded.tokenizer, split=split, limit=limit)
+    task = read_named_task(name, loaded, limit=limit)
     assert isinstance(task, ScoredTask), "give a multiple-choice task"
     return task
 
