@@ -42,6 +42,32 @@ class Choice:
     steps: tuple[Step, ...]
 
 
+def removable(method: Method, budget: Budget, depth: int) -> list[Unit]:
+    """The units that a method may remove of a model with so many layers.
+
+    Raises:
+        BudgetError: a protected layer that the model lacks, a budget that the search cannot have.
+    """
+    units = candidates(depth, method.unit, method.protect)
+    by_accuracy = method.criterion == criteria.RELEVANCE and method.search is Search.GREEDY
+    if budget.keep is not None and not by_accuracy:
+        raise BudgetError(
+            "a share of the accuracy is kept by greedy search with the criterion accuracy only"
+        )
+    stepwise = method.search in (Search.ONE_SHOT, Search.GREEDY)
+    whole = not stepwise or method.criterion == criteria.ANGULAR_BLOCK
+    if whole and budget.count is None:
+        raise BudgetError(
+            f"{budget.text}: {method.search} of {method.criterion.name} removes a number of units; "
+            "write a number (8) or a share of them (25%)"
+        )
+    if budget.count is not None and budget.count > len(units):
+        raise BudgetError(
+            f"{budget.count} units are to be removed, but only {len(units)} are not protected"
+        )
+    return units
+
+
 class Chooser:
     """One method on one model's calibration items, under any tie rule.
 
@@ -60,14 +86,13 @@ class Chooser:
         self.method = method
         self.budget = budget
         stack = measured.engine.stack
-        self.units = candidates(stack.depth, method.unit, method.protect)
+        self.units = removable(method, budget, stack.depth)
         self.sizes = {
             unit: sum(p.numel() for p in stack.module(unit).parameters()) for unit in self.units
         }
         self._total = stack.layer_parameters()
         kind = OBJECTIVES.get(method.criterion.name)
         self._objective = None if kind is None else kind(measured)
-        self._check_budget()
 
     @property
     def most_steps(self) -> int:
@@ -195,26 +220,6 @@ class Chooser:
             return True
         assert isinstance(self._objective, Accuracy)
         return self._objective.kept(removed) >= self.budget.keep
-
-    def _check_budget(self) -> None:
-        if self.budget.keep is not None and not (
-            isinstance(self._objective, Accuracy) and self.method.search is Search.GREEDY
-        ):
-            raise BudgetError(
-                "a share of the accuracy is kept by greedy search with the criterion accuracy only"
-            )
-        stepwise = self.method.search in (Search.ONE_SHOT, Search.GREEDY)
-        whole = not stepwise or self.method.criterion == criteria.ANGULAR_BLOCK
-        if whole and self.budget.count is None:
-            raise BudgetError(
-                f"{self.budget.text}: {self.method.search} of {self.method.criterion.name} removes "
-                "a number of units; write a number (8) or a share of them (25%)"
-            )
-        if self.budget.count is not None and self.budget.count > len(self.units):
-            raise BudgetError(
-                f"{self.budget.count} units are to be removed, but only {len(self.units)} are not "
-                "protected"
-            )
 
 
 def _along(steps: Sequence[Step]) -> Choice:

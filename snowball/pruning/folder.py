@@ -26,7 +26,7 @@ from snowball.memory import GIBIBYTE
 from snowball.pretrained.streamed import is_streamed
 from snowball.progress import Progress, Tell, duration_text, say_nothing, silent
 from snowball.provenance import provenance
-from snowball.pruning.choice import Choice, Chooser
+from snowball.pruning.choice import Choice, Chooser, removable
 from snowball.pruning.criteria.random_order import random_sets
 from snowball.pruning.document import (
     DOCUMENT,
@@ -50,7 +50,7 @@ from snowball.pruning.sharing import PruningJob, share
 from snowball.pruning.tables import steps_csv, tasks_csv
 from snowball.pruning.task_results import RESAMPLES, task_results
 from snowball.pruning.tie_rules import TieRule
-from snowball.pruning.units import Budget, candidates, read_budget, read_kept
+from snowball.pruning.units import Budget, read_budget, read_kept
 from snowball.results.store import STORE, Store
 from snowball.tasks.reading import check_names
 from snowball.tasks.task import GenerationTask, Task
@@ -129,10 +129,11 @@ def run_pruning(
     _check_tasks(calibration, evaluation)
     depth = int(model.model.config.get_text_config().num_hidden_layers)
     budget = read_budget(remove, depth) if keep is None else read_kept(keep)
+    units = removable(method, budget, depth)
     finished = _finished(folder, model, method, budget, calibration, evaluation)
     if finished is None:
         with progress("checking the engine against true deletion", 1, "checks") as advance:
-            singles = [frozenset({unit}) for unit in candidates(depth, method.unit)]
+            singles = [frozenset({unit}) for unit in units]
             checked = check_engine(model.model, [*calibration, *evaluation], singles, token_budget)
             advance(1)
     else:

@@ -27,10 +27,11 @@ from snowball.pruning.document import (
     write_pruning,
 )
 from snowball.pruning.folder import PruningError, run_pruning
-from snowball.pruning.method import read_method
+from snowball.pruning.method import Method, read_method
 from snowball.pruning.objective import ObjectiveError
 from snowball.pruning.overlap import OverlapError
 from snowball.pruning.page import draw_page
+from snowball.pruning.units import BudgetError
 from snowball.results.store import Store
 from snowball.typed_json import to_json
 
@@ -254,6 +255,14 @@ def test_below_chance_the_likelihood_is_offered(
         model, task, other, tmp_path / "x", read_method("likelihood"), remove="1", random_sets=0
     )
     assert found.calibration[0].above_chance is False
+
+
+def test_a_budget_is_refused_before_the_engine_is_checked(
+    model: Pretrained, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snowball.pruning.folder.check_engine", None)
+    with pytest.raises(BudgetError, match="layer 9 is to be protected, but the model has layers"):
+        prune(model, inputs, tmp_path / "x", method=Method(protect=(9,)))
 
 
 @pytest.mark.parametrize(
