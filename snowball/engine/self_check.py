@@ -83,6 +83,7 @@ def check_engine(
     longest = min(longest, stack.context_length or longest)
     probes = probe_items(stack.model, longest, tokens, seed) if tokens else []
     names = tuple(map(removal_name, chosen))
+    truth = _TrueDeletion(stack, chosen)
     reasons: list[str] = []
     for layout in RowLayout:
         if layout is RowLayout.PACKED and not stack.takes_any_mask:
@@ -92,7 +93,7 @@ def check_engine(
             stack, chosen, token_budget=token_budget, layout=layout, share_prefixes=False
         )
         try:
-            worst = _check_layout(engine, chosen, own, probes, seed)
+            worst = _check_layout(engine, truth, own, probes, seed)
         except Exception as error:  # what it raises depends on the model
             if out_of_memory(error):
                 raise
@@ -112,14 +113,14 @@ def check_engine(
             layout=layout.value,
             probes=len(probes),
         )
-        return _with_prefixes(checked, stack, tasks, chosen, tokens, token_budget, seed)
+        return _with_prefixes(checked, truth, tasks, tokens, token_budget, seed)
     name = type(stack.model).__name__
     raise SelfCheckError(f"{name} cannot be measured in one pass: {reasons[-1]}")
 
 
 def _check_layout(
     engine: AblationEngine,
-    removals: Sequence[Removal],
+    truth: _TrueDeletion,
     items: Sequence[Item],
     probes: Sequence[Item],
     seed: int,
@@ -128,19 +129,19 @@ def _check_layout(
     everything = [*items, *probes]
     (found,) = run_each([(engine, everything)])
     ours = [one.loglikelihoods for one in found]
-    return max(worst, check_against_deletion(engine.stack, removals, everything, ours, whole=True))
+    return max(worst, _compared(truth, everything, ours, whole=True))
 
 
 def _with_prefixes(
     checked: SelfCheck,
-    stack: LayerStack,
+    truth: _TrueDeletion,
     tasks: Sequence[Task],
-    removals: Sequence[Removal],
     tokens: Sequence[int],
     token_budget: int | None,
     seed: int,
 ) -> SelfCheck:
     """Adds to a check whether rows may run behind a prefix that they share, if any would."""
+    stack, removals = truth.stack, truth.removals
     engine = AblationEngine(stack, removals, token_budget=token_budget, layout=checked.rows)
     places = {task.name: _sharing(engine, task.items) for task in tasks}
     own = [[task.items[place] for place in places[task.name]] for task in tasks]
@@ -160,7 +161,7 @@ def _with_prefixes(
         found = run_each(list(zip(batches, lists, strict=True)))
         ours = [one.loglikelihoods for of_list in found for one in of_list]
         every = [item for items in lists for item in items]
-        worst = max(worst, check_against_deletion(stack, removals, every, ours))
+        worst = max(worst, _compared(truth, every, ours))
         engine = batches[-1]
         for task in tasks:
             if isinstance(task, GenerationTask) and places[task.name]:
@@ -296,21 +297,32 @@ def check_against_deletion(
     removals: Sequence[Removal],
     items: Sequence[Item],
     found: Sequence[Float[Tensor, "removals continuations"]],
-    *,
-    whole: bool = False,
 ) -> float:
     """Largest difference per token between `found` and true deletion, in nats.
 
-    Of a streamed model the layers that are left are run one by one, for all items together. With
-    `whole`, the longest item shows that this is what the model gives that runs as a whole.
+    Of a streamed model the layers that are left are run one by one, for all items together.
 
     Raises:
         SelfCheckError: they differ by more than rounding; item, removal and both values are named.
     """
-    stack, worst = LayerStack.of(model), 0.0
+    return _compared(_TrueDeletion(LayerStack.of(model), removals), items, found)
+
+
+def _compared(
+    truth: _TrueDeletion,
+    items: Sequence[Item],
+    found: Sequence[Float[Tensor, "removals continuations"]],
+    *,
+    whole: bool = False,
+) -> float:
+    """The same, by what is known of deletion.
+
+    With `whole`, the longest item shows that layers one by one give what the model gives as a
+    whole.
+    """
+    stack, worst = truth.stack, 0.0
     longest = max(range(len(items)), key=lambda place: items[place].longest, default=0)
-    for row, expected in enumerate(_after_deletion(stack, removals, items)):
-        removal = removals[row]
+    for row, (removal, expected) in enumerate(truth.of(items)):
         for item, true, results in zip(items, expected, found, strict=True):
             worst = max(worst, difference(stack, removal, item, results[row], true))
         if whole and stack.streamed and items:
@@ -347,19 +359,38 @@ def difference(
     return worst
 
 
-def _after_deletion(
-    stack: LayerStack, removals: Sequence[Removal], items: Sequence[Item]
-) -> Iterator[list[Float[Tensor, " continuations"]]]:
-    """By removal, what a model that really lacks it makes of each item."""
-    if stack.streamed:
-        runs = [DeletedRun(stack, removal, item) for removal in removals for item in items]
-        found = [run.finish() for run in sweep(stack, runs)]
-        yield from (found[n * len(items) : (n + 1) * len(items)] for n in range(len(removals)))
-        return
-    for removal in removals:
-        with deleted(stack, removal):
-            found = [loglikelihoods_one_by_one(stack.model, item) for item in items]
-        yield found
+class _TrueDeletion:
+    """What models that really lack the removed parts make of items, each found once.
+
+    Layouts of rows, with and without a shared prefix, are compared with the same items.
+    """
+
+    def __init__(self, stack: LayerStack, removals: Sequence[Removal]) -> None:
+        self.stack = stack
+        self.removals = removals
+        self._found: dict[tuple[Removal, Item], Float[Tensor, " continuations"]] = {}
+
+    def of(
+        self, items: Sequence[Item]
+    ) -> Iterator[tuple[Removal, list[Float[Tensor, " continuations"]]]]:
+        """By removal, the log-likelihoods of each item."""
+        if self.stack.streamed:  # in one sweep over the layers
+            self._find(self.removals, items)
+        for removal in self.removals:
+            self._find([removal], items)
+            yield removal, [self._found[removal, item] for item in items]
+
+    def _find(self, removals: Sequence[Removal], items: Sequence[Item]) -> None:
+        pairs = [(removal, item) for removal in removals for item in items]
+        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._found]
+        if self.stack.streamed:
+            runs = [DeletedRun(self.stack, removal, item) for removal, item in missing]
+            for run in sweep(self.stack, runs):
+                self._found[run.removal, run.item] = run.finish()
+            return
+        for removal, item in missing:
+            with deleted(self.stack, removal):
+                self._found[removal, item] = loglikelihoods_one_by_one(self.stack.model, item)
 
 
 def _check_whole_run(

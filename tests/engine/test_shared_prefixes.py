@@ -451,6 +451,24 @@ def test_a_few_shot_file_is_read_once_for_each_subject(tmp_path: Path) -> None:
     assert_agree(by_item(engine, task.items), by_item(alone, task.items), 1e-4, 1e-3)
 
 
+def test_no_item_is_deleted_from_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest and the longest one are compared alone and behind the prefix."""
+    found: list[Item] = []
+    alone = self_check.loglikelihoods_one_by_one
+
+    def recorded(model: Any, item: Item) -> Tensor:
+        found.append(item)
+        return alone(model, item)
+
+    monkeypatch.setattr(self_check, "loglikelihoods_one_by_one", recorded)
+    items = [Item(f"{n}", (*PREFIX, *range(n)), ((5,) * n, (6,))) for n in (1, 2, 3)]
+    checked = check_engine(model_of("llama"), [few_shot_task(items)], WHOLE, token_budget=100)
+    assert checked.shares_prefixes
+    assert checked.items == 4
+    counts = [found.count(item) for item in items]
+    assert counts == [len(checked.removals), 0, len(checked.removals)]
+
+
 @pytest.mark.parametrize(("switches", "expected"), [({}, 64), ({"local_size": 150}, 105)])
 def test_made_up_items_are_long_only_where_a_length_matters(
     switches: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
