@@ -59,9 +59,10 @@ def _tasks(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     """Files with the questions of both tasks."""
     easy = keep_split(read_jsonl(arguments.data / "arc_easy.jsonl"), "test", "ARC-Easy")
     mmlu = few_shot_choices(arguments.data / "mmlu.jsonl", "test", "validation", _SHOTS)
+    wanted = [row for row in mmlu if row.fields["subject"] not in arguments.leave_out]
     rows = {
         "arc_easy": list(islice(easy, arguments.questions)),
-        f"mmlu_{_SHOTS}_shot": largest_subjects(mmlu, 1)[0][: arguments.few_shot_questions],
+        f"mmlu_{_SHOTS}_shot": largest_subjects(wanted, 1)[0][: arguments.few_shot_questions],
     }
     return [_written(folder / f"{name}.jsonl", some) for name, some in rows.items() if some]
 
@@ -134,6 +135,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--commits", nargs="+", required=True, help="the first is the reference")
     parser.add_argument("--questions", type=int, default=100, help="of ARC-Easy")
     parser.add_argument("--few-shot-questions", type=int, default=12, help="of MMLU")
+    parser.add_argument("--leave-out", nargs="*", default=[], help="subjects of MMLU")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
