@@ -275,16 +275,14 @@ class Pass:
                         of_reference = logits[reference - start].clone()
                     one.add(piece.start, logits, of_reference)
             for start, one in sums.items():
-                found.add(slice(start, start + slots_at_once), one)
+                found.add(start, one)
         self._check_finite(found, reads)
         return found
 
     def _logits(
         self, hidden: Float[Tensor, "slots reads hidden"], piece: range
     ) -> Float[Tensor, "slots reads piece"]:
-        logits = self._stack.unembed(hidden.flatten(0, 1), piece).unflatten(0, hidden.shape[:2])
-        # Narrow floats would round each log-likelihood to two or three digits.
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self._stack.unembed(hidden.flatten(0, 1), piece).unflatten(0, hidden.shape[:2])
 
     def _check_finite(self, found: Predictions, reads: ReadPositions) -> None:
         if not bool(found.finite.all()):

@@ -14,6 +14,9 @@ from snowball import metrics
 from snowball.engine.packing import RowBatch
 from snowball.tasks.item import Item
 
+# With their exponentials and differences, in float64, so many stay in the cache of one core.
+_LOGITS_OF_A_CORE = 2**17
+
 
 class ReadPositions:
     """The positions of a batch from which a token is predicted, each once, and what is predicted.
@@ -110,31 +113,86 @@ class Predictions:
             torch.ones((slots, len(reads)), dtype=torch.bool, device=device),
         )
 
-    def add(self, slots: slice, logits: LogitSums) -> None:
-        """Adds the targets of some slots at some reads, all of whose logits were seen."""
-        reads, chunk = logits.reads, logits.chunk
+    def add(self, first_slot: int, logits: LogitSums) -> None:
+        """Adds the targets of some consecutive slots at some reads; all their logits were seen."""
+        for block in logits.blocks:
+            slots = slice(first_slot + block.slots.start, first_slot + block.slots.stop)
+            self._add(slots, block)
+
+    def _add(self, slots: slice, block: _BlockSums) -> None:
+        reads, chunk = block.reads, block.chunk
         targets = reads.targets(chunk)
         read, continuation = reads.read_of[targets] - chunk.start, reads.continuation[targets]
         # [some slots, targets]
-        nats = logits.chosen.double() - logits.normaliser[:, read]
+        nats = block.chosen.double() - block.normaliser[:, read]
         self.loglikelihoods[slots].index_add_(1, continuation, nats)
-        missed = logits.chosen < logits.largest[:, read]
+        missed = block.chosen < block.largest[:, read]
         self.misses[slots].index_add_(1, continuation, missed.long())
-        self.finite[slots, chunk.start : chunk.stop] = logits.finite
-        if logits.kl is not None:
-            self.kl[slots, reads.in_kl(chunk)] = logits.kl.value()
+        self.finite[slots, chunk.start : chunk.stop] = block.finite
+        if block.kl is not None:
+            self.kl[slots, reads.in_kl(chunk)] = block.kl.value()
 
 
 class LogitSums:
     """What the logits of some slots at some consecutive reads say; they come in pieces.
 
-    A piece holds the logits of some consecutive tokens of the vocabulary. Kept are, for each slot
-    and read, the largest logit, `normaliser = log sum e^logit`, and whether all are finite; for
-    each target its logit; and the KL from the reference, where it is wanted.
+    A piece holds the logits of some consecutive tokens of the vocabulary. On a processor they are
+    compared in blocks that stay in its cache: each logit is looked at about twenty times.
     """
 
     def __init__(self, reads: ReadPositions, chunk: range) -> None:
-        self.reads, self.chunk = reads, chunk
+        self.blocks: list[_BlockSums] = []
+        self._reads, self._chunk = reads, chunk
+
+    def add(
+        self,
+        first_token: int,
+        logits: Float[Tensor, "slots reads piece"],
+        reference: Float[Tensor, "reads piece"] | None,
+    ) -> None:
+        """Takes a piece of the logits.
+
+        `reference`: the logits there of the removal that the KL is from; None: no KL is wanted.
+        """
+        if not self.blocks:
+            self.blocks = self._divided(logits)
+        for block in self.blocks:
+            at = slice(block.chunk.start - self._chunk.start, block.chunk.stop - self._chunk.start)
+            block.add(
+                first_token,
+                logits[block.slots, at],
+                None if reference is None else reference[at],
+            )
+
+    def _divided(self, logits: Float[Tensor, "slots reads piece"]) -> list[_BlockSums]:
+        slots, _, piece = logits.shape
+        rows = max(1, (logits_compared_at_once(logits.device) or logits.numel()) // piece)
+        slots_at_once = max(1, rows // len(self._chunk))
+        return [
+            _BlockSums(
+                self._reads,
+                self._chunk[read : read + rows],
+                slice(slot, min(slot + slots_at_once, slots)),
+            )
+            for slot in range(0, slots, slots_at_once)
+            for read in range(0, len(self._chunk), rows)
+        ]
+
+
+def logits_compared_at_once(device: torch.device) -> int | None:
+    """How many of a large number of logits are compared at once; None: all."""
+    return _LOGITS_OF_A_CORE * torch.get_num_threads() if device.type == "cpu" else None
+
+
+class _BlockSums:
+    """What the logits of some slots at some reads say.
+
+    Kept are, for each slot and read, the largest logit, `normaliser = log sum e^logit`, and whether
+    all are finite; for each target its logit; and the KL from the reference, where it is wanted.
+    """
+
+    def __init__(self, reads: ReadPositions, chunk: range, slots: slice) -> None:
+        self.reads, self.chunk, self.slots = reads, chunk, slots
         self.largest: Float[Tensor, "slots reads"] = torch.tensor(-torch.inf)
         self.normaliser: Float[Tensor, "slots reads"] = torch.tensor(-torch.inf)
         self.finite: Bool[Tensor, "slots reads"] = torch.tensor(True)
@@ -147,13 +205,12 @@ class LogitSums:
         logits: Float[Tensor, "slots reads piece"],
         reference: Float[Tensor, "reads piece"] | None,
     ) -> None:
-        """Takes a piece of the logits, in at least single precision.
-
-        `reference`: the logits there of the removal that the KL is from; None: no KL is wanted.
-        """
+        # Narrow floats would round each log-likelihood to two or three digits.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         device = logits.device
-        self.largest = torch.maximum(self.largest.to(device), logits.amax(-1))
-        self.finite = self.finite.to(device) & logits.isfinite().all(-1)
+        largest = logits.amax(-1)  # NaN if any is, and so the smallest
+        self.finite = self.finite.to(device) & largest.isfinite() & logits.amin(-1).isfinite()
+        self.largest = torch.maximum(self.largest.to(device), largest)
         normaliser = torch.logsumexp(logits, dim=-1).double()
         self.normaliser = torch.logaddexp(self.normaliser.to(normaliser), normaliser)
         targets = self.reads.targets(self.chunk)

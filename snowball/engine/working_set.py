@@ -13,6 +13,7 @@ import torch
 from snowball.engine.layer_pass import logits_at_once
 from snowball.engine.layer_stack import LayerStack, empty_cache
 from snowball.engine.packing import RowGroup
+from snowball.engine.predictions import logits_compared_at_once
 from snowball.tasks.item import Item
 
 _SINGLE, _DOUBLE = torch.float32.itemsize, torch.float64.itemsize
@@ -117,9 +118,12 @@ def _logits_bytes(
     """Where logits are computed and compared; the KL is of all reads in running text only."""
     reads = sum(len(row.reads) for row in group.rows)
     read_for_kl = sum(len(row.reads) if items[row.item].running_text else 1 for row in group.rows)
+    size = stack.state_bytes // stack.state_width
     logits = min(logits_at_once(stack, token_budget), slots * reads * stack.vocabulary_size)
+    # On a processor a few are compared at once, but all of a state in any case.
+    few = max(logits_compared_at_once(stack.device) or logits, stack.vocabulary_size)
     doubles = _DOUBLES_OF_KL * read_for_kl / reads
-    return int(logits * (_SINGLE * _SINGLES_OF_LOGIT + _DOUBLE * doubles))
+    return int(size * logits + min(few, logits) * (_SINGLE * _SINGLES_OF_LOGIT + _DOUBLE * doubles))
 
 
 @torch.inference_mode()

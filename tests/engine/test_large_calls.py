@@ -12,7 +12,9 @@ from tiny_models import DEPTH, ITEMS, VOCABULARY, tiny_model
 from torch import Tensor
 
 from snowball import metrics
+from snowball.engine import predictions
 from snowball.engine.ablation import AblationEngine, ItemAblation
+from snowball.engine.layer_pass import AblationError
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, Part, layer_removals, sublayer_removals
 from snowball.engine.working_set import token_bytes
@@ -65,6 +67,41 @@ def test_logits_in_pieces_give_what_whole_logits_give(
         assert one.kl[0] == 0
     assert max(asked) == size
     assert set(asked) <= {size, VOCABULARY % size}
+
+
+@pytest.mark.parametrize("at_once", [1, VOCABULARY, 5 * VOCABULARY + 1, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_compared_in_blocks_give_the_same_bits(
+    dtype: torch.dtype, at_once: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One read of one slot at once, as many as that, some of all, all of them."""
+    model = tiny_model("llama").to(dtype)
+    engine = AblationEngine(model, removals_of(model))
+    expected = found_by(engine)
+    monkeypatch.setattr(predictions, "logits_compared_at_once", lambda device: at_once)
+    for one, other in zip(found_by(engine), expected, strict=True):
+        assert torch.equal(one.loglikelihoods, other.loglikelihoods)
+        assert torch.equal(one.kl, other.kl)
+        assert torch.equal(one.greedy, other.greedy)
+
+
+@pytest.mark.parametrize("at_once", [1, None])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_logit_that_is_not_finite_is_found_in_every_block(
+    value: float, at_once: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = LayerStack.unembed
+
+    def unembed(self: LayerStack, hidden: Tensor, piece: range | None = None) -> Tensor:
+        logits = right(self, hidden, piece)
+        logits[-1, 40] = value  # of the last slot at the last read
+        return logits
+
+    monkeypatch.setattr(predictions, "logits_compared_at_once", lambda device: at_once)
+    monkeypatch.setattr(LayerStack, "unembed", unembed)
+    engine = AblationEngine(tiny_model("llama"), [INTACT, *layer_removals(DEPTH)])
+    with pytest.raises(AblationError, match="logits are NaN or infinite with removal"):
+        found_by(engine, [ITEMS[-1]])
 
 
 def test_small_budgets_cut_the_vocabulary_rather_than_the_states(

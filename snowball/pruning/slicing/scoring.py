@@ -88,5 +88,5 @@ def _answers(model: SlicedModel, task: ScoredTask, rows: list[Row]) -> Predictio
     predictions = Predictions.empty(1, reads)
     logits = LogitSums(reads, range(len(reads)))
     logits.add(0, model.unembed(states)[None], None)
-    predictions.add(slice(0, 1), logits)
+    predictions.add(0, logits)
     return predictions
