@@ -7,7 +7,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from snowball.dtypes import DType
 from snowball.pretrained.config import check_folder, read_config
 from snowball.pretrained.counts import check_counts
 from snowball.pretrained.gguf import check_gguf
+from snowball.pretrained.gguf_reader import parsed_once
 from snowball.pretrained.location import Location, check_streams, locate
 from snowball.pretrained.refusal import PretrainedError, reason
 from snowball.pretrained.streamed import streamed_model
@@ -100,14 +101,15 @@ def load_pretrained(
             check_folder(location.folder)
         if stream:
             return _load_streamed(location, device, DType(dtype), revision)
-        tensors, size = count_weights(location)
-        check_counts(location, tensors)
-        config = read_config(location)
-        attention = check_skeleton(location, config, tensors, size)
-        tokenizer = read_tokenizer(location)
-        model = read_model(location, config, attention, DType(dtype).torch)
-        if location.gguf is not None:
-            check_gguf(location, model)
+        with nullcontext() if location.gguf is None else parsed_once():
+            tensors, size = count_weights(location)
+            check_counts(location, tensors)
+            config = read_config(location)
+            attention = check_skeleton(location, config, tensors, size)
+            tokenizer = read_tokenizer(location)
+            model = read_model(location, config, attention, DType(dtype).torch)
+            if location.gguf is not None:
+                check_gguf(location, model)
     check_values(location, model)
     if location.gguf is not None:
         embedding: Any = model.get_input_embeddings()

@@ -23,6 +23,7 @@ from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.dtypes import DType
 from snowball.pretrained import weights
 from snowball.pretrained.gguf import settings_read
+from snowball.pretrained.gguf_reader import parsed_once
 from snowball.pretrained.loading import (
     Pretrained,
     check_device,
@@ -690,6 +691,40 @@ def test_gguf_is_what_a_folder_of_the_same_weights_is(
     assert torch.allclose(model(IDS).logits, other(IDS).logits, atol=1e-6)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name])
+
+
+def test_a_gguf_is_parsed_once(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = pytest.importorskip("gguf")
+    parsed: list[str] = []
+
+    class Counting(gguf.GGUFReader):
+        def __init__(self, path: Any, mode: Any = "r") -> None:
+            parsed.append(str(path))
+            super().__init__(path, mode)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
+    load_pretrained(str(gguf_file))
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is Counting
+    write_gguf(gguf_file, tiny_llama(), settings={"llama.rope.scaling.factor": 2.0})
+    assert "rope.scaling.factor" in refusal(gguf_file)
+    assert len(parsed) == 2
+    assert gguf.GGUFReader is Counting
+
+
+def test_a_shared_reader_reads_what_a_reader_does(gguf_file: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    alone = gguf.GGUFReader(gguf_file)
+    with parsed_once():
+        shared = gguf.GGUFReader(gguf_file)
+        assert gguf.GGUFReader(str(gguf_file)) is shared
+        assert gguf.GGUFReader(gguf_file, "c") is not shared
+    assert gguf.GGUFReader(gguf_file) is not shared
+    contents = [{n: f.contents() for n, f in one.fields.items()} for one in (alone, shared)]
+    assert contents[0] == contents[1]
+    for one, other in zip(alone.tensors, shared.tensors, strict=True):
+        assert one.name == other.name
+        assert np.array_equal(one.data, other.data)
 
 
 def test_gguf_saved_as_a_folder_keeps_its_sha256(gguf_file: Path, tmp_path: Path) -> None:
