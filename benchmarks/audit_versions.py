@@ -2,8 +2,9 @@
 
     python benchmarks/audit_versions.py MODEL --data FOLDER --commits 13ce326 HEAD --out FILE.json
 
-Questions of ARC-Easy, and of the largest subject of MMLU behind five answered ones. Each commit is
-checked out into a folder of its own, and its `snowball audit` runs there in this environment.
+Questions of ARC-Easy, of the largest subject of MMLU behind five answered ones, and texts of C4.
+Each commit is checked out into a folder of its own, and its `snowball audit` runs there in this
+environment.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,13 +58,14 @@ def main() -> None:
 
 
 def _tasks(arguments: argparse.Namespace, folder: Path) -> list[Path]:
-    """Files with the questions of both tasks."""
+    """Files with the questions of both tasks, and with texts."""
     easy = keep_split(read_jsonl(arguments.data / "arc_easy.jsonl"), "test", "ARC-Easy")
     mmlu = few_shot_choices(arguments.data / "mmlu.jsonl", "test", "validation", _SHOTS)
     wanted = [row for row in mmlu if row.fields["subject"] not in arguments.leave_out]
     rows = {
         "arc_easy": list(islice(easy, arguments.questions)),
         f"mmlu_{_SHOTS}_shot": largest_subjects(wanted, 1)[0][: arguments.few_shot_questions],
+        "c4": list(islice(read_jsonl(arguments.data / "c4.jsonl"), arguments.texts)),
     }
     return [_written(folder / f"{name}.jsonl", some) for name, some in rows.items() if some]
 
@@ -106,19 +109,32 @@ def _audit(
 
 
 def _difference(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """By task, how many accuracies of models differ, and how much a cosine score does at most."""
+    """By task, how many accuracies of models differ, and by how much means and scores do at most.
+
+    Log-likelihoods are sums over the tokens of an item, in nats.
+    """
     found = {}
     for one, two in zip(first["datasets"], other["datasets"], strict=True):
-        before, after = one["means"]["acc"], two["means"]["acc"]
+        accuracies = _pairs(one["means"].get("acc", {}), two["means"].get("acc", {}))
+        nats = _pairs(one["means"]["loglikelihood"], two["means"]["loglikelihood"])
         cosines = zip(one["scores"]["cosine"], two["scores"]["cosine"], strict=True)
         found[one["name"]] = {
             "items": one["items"],
-            "models": len(before),
-            "other_accuracy": sum(before[name] != after[name] for name in before),
-            "largest_difference_of_accuracy": max(abs(before[n] - after[n]) for n in before),
-            "largest_difference_of_cosine": max(abs(a - b) for a, b in cosines),
+            "models": len(nats),
+            "other_accuracy": sum(before != after for before, after in accuracies),
+            "largest_difference_of_accuracy": _largest_difference(accuracies),
+            "largest_difference_of_loglikelihood": _largest_difference(nats),
+            "largest_difference_of_cosine": _largest_difference(cosines),
         }
     return found
+
+
+def _pairs(before: dict[str, float], after: dict[str, float]) -> list[tuple[float, float]]:
+    return [(value, after[name]) for name, value in before.items()]
+
+
+def _largest_difference(pairs: Iterable[tuple[float, float]]) -> float:
+    return max((abs(one - other) for one, other in pairs), default=0.0)
 
 
 def _git(*arguments: str) -> str:
@@ -131,11 +147,12 @@ def _git(*arguments: str) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="as for `snowball audit`")
-    parser.add_argument("--data", type=Path, required=True, help="with arc_easy and mmlu.jsonl")
+    parser.add_argument("--data", type=Path, required=True, help="arc_easy, mmlu, c4.jsonl")
     parser.add_argument("--commits", nargs="+", required=True, help="the first is the reference")
     parser.add_argument("--questions", type=int, default=100, help="of ARC-Easy")
     parser.add_argument("--few-shot-questions", type=int, default=12, help="of MMLU")
     parser.add_argument("--leave-out", nargs="*", default=[], help="subjects of MMLU")
+    parser.add_argument("--texts", type=int, default=2, help="of C4")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")

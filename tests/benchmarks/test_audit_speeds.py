@@ -46,6 +46,7 @@ def folder(tmp_path: Path) -> Path:
         data / "arc_easy.jsonl",
         [{"split": "test", "context": f"{n} is", **choices} for n in range(3)],
     )
+    write(data / "c4.jsonl", [{"text": "To be or not to be."}, {"text": "That is it."}])
     return tmp_path
 
 
@@ -90,12 +91,13 @@ def test_two_commits_are_audited_and_compared(
     assert len({one["commit"] for one in runs}) == 1
     for one in runs:
         assert one["seconds"] > 0 < one["peak_bytes"]
-        for task, items in (("arc_easy", 3), ("mmlu_5_shot", 4)):
+        for task, items in (("arc_easy", 3), ("mmlu_5_shot", 4), ("c4", 2)):
             assert one["against_the_first"][task] == {
                 "items": items,
                 "models": 5,
                 "other_accuracy": 0,
                 "largest_difference_of_accuracy": 0.0,
+                "largest_difference_of_loglikelihood": 0.0,
                 "largest_difference_of_cosine": 0.0,
             }
 
