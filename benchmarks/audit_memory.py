@@ -69,7 +69,10 @@ def _peak_bytes() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("model", help="as for `snowball audit`")
     parser.add_argument("task", help="JSONL file and split, FILE:SPLIT")
     parser.add_argument("--limit", type=int, default=12, help="items")

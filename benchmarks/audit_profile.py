@@ -76,11 +76,14 @@ def _kind(operator: str) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("model", help="as for `snowball audit`")
     parser.add_argument("task", help="JSONL file and split, FILE:SPLIT")
     parser.add_argument("--limit", type=int, default=16, help="items")
-    parser.add_argument("--every", type=int, default=1, help="remove every so manieth layer")
+    parser.add_argument("--every", type=int, default=1, help="remove every n-th layer")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     return parser.parse_args()

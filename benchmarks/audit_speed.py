@@ -219,7 +219,10 @@ def _task(loaded: Pretrained, name: str, limit: int) -> ScoredTask:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0] if __doc__ else None,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("model", help="as for `snowball audit`")
     parser.add_argument("task", help="multiple-choice JSONL file and split, FILE:SPLIT")
     parser.add_argument("--rounds", type=int, default=5)

@@ -138,14 +138,17 @@ def _largest_difference(pairs: Iterable[tuple[float, float]]) -> float:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=_REPOSITORY, check=True, capture_output=True, text=True
-    )
+    done = subprocess.run(["git", *arguments], cwd=_REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"git {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("model", help="as for `snowball audit`")
     parser.add_argument("--data", type=Path, required=True, help="arc_easy, mmlu, c4.jsonl")
     parser.add_argument("--commits", nargs="+", required=True, help="the first is the reference")

@@ -206,13 +206,16 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("model", help="as for `snowball audit`")
     parser.add_argument("--data", type=Path, required=True, help="with mmlu.jsonl and gsm8k.jsonl")
     parser.add_argument("--subjects", type=int, default=3, help="rounds: the largest subjects")
     parser.add_argument("--leave-out", nargs="*", default=[], help="subjects")
     parser.add_argument("--items", type=int, default=16, help="questions in a round")
-    parser.add_argument("--every", type=int, default=1, help="remove every so manieth layer")
+    parser.add_argument("--every", type=int, default=1, help="remove every n-th layer")
     parser.add_argument("--loop-items", type=int, default=4, help="questions of the loop")
     parser.add_argument("--prompts", type=int, default=3, help="of GSM8K; 0: none")
     parser.add_argument("--new-tokens", type=int, default=16)

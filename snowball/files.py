@@ -21,6 +21,7 @@ from typing import Any
 from snowball.errors import SnowballError
 from snowball.limits import TEXT_BYTES, require
 
+_PIECE_BYTES = 1 << 20
 _TOKEN_BYTES = 4  # of the name of a hidden file that is being written
 
 
@@ -240,9 +241,12 @@ def bytes_of(path: Path, limit: int | None = TEXT_BYTES) -> bytes:
     with open_file(path, limit) as file:
         if limit is None:
             return file.read()
-        content = file.read(limit + 1)
+        # In pieces: a call for all that is allowed would take so much memory for any file.
+        content = bytearray()
+        while piece := file.read(min(_PIECE_BYTES, limit + 1 - len(content))):
+            content += piece
     require(f"bytes of {path}", len(content), limit)
-    return content
+    return bytes(content)
 
 
 def sha256_of(path: Path, limit: int | None = TEXT_BYTES) -> str:

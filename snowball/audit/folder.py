@@ -25,6 +25,7 @@ from snowball.audit.tables import layer_csv, removal_csv
 from snowball.engine.named_removals import named_removals
 from snowball.engine.removal import Removal
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
+from snowball.engine.spool import clear_spool
 from snowball.files import make_folder, refuse_file, write_text
 from snowball.memory import GIBIBYTE, free_disk_bytes, free_memory_bytes
 from snowball.pretrained.measured_model import MeasuredModel
@@ -79,7 +80,8 @@ def run_audit(
     gets `audit.json`, which `read_audit` reads, two tables (CSV), figures and a page.
 
     Raises:
-        AuditError: no tasks, fewer than three layers, or a task of one item.
+        AuditError: no tasks, fewer than three layers, or a task of one item; `memory` for a model
+            that is not streamed.
         TaskError: two tasks of one name.
         RemovalError: a removal that the model lacks, or whose name says nothing.
         SelfCheckError: the engine disagrees with true deletion of layers.
@@ -92,6 +94,7 @@ def run_audit(
     folder = Path(folder)
     refuse_file(folder)
     _check_workers(model, workers)
+    _check_memory(model, memory)
     if not tasks:
         raise AuditError("no tasks: give at least one, as read_tasks returns them")
     check_names(tasks)
@@ -109,6 +112,7 @@ def run_audit(
                 _measure_streamed(audit, store, folder, memory, tell, progress)
             else:
                 _measure(audit, store, workers, tell, progress)
+        clear_spool(folder / SPOOL)  # whoever has left it: nothing is left to measure
         with progress("statistics", 1, "summaries") as advance:
             summary = _summary(audit, store, seed)
             advance(1)
@@ -124,6 +128,16 @@ def _check_workers(model: Pretrained, workers: Workers | None) -> None:
         raise AuditError(
             "a streamed model is measured by one process, for all batches pass a layer together: "
             "leave out the workers, or load the model without streaming"
+        )
+    if workers is not None:
+        workers.call()
+
+
+def _check_memory(model: Pretrained, memory: float | None) -> None:
+    if memory is not None and not is_streamed(model.model):
+        raise AuditError(
+            f"{memory:g} GiB for the states of a streamed model, and this one is in memory: leave "
+            "the limit out, or stream the model"
         )
 
 

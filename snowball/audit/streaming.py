@@ -17,8 +17,9 @@ from snowball.audit.run import Audit
 from snowball.engine.ablation import Batches
 from snowball.engine.deletion import DeletedRun
 from snowball.engine.layer_pass import ItemAblation, Pass
-from snowball.engine.spool import Spool
+from snowball.engine.spool import Spool, has_spool
 from snowball.engine.streamed_pass import sweep
+from snowball.memory import free_disk_bytes
 from snowball.pretrained.streamed import layer_bytes
 from snowball.progress import Advance, Tell
 from snowball.results.store import Store
@@ -85,15 +86,20 @@ class StreamingPlan:
         return max(sizes, default=0)
 
     def text(self, model: PreTrainedModel) -> str:
-        """What it takes, in two sentences."""
+        """What it takes, in two or three sentences."""
         sweeps = len(self.sweeps)
         where = "in memory" if self.spool is None else f"in {self.spool}"
         return (
             f"The layers, {layer_bytes(model) / 1e9:.3g} GB, are read {sweeps} more "
             f"time{'s' * (sweeps != 1)}; between two of them states of at most "
             f"{self.state_bytes / 1e9:.3g} GB lie {where}, half of that on average. Taylor scores "
-            "take gradients, which are not streamed: they are left out."
+            f"take gradients, which are not streamed: they are left out.{self._warning()}"
         )
+
+    def _warning(self) -> str:
+        if self.spool is None or self.state_bytes <= (free := free_disk_bytes(self.spool.parent)):
+            return ""
+        return f" There are {free / 1e9:.3g} GB free: if that is too little, give fewer items."
 
 
 def plan_streaming(
@@ -102,14 +108,15 @@ def plan_streaming(
     """A plan of what the store lacks.
 
     Its states lie in memory if they take at most `memory` bytes, and in the folder `spool`
-    otherwise; there are several sweeps if they exceed `disk` bytes there.
+    otherwise, or if an interrupted audit has left states there; there are several sweeps if they
+    exceed `disk` bytes there.
     """
     tasks = [StreamedTask(audit, one, store) for one in audit.tasks if isinstance(one, ScoredTask)]
     batches = [(task, runs) for task in tasks for runs in task.runs()]
     every = sum(run.state_bytes for _, runs in batches for run in runs)
     sweeps: list[list[tuple[StreamedTask, Pass | DeletedRun]]] = []
     most, size = max(memory, disk), 0
-    spooled = every > memory < disk
+    spooled = every > memory < disk or has_spool(spool)
     for task, runs in batches:
         more = sum(run.state_bytes for run in runs)
         if not sweeps or size + more > most:

@@ -88,6 +88,8 @@ def audit(
     """
     with refusals(), resumable("the same command goes on with what is not yet measured"):
         refuse_file(out)
+        if memory is not None and not stream:
+            raise typer.BadParameter("is for --stream, which is not given", param_hint="--memory")
         from snowball.workers.workers import read_workers
 
         chosen = read_workers(workers, ray)

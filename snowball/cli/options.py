@@ -54,7 +54,7 @@ WorkerCount = Annotated[
     int,
     typer.Option(
         help="Processes that measure, each with a model of its own; more than one need Ray "
-        "(pip install 'snowball[scale]').",
+        "(pip install 'snowball\\[scale]').",
         min=1,
     ),
 ]

@@ -55,14 +55,14 @@ def prune(
         str | None,
         typer.Option(
             help="A number of units (8), a share of them (25%, the default, rounded down), or of "
-            "the parameters of all layers (parameters:25%)."
+            "the parameters of all layers (parameters:25%), in steps only."
         ),
     ] = None,
     keep: Annotated[
         str | None,
         typer.Option(
             help="Instead of --remove: as much as leaves this share (95%) of the accuracy above "
-            "chance on the calibration items."
+            "chance on the calibration items; for greedy search by accuracy."
         ),
     ] = None,
     search: Annotated[
@@ -210,6 +210,12 @@ def prune(
         say(f"Written to {out} in {document.seconds:.0f} s; open {out / 'report.html'}.")
 
 
+def _but_for(ties: int) -> str:
+    if not ties:
+        return ""
+    return f", but for {ties} of them, from a token on that rounding alone decides"
+
+
 def _say_exported(document: PruningDocument, out: Path) -> None:
     exported = document.exported
     if exported.acceptance is None:
@@ -218,8 +224,9 @@ def _say_exported(document: PruningDocument, out: Path) -> None:
     found = exported.acceptance
     say(
         f"{out / 'model'} loads in transformers: {found.items} items have the log-likelihoods that "
-        f"were measured (largest difference {found.worst:.1e} nats a token), {found.prompts} "
-        f"prompts the same {found.tokens} tokens with and without cache."
+        f"were measured, to the rounding of {document.model.dtype} (largest difference "
+        f"{found.worst:.1e} nats a token), {found.prompts} prompts the same {found.tokens} tokens "
+        f"with and without cache{_but_for(found.ties)}."
     )
     for tool, recipe in exported.recipes.items():
         say(f"The same by {tool}:\n{recipe.rstrip()}")

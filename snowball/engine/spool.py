@@ -100,10 +100,7 @@ class Spool:
 
     def close(self) -> None:
         """Deletes what is left: files of runs that nobody has asked for."""
-        for path in self.folder.glob(f"*{_SUFFIX}"):
-            path.unlink()
-        if self.folder.exists():
-            self.folder.rmdir()
+        clear_spool(self.folder)
 
     def _name(self, run: LayerRun) -> str:
         """The key of a run, with a number where another run does the same, for another task."""
@@ -115,6 +112,19 @@ class Spool:
 
     def _path(self, run: LayerRun) -> Path:
         return self.folder / f"{self._name(run)}{_SUFFIX}"
+
+
+def has_spool(folder: Path) -> bool:
+    """Whether a folder holds files of a spool."""
+    return any(folder.glob(f"*{_SUFFIX}"))
+
+
+def clear_spool(folder: Path) -> None:
+    """Deletes the files of a spool, and the folder unless others have files there, too."""
+    for path in folder.glob(f"*{_SUFFIX}"):
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,10 +126,14 @@ def run_pruning(
             "model without streaming"
         )
     kept = kept_states(memory, workers)
+    if workers is not None:
+        workers.call()
     _check_tasks(calibration, evaluation)
     depth = int(model.model.config.get_text_config().num_hidden_layers)
     budget = read_budget(remove, depth) if keep is None else read_kept(keep)
     units = removable(method, budget, depth)
+    # As a record has it: -1 of six layers is 5.
+    method = replace(method, protect=tuple(sorted({layer % depth for layer in method.protect})))
     finished = _finished(folder, model, method, budget, calibration, evaluation)
     if finished is None:
         with progress("checking the engine against true deletion", 1, "checks") as advance:
@@ -224,7 +228,7 @@ def _finished(
         return None
     found = read_pruning(folder)
     mine = {
-        "model": (model.sha256, found.model.sha256),
+        "model or dtype": (model.sha256, found.model.sha256),
         "method": (_record(method, budget), found.method),
         "calibration": ([t.sha256 for t in calibration], [t.sha256 for t in found.calibration]),
         "evaluation": ([t.sha256 for t in evaluation], [t.sha256 for t in found.evaluation]),

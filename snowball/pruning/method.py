@@ -99,6 +99,10 @@ class Method:
             self.search is not Search.ONE_SHOT or self.unit is not Part.LAYER
         ):
             raise MethodError("a block of layers is removed at once: whole layers, search one-shot")
+        if not 0 <= self.indifference < 100:
+            raise MethodError(
+                f"the indifference is in points of accuracy, such as 1, not {self.indifference}"
+            )
         if self.racing is not None:
             self._check_racing(self.racing)
         if self.criterion == criteria.COSINE_LAST and self.unit is not Part.LAYER:
@@ -109,10 +113,6 @@ class Method:
             raise MethodError("racing is for greedy search by accuracy: losses of 0 and 1")
         if not 0 < error < 1:
             raise MethodError(f"the error of racing is a probability, such as 0.05, not {error}")
-        if not 0 <= self.indifference < 100:
-            raise MethodError(
-                f"the indifference is in points of accuracy, such as 1, not {self.indifference}"
-            )
 
     @property
     def races(self) -> Racing | None:

@@ -180,9 +180,11 @@ def start_ray(workers: Workers, threads: int) -> None:
         else:
             ray.init(workers.address, **quiet)
     except Exception as error:  # of every kind, a bare Exception included
+        remedy = "run again when the machine is less busy"
+        if workers.address is not None:
+            remedy = f"check the address, or {remedy}"
         raise WorkerError(
-            f"Ray cannot be started {workers.where} ({_first_line(error)}): check the address, or "
-            "run again when the machine is less busy"
+            f"Ray cannot be started {workers.where} ({_first_line(error)}): {remedy}"
         ) from error
 
 

@@ -171,7 +171,11 @@ def run_killed(checkpoint: str, files: list[Path], folder: Path) -> None:
 
 
 def resumed(
-    checkpoint: str, files: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: str,
+    files: list[Path],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    memory: float | None = 0,
 ) -> tuple[list[Any], list[str], list[int]]:
     """The rows of an audit that goes on, what it says, and how often it measures each layer."""
     told: list[str] = []
@@ -184,25 +188,54 @@ def resumed(
 
     monkeypatch.setattr(streamed_pass, "_through", counted)
     loaded = package.load_pretrained(checkpoint, stream=True)
-    rows = audited(loaded, files, folder, memory=0, tell=told.append)
+    rows = audited(loaded, files, folder, memory=memory, tell=told.append)
     return rows, told, layers
 
 
+@pytest.mark.parametrize("memory", [0, 1, None])  # the states fit into a GiB
 def test_a_killed_audit_goes_on_at_its_layer(
     checkpoint: str,
     files: list[Path],
     expected: list[Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    memory: float | None,
 ) -> None:
     run_killed(checkpoint, files, tmp_path)
     spooled = list((tmp_path / "spool").iterdir())
     assert spooled
-    rows, told, layers = resumed(checkpoint, files, tmp_path, monkeypatch)
+    rows, told, layers = resumed(checkpoint, files, tmp_path, monkeypatch, memory)
     assert rows == expected
     assert layers == [0, 0, 1, 1]
     assert f"{len(spooled)} files of the spool {tmp_path / 'spool'} go on after 2 to 2" in str(told)
     assert not (tmp_path / "spool").exists()
+
+
+def test_files_of_others_stay_in_the_folder_of_a_spool(
+    checkpoint: str, files: list[Path], expected: list[Any], tmp_path: Path
+) -> None:
+    run_killed(checkpoint, files, tmp_path)
+    (tmp_path / "spool" / ".DS_Store").write_bytes(b"of the system")
+    assert audited(package.load_pretrained(checkpoint, stream=True), files, tmp_path) == expected
+    assert [one.name for one in (tmp_path / "spool").iterdir()] == [".DS_Store"]
+
+
+def test_a_spool_that_an_audit_in_memory_does_not_need_is_deleted(
+    checkpoint: str, files: list[Path], expected: list[Any], tmp_path: Path
+) -> None:
+    run_killed(checkpoint, files, tmp_path)
+    assert audited(package.load_pretrained(checkpoint), files, tmp_path) == expected
+    assert not (tmp_path / "spool").exists()
+
+
+def test_a_disk_that_is_too_small_is_said(
+    checkpoint: str, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snowball.audit.streaming.free_disk_bytes", lambda folder: 1000)
+    told: list[str] = []
+    loaded = package.load_pretrained(checkpoint, stream=True)
+    audited(loaded, files, tmp_path, memory=0, tell=told.append)
+    assert any("There are 1e-06 GB free: if that is too little, give fewer" in one for one in told)
 
 
 def test_wrong_and_stale_files_of_a_spool_are_discarded(
@@ -285,6 +318,19 @@ def test_the_command_line_streams(checkpoint: str, files: list[Path], tmp_path: 
     write_gguf(tmp_path / "model.gguf", tiny_model("llama"))
     done = snowball("audit", tmp_path / "model.gguf", *words)
     refused(done, "a GGUF file cannot be streamed: leave out --stream")
+
+
+def test_memory_for_states_is_refused_where_nothing_is_streamed(
+    checkpoint: str, files: list[Path], tmp_path: Path
+) -> None:
+    loaded = package.load_pretrained(checkpoint)
+    with pytest.raises(AuditError, match="2 GiB for the states of a streamed model, and this one"):
+        package.run_audit(loaded, package.read_tasks(loaded, files), tmp_path / "run", memory=2)
+    words = ("--task", files[0], "--out", tmp_path / "run", "--memory", "2")
+    done = snowball("audit", checkpoint, *words)
+    assert done.status == 2
+    assert "--memory: is for --stream" in " ".join(done.errors.split())
+    assert not (tmp_path / "run").exists()
 
 
 # In little memory

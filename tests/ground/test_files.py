@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -402,6 +403,16 @@ def test_content_and_hash(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"abc")
     assert bytes_of(tmp_path / "text") == b"abc"
     assert sha256_of(tmp_path / "text").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_a_short_file_takes_little_memory_however_much_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"{}" + b" " * 3_000_000)
+    tracemalloc.start()
+    try:
+        assert len(bytes_of(tmp_path / "text", 1 << 34)) == 3_000_002
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("read", [bytes_of, sha256_of, read_json])

@@ -147,7 +147,7 @@ def pools(model: Pretrained, monkeypatch: pytest.MonkeyPatch) -> list[_Here]:
     return made
 
 
-TWO = cast(Workers, "two of them")
+TWO = Workers(2)
 
 
 @pytest.mark.parametrize(("criterion", "search"), SEARCHES)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from audit_inputs import BOS, items, llama
+from audit_inputs import BOS, items, llama, write
 from command_line import refused, snowball
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snowball.audit.folder import run_audit
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.ablation import AblationEngine
 from snowball.engine.layer_pass import ItemAblation
@@ -22,7 +25,9 @@ from snowball.engine.removal import INTACT, layer_removals
 from snowball.engine.self_check import SelfCheckError
 from snowball.engine.self_check_result import RowLayout
 from snowball.metrics import UndefinedScoreError
+from snowball.model_tasks import read_tasks
 from snowball.pretrained.loading import Pretrained, load_pretrained
+from snowball.pruning.folder import run_pruning
 from snowball.workers import workers as module
 from snowball.workers.partition import shards_of
 from snowball.workers.pool import threads_of
@@ -66,6 +71,57 @@ def test_the_command_line_says_so_before_the_model_is_looked_for(
 def test_there_is_at_least_one_worker() -> None:
     with pytest.raises(WorkerError, match="at least 1, not 0"):
         Workers(0)
+
+
+def unused_address() -> str:
+    """Of a port on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_an_address_at_which_nobody_answers_is_refused_before_anything_is_loaded(
+    form: str, tmp_path: Path
+) -> None:
+    address = form.format(unused_address())
+    words = ("--out", str(tmp_path / "x"), "--ray", address)
+    refused(snowball("audit", "nowhere", *words), f"nobody answers at {re.escape(address)} ")
+
+
+def test_nor_is_anything_checked(model: Pretrained, tmp_path: Path) -> None:
+    rows = [{"context": f"{n} is", "choices": [" so", " not"], "label": 0} for n in range(4)]
+    tasks = [
+        read_tasks(model, write(tmp_path / f"{name}.jsonl", some))
+        for name, some in (("one", rows[:2]), ("two", rows[2:]))
+    ]
+    workers = Workers(2, unused_address())
+    with pytest.MonkeyPatch.context() as patch:
+        for where in ("audit.run", "pruning.folder"):
+            patch.setattr(f"snowball.{where}.check_engine", None)
+        with pytest.raises(WorkerError, match="nobody answers"):
+            run_audit(model, tasks[0], tmp_path / "x", workers=workers)
+        with pytest.raises(WorkerError, match="nobody answers"):
+            run_pruning(model, tasks[0], tasks[1], tmp_path / "x", workers=workers)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_other_addresses_are_left_to_ray(address: str | None) -> None:
+    Workers(1, address).call()
+
+
+@pytest.mark.parametrize("address", ["", "head", "head:", "http://head:6379", "a/b"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(WorkerError, match=f"'{address}' is no address of a Ray cluster: give"):
+        Workers(1, address)
+
+
+def test_who_answers_is_called_and_left_alone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Workers(1, f"127.0.0.1:{server.getsockname()[1]}").call()
+    with pytest.raises(WorkerError, match=r"nobody answers at 127\.0\.0\.1:99999 "):
+        Workers(1, "127.0.0.1:99999").call()
 
 
 def test_workers_here_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
