@@ -130,7 +130,7 @@ def _check_workers(model: Pretrained, workers: Workers | None) -> None:
             "leave out the workers, or load the model without streaming"
         )
     if workers is not None:
-        workers.call()
+        workers.check()
 
 
 def _check_memory(model: Pretrained, memory: float | None) -> None:

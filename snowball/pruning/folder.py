@@ -127,7 +127,7 @@ def run_pruning(
         )
     kept = kept_states(memory, workers)
     if workers is not None:
-        workers.call()
+        workers.check()
     _check_tasks(calibration, evaluation)
     depth = int(model.model.config.get_text_config().num_hidden_layers)
     budget = read_budget(remove, depth) if keep is None else read_kept(keep)

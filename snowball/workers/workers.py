@@ -25,7 +25,7 @@ class Workers:
     """`count` processes beside the one that writes: here, or on the Ray cluster at `address`.
 
     Raises:
-        WorkerError: fewer than one, Ray is not installed, or the address is none.
+        WorkerError: fewer than one, or the address is none.
     """
 
     count: int
@@ -34,8 +34,6 @@ class Workers:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise WorkerError(f"workers must be at least 1, not {self.count}")
-        if find_spec("ray") is None:
-            raise WorkerError(f"workers need Ray, which is not installed: {INSTALL}")
         if self.address not in (None, _HERE) and not _HOST_AND_PORT.fullmatch(self.address):
             raise WorkerError(
                 f"{self.address!r} is no address of a Ray cluster: give host:port, as `ray start "
@@ -46,8 +44,14 @@ class Workers:
     def where(self) -> str:
         return "on this machine" if self.address is None else f"on the cluster at {self.address}"
 
-    def call(self) -> None:
-        """Raises WorkerError unless somebody answers at the address; Ray itself waits for long."""
+    def check(self) -> None:
+        """Looks for what they need before anything else is done; Ray itself waits for long.
+
+        Raises:
+            WorkerError: Ray is not installed, or nobody answers at the address.
+        """
+        if find_spec("ray") is None:
+            raise WorkerError(f"workers need Ray, which is not installed: {INSTALL}")
         found = _HOST_AND_PORT.fullmatch(self.address or "")
         if found is None:
             return
@@ -65,10 +69,10 @@ def read_workers(count: int, address: str | None) -> Workers | None:
     """None for a single process, which needs no Ray: one worker and no address.
 
     Raises:
-        WorkerError: fewer than one, Ray is not installed, or nobody answers at the address.
+        WorkerError: fewer than one, an address that is none, or as `Workers.check`.
     """
     if count == 1 and address is None:
         return None
     workers = Workers(count, address)
-    workers.call()
+    workers.check()
     return workers

@@ -144,6 +144,7 @@ def pools(model: Pretrained, monkeypatch: pytest.MonkeyPatch) -> list[_Here]:
         yield made[-1] if workers is not None else None
 
     monkeypatch.setattr(module, "maybe_pool", here)
+    monkeypatch.setattr(workers_module, "find_spec", lambda name: object())  # Ray is not needed
     return made
 
 
@@ -224,7 +225,9 @@ def test_the_command_line_needs_ray_for_them_and_no_memory(inputs: Path, tmp_pat
         "prune", str(inputs / "model"), "--calibration", str(inputs / "train.jsonl"),
         "--evaluation", str(inputs / "test.jsonl"), "--out", str(tmp_path / "x"), "--workers", "2",
     )  # fmt: skip
-    done = snowball(*given, "--memory", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers_module, "find_spec", lambda name: object())
+        done = snowball(*given, "--memory", "1")
     assert done.status == 2
     assert "1 GiB for states that are kept: workers keep none" in done.errors.replace("\n", " ")
     with pytest.MonkeyPatch.context() as patch:

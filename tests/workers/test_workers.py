@@ -42,6 +42,12 @@ def model(tmp_path: Path) -> Pretrained:
     return load_pretrained(str(tmp_path / "model"))
 
 
+@pytest.fixture(autouse=True)
+def _with_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were installed: nothing here starts it."""
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+
+
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
 
@@ -108,7 +114,7 @@ def test_nor_is_anything_checked(model: Pretrained, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", [None, "auto"])
 def test_other_addresses_are_left_to_ray(address: str | None) -> None:
-    Workers(1, address).call()
+    Workers(1, address).check()
 
 
 @pytest.mark.parametrize("address", ["", "head", "head:", "http://head:6379", "a/b"])
@@ -119,9 +125,9 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 def test_who_answers_is_called_and_left_alone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        Workers(1, f"127.0.0.1:{server.getsockname()[1]}").call()
+        Workers(1, f"127.0.0.1:{server.getsockname()[1]}").check()
     with pytest.raises(WorkerError, match=r"nobody answers at 127\.0\.0\.1:99999 "):
-        Workers(1, "127.0.0.1:99999").call()
+        Workers(1, "127.0.0.1:99999").check()
 
 
 def test_workers_here_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
