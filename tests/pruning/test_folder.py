@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from audit_inputs import write
 from command_line import snowball
-from pruning_inputs import CALIBRATION, CHOICES, DEPTH, EVALUATION, loaded, right, write_inputs
+from pruning_inputs import CALIBRATION, CHOICES, DEPTH, EVALUATION, right
 
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, parse_removal
@@ -37,16 +37,6 @@ from snowball.typed_json import to_json
 
 WHEN = ("time", "seconds", "provenance", "cost")
 OPTIONS = ("--remove", "2", "--random-sets", "5")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def model(inputs: Path) -> Pretrained:
-    return loaded(inputs)
 
 
 def prune(model: Pretrained, inputs: Path, folder: Path, **settings: Any) -> PruningDocument:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from audit_inputs import BOS, shorten, write
-from pruning_inputs import CHECKED, DEPTH, llama, loaded, write_inputs
+from pruning_inputs import CHECKED, DEPTH, llama, write_inputs
 
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine.removal import INTACT, Removal, Unit, layer_removals, parse_removal
@@ -90,11 +90,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = zip(prompts, wanted(prompts), strict=True)
         write(folder / f"{name}.jsonl", [{"prompt": p, "answer": a} for p, a in rows])
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(inputs: Path) -> Pretrained:
-    return loaded(inputs)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from audit_inputs import BOS
 from hypothesis import given
 from hypothesis import strategies as st
-from pruning_inputs import CHECKED, DEPTH, items, llama, loaded, write_inputs
+from pruning_inputs import CHECKED, DEPTH, items, llama
 
 from snowball.engine.ablation import AblationEngine
 from snowball.engine.removal import INTACT, layer_removals, plan_removals
@@ -80,11 +80,6 @@ def test_prompts_are_continued_a_few_at_once(lengths: list[int], sets: int) -> N
 
 
 # Behind the examples that they share
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
-    return loaded(write_inputs(tmp_path_factory.mktemp("inputs")))
 
 
 @pytest.fixture

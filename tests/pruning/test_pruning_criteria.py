@@ -16,10 +16,8 @@ from pruning_inputs import (
     items,
     labels,
     layers,
-    loaded,
     loglikelihoods,
     right,
-    write_inputs,
 )
 from scipy.special import rel_entr, softmax
 
@@ -43,11 +41,6 @@ from snowball.results.store import Store
 
 SETS = [layers(0), layers(2, 5), frozenset({Unit(1, Part.MLP), Unit(4, Part.ATTENTION)})]
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
-    return loaded(write_inputs(tmp_path_factory.mktemp("inputs")))
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from audit_inputs import write
 from command_line import snowball
-from pruning_inputs import loaded, write_inputs
 from stored_rows import rows_of
 from worker_processes import started_ray, workers_here
 
@@ -39,16 +38,6 @@ BUDGET = 128  # tokens: a few portions
 SEARCHES = [("accuracy", "greedy"), ("kl", "greedy"), ("likelihood", "beam"), ("cosine", None)]
 # Apart from how long it took.
 WHEN = ("time", "seconds", "provenance", "cost")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def model(inputs: Path) -> Pretrained:
-    return loaded(inputs)
 
 
 Prune = Callable[..., Path]

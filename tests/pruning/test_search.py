@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pruning_inputs import CALIBRATION, CHECKED, DEPTH, layers, loaded, right, write_inputs
+from pruning_inputs import CALIBRATION, CHECKED, DEPTH, layers, right
 
 from snowball.engine.removal import INTACT, Removal, Unit, parse_removal
 from snowball.engine.state_cache import StateCache
@@ -27,11 +27,6 @@ from snowball.results.store import Store
 
 UNITS = [Unit(layer) for layer in range(DEPTH)]
 Measure = Callable[..., Measurements]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
-    return loaded(write_inputs(tmp_path_factory.mktemp("inputs")))
 
 
 @pytest.fixture(scope="module")
