@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.tasks.item import Item
 from tests.tiny_models import loglikelihoods_of, tiny_model
 
@@ -32,6 +33,14 @@ def llama() -> Any:
     return tiny_model(
         "llama", vocab_size=300, max_position_embeddings=400, bos_token_id=BOS, eos_token_id=257
     )
+
+
+def save_llama(folder: Path) -> Any:
+    """Writes the model and its tokenizer as the checkpoint `folder / "model"`, and returns it."""
+    model = llama()
+    model.save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    return model
 
 
 def shorten(model: Any, gone: Collection[int]) -> None:

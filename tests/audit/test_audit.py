@@ -22,6 +22,7 @@ from audit_inputs import (
     document_of,
     items,
     llama,
+    save_llama,
     shorten,
     tokens,
     write,
@@ -127,9 +128,7 @@ def open_rows() -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    llama().save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
-    write(folder / "choice.jsonl", choice_rows(llama()))
+    write(folder / "choice.jsonl", choice_rows(save_llama(folder)))
     write(folder / "text.jsonl", [{"text": text} for text in TEXTS])
     write(folder / "open.jsonl", open_rows())
     return folder

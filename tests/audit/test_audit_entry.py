@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from audit_inputs import choice_rows, llama, write
+from audit_inputs import choice_rows, llama, save_llama, write
 from command_line import contents, refused, snowball
 
 import snowball as package
@@ -38,17 +38,9 @@ WHEN = ("time", "seconds", "provenance")
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    model = llama()
-    model.save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
-    write(folder / "questions.jsonl", choice_rows(model))
+    write(folder / "questions.jsonl", choice_rows(save_llama(folder)))
     write(folder / "text.jsonl", [{"text": "And so does the cat."}])
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(inputs: Path) -> Pretrained:
-    return package.load_pretrained(str(inputs / "model"))
 
 
 @pytest.fixture(scope="module")

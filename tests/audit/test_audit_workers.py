@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audit_inputs import choice_rows, llama, write
+from audit_inputs import choice_rows, save_llama, write
 from stored_rows import rows_of
 from worker_processes import killing_a_worker, started_ray
 
 import snowball as package
-from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.pretrained.loading import Pretrained
 from snowball.progress import Advance
 from snowball.workers.workers import Workers
@@ -33,17 +32,9 @@ def _ray() -> Any:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    model = llama()
-    model.save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
-    write(folder / "questions.jsonl", choice_rows(model))
+    write(folder / "questions.jsonl", choice_rows(save_llama(folder)))
     write(folder / "sums.jsonl", [{"prompt": f"{n} + {n} =", "answer": str(n)} for n in range(5)])
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(inputs: Path) -> Pretrained:
-    return package.load_pretrained(str(inputs / "model"))
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audit_inputs import choice_rows, llama, write
+from audit_inputs import choice_rows, save_llama, write
 from command_line import contents, refused, snowball
 
 import snowball as package
 from snowball.audit.document import AuditDocument, write_audit
-from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.files import FileError
 from snowball.pretrained.loading import Pretrained
 from snowball.results.store import StoreError
@@ -30,18 +29,10 @@ TASKS = ("questions", "open", "text")
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    model = llama()
-    model.save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
-    write(folder / "questions.jsonl", choice_rows(model))
+    write(folder / "questions.jsonl", choice_rows(save_llama(folder)))
     write(folder / "text.jsonl", [{"text": "And so does the cat."}])
     write(folder / "open.jsonl", [{"prompt": f"2+{n}=", "answer": f"#### {2 + n}"} for n in (2, 3)])
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(inputs: Path) -> Pretrained:
-    return package.load_pretrained(str(inputs / "model"))
 
 
 @pytest.fixture(scope="module")
