@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
@@ -14,6 +15,7 @@ _WANTED = re.compile(
     r"(tried to|Tried to|Unable to) allocate (?P<amount>[\d.]+) (?P<unit>bytes|[KMGTPE]iB)"
 )
 GIBIBYTE = 2**30
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _UNITS = {"bytes": 1} | {f"{letter}iB": 1 << (10 * n) for n, letter in enumerate("KMGTPE", 1)}
 
 
@@ -39,6 +41,12 @@ def resident_bytes() -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak << 10
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_freed_memory() -> None:
+    """Gives back to the system what was freed: glibc keeps it where anything in use lies above."""
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def free_disk_bytes(folder: Path) -> int:

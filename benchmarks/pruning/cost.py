@@ -220,7 +220,7 @@ def table(study: dict[str, Any]) -> Sheet:
         text_columns=2,
         note="Against the obvious loop: delete, score each choice in a row of its own, every "
         "candidate on all items. Its time is that of its first step on a few items, scaled by the "
-        "number of answers, which is too long for later steps by the layers removed. Seconds are of "
+        "number of answers, which is too long for later steps by the layers removed. Seconds: of "
         "the processor, but with a GPU.",
     )  # fmt: skip
 

@@ -31,6 +31,7 @@ from snowball.engine.shared_prefixes import group_rows
 from snowball.engine.state_cache import StateCache
 from snowball.engine.streamed_pass import sweep
 from snowball.engine.working_set import token_bytes
+from snowball.memory import return_freed_memory
 from snowball.tasks.item import Item
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ class AblationEngine:
                 those = [[row for row in rows if id(row) in left] for rows in bundles]
                 waiting = deque(self._group(those))
                 continue
+            return_freed_memory()  # batches differ in shape, and so in what fits where
             if complete := gathered.add(waiting.popleft().rows, results):
                 yield complete
 

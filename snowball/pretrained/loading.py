@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -54,6 +55,11 @@ _BOOKKEEPING = {
 }
 
 
+# oneDNN keeps 1,024 kernels, each for one shape, of hundreds of MB in all. Batches differ in shape:
+# few of them are used again, those of the layers of one batch.
+_KEPT_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """A model ready to be measured: in eval mode, without gradients, on its device.
@@ -92,6 +98,7 @@ def load_pretrained(
     is no decoder, is quantised other than by GGUF, or has weights that are corrupt, not finite,
     or not exactly those that its config calls for; or is to be streamed, and cannot be.
     """
+    os.environ.setdefault(*_KEPT_KERNELS)
     check_device(device)
     if dtype not in set(DType):
         raise PretrainedError(f"dtype must be one of {', '.join(DType)}, not {dtype!r}")

@@ -1,4 +1,4 @@
-"""What is said where memory is short."""
+"""What is said where memory is short, and that what is freed goes back."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from snowball.memory import memory_bytes, shortage
+from snowball import memory
+from snowball.memory import memory_bytes, resident_bytes, return_freed_memory, shortage
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,21 @@ def test_of_python_itself_no_number_is_known() -> None:
 
 def test_other_errors_are_none() -> None:
     assert shortage(RuntimeError("expected a matrix")) is None
+
+
+@pytest.mark.skipif(memory._TRIM is None, reason="only glibc can be told to")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """Pieces too small for a mapping of their own, of which every fiftieth stays in use."""
+    pieces = [np.ones(12_000) for _ in range(2000)]
+    del pieces[::50]
+    kept = pieces[::50]
+    del pieces
+    before = resident_bytes()
+    return_freed_memory()
+    assert before - resident_bytes() > 100e6
+    assert all(one[0] == 1 for one in kept)
+
+
+def test_where_nobody_can_be_told_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_TRIM", None)
+    return_freed_memory()

@@ -693,6 +693,18 @@ def test_gguf_is_what_a_folder_of_the_same_weights_is(
         assert torch.equal(tensor, other.state_dict()[name])
 
 
+def test_few_kernels_are_kept_unless_the_user_wants_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    load_pretrained(str(folder))
+    assert os.environ[name] == "64"
+    monkeypatch.setenv(name, "1024")
+    load_pretrained(str(folder))
+    assert os.environ[name] == "1024"
+
+
 def test_a_gguf_is_parsed_once(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gguf = pytest.importorskip("gguf")
     parsed: list[str] = []
