@@ -897,6 +897,10 @@ def test_help_mentions_every_option(command: str) -> None:
     assert known - {"--help"} == OPTIONS[command]
 
 
+def test_help_names_the_extra_that_brings_workers() -> None:
+    assert "snowball[scale]" in "".join(snowball("audit", "--help").out.split())
+
+
 def test_help_names_every_command() -> None:
     done = snowball("--help")
     assert done.status == 0

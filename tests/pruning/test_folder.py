@@ -12,6 +12,7 @@ from audit_inputs import write
 from command_line import snowball
 from pruning_inputs import CALIBRATION, CHOICES, DEPTH, EVALUATION, right
 
+from snowball.cli.prune import _say_exported
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.removal import INTACT, parse_removal
 from snowball.engine.self_check import SelfCheckError
@@ -245,6 +246,30 @@ def test_below_chance_the_likelihood_is_offered(
         model, task, other, tmp_path / "x", read_method("likelihood"), remove="1", random_sets=0
     )
     assert found.calibration[0].above_chance is False
+
+
+def test_layers_counted_from_the_end_are_the_same_method(
+    model: Pretrained, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"remove": "1", "random_sets": 0, "export": False}
+    one = prune(model, inputs, tmp_path, method=Method(protect=(-1, 0)), **settings)
+    assert one.method.protected == (0, DEPTH - 1)
+    monkeypatch.setattr("snowball.pruning.folder.check_engine", None)  # finished
+    other = prune(model, inputs, tmp_path, method=Method(protect=(0, DEPTH - 1, 0)), **settings)
+    assert other.removed == one.removed
+
+
+@pytest.mark.parametrize(
+    ("ties", "said"), [(0, "without cache."), (2, "without cache, but for 2 of")]
+)
+def test_ties_of_the_exported_model_are_said(
+    pruned: Path, ties: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = read_pruning(pruned)
+    assert document.exported.acceptance is not None
+    found = replace(document.exported, acceptance=replace(document.exported.acceptance, ties=ties))
+    _say_exported(replace(document, exported=found), pruned)
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_budget_is_refused_before_the_engine_is_checked(
