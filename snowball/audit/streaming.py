@@ -142,5 +142,3 @@ def run_streamed(
             if complete := task.finish(passed):
                 places = range(len(task.task.items))
                 audit.record(task.task, store, run, places, complete, task.check, task.compare)
-    if spool is not None:
-        spool.close()

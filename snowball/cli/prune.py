@@ -210,12 +210,6 @@ def prune(
         say(f"Written to {out} in {document.seconds:.0f} s; open {out / 'report.html'}.")
 
 
-def _but_for(ties: int) -> str:
-    if not ties:
-        return ""
-    return f", but for {ties} of them, from a token on that rounding alone decides"
-
-
 def _say_exported(document: PruningDocument, out: Path) -> None:
     exported = document.exported
     if exported.acceptance is None:
@@ -230,3 +224,9 @@ def _say_exported(document: PruningDocument, out: Path) -> None:
     )
     for tool, recipe in exported.recipes.items():
         say(f"The same by {tool}:\n{recipe.rstrip()}")
+
+
+def _but_for(ties: int) -> str:
+    if not ties:
+        return ""
+    return f", but for {ties} of them, from a token on that rounding alone decides"

@@ -98,10 +98,6 @@ class Spool:
         del self._depths[self._names.pop(run)]
         path.unlink()
 
-    def close(self) -> None:
-        """Deletes what is left: files of runs that nobody has asked for."""
-        clear_spool(self.folder)
-
     def _name(self, run: LayerRun) -> str:
         """The key of a run, with a number where another run does the same, for another task."""
         if run not in self._names:
@@ -120,7 +116,7 @@ def has_spool(folder: Path) -> bool:
 
 
 def clear_spool(folder: Path) -> None:
-    """Deletes the files of a spool, and the folder unless others have files there, too."""
+    """Deletes what is left of a spool, and the folder unless others have files there, too."""
     for path in folder.glob(f"*{_SUFFIX}"):
         path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):

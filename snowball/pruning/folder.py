@@ -133,7 +133,8 @@ def run_pruning(
     budget = read_budget(remove, depth) if keep is None else read_kept(keep)
     units = removable(method, budget, depth)
     # As a record has it: -1 of six layers is 5.
-    method = replace(method, protect=tuple(sorted({layer % depth for layer in method.protect})))
+    protected = set(range(depth)) - {unit.layer for unit in units}
+    method = replace(method, protect=tuple(sorted(protected)))
     finished = _finished(folder, model, method, budget, calibration, evaluation)
     if finished is None:
         with progress("checking the engine against true deletion", 1, "checks") as advance:
