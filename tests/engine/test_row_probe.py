@@ -103,22 +103,30 @@ def test_interference_is_seen_in_half_precision_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "roundings", "refused"),
+    ("dtype", "intact", "others", "refused"),
     [
-        # 82 and 11 were measured of right results of a pretrained model without an early layer.
-        (torch.float32, 100, False),
-        (torch.float32, 1000, True),
-        (torch.bfloat16, 20, False),
-        (torch.bfloat16, 60, True),
+        # 82 and 41 were measured of right results of a pretrained model without an early layer,
+        # and 1 of the intact one.
+        (torch.float32, 100, 100, False),
+        (torch.float32, 1000, 0, True),
+        (torch.float32, 0, 1000, True),
+        (torch.bfloat16, 20, 100, False),
+        (torch.bfloat16, 60, 0, True),
+        (torch.bfloat16, 0, -128, True),  # to 0, from about 4 nats
     ],
 )
 def test_running_alone_may_round_but_do_no_more(
-    dtype: torch.dtype, roundings: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    intact: float,
+    others: float,
+    refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_model("llama").to(dtype)
     items = probe_items(model, 30, TOKENS, seed=0)
     alone = row_probe._alone
-    factor = 1 + roundings * torch.finfo(dtype).eps
+    roundings = [[intact if one == INTACT else others] for one in engine_of(model).plan.removals]
+    factor = 1 + torch.tensor(roundings) * torch.finfo(dtype).eps  # [removals, 1]
     monkeypatch.setattr(row_probe, "_alone", lambda *given: alone(*given) * factor)
     expected = (
         pytest.raises(InterferenceError, match="that there are other rows changes")
