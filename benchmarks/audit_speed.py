@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from lm_eval_backend import LmEvalBackend
 
 from snowball.engine.ablation import AblationEngine
 from snowball.engine.cost import engine_cost, matmul_rate, one_by_one_cost
@@ -65,7 +65,7 @@ def main() -> None:
         "provenance": {**provenance(), "command": script_command()},
     }
     if arguments.against == "lm-eval":
-        result["lm_eval"] = _lm_eval(loaded, removals, task, arguments)
+        result["lm_eval"] = _lm_eval(loaded, removals, task, arguments.rows)
     write_json(arguments.out, result)
     print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=1))
 
@@ -149,55 +149,18 @@ def _score(
 
 
 def _lm_eval(
-    loaded: Pretrained, removals: Sequence[Removal], task: ScoredTask, arguments: Any
+    loaded: Pretrained, removals: Sequence[Removal], task: ScoredTask, rows: int
 ) -> dict[str, Any]:
     """lm-eval's own `hf` backend on the same questions, once per removal."""
-    import lm_eval
-    from lm_eval.models import huggingface
-    from lm_eval.tasks import TaskManager
-
-    # Its own annotations do not hold what its documentation shows.
-    hf_model: Any = huggingface.HFLM
-    evaluate: Any = lm_eval.simple_evaluate
-
-    path, _, split = arguments.task.rpartition(":")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        chosen = [row for row in rows if row.get("split") == split][: len(task.items)]
-        data = Path(folder) / "items.jsonl"
-        keys = ("context", "choices", "label")
-        lines = [json.dumps({key: row[key] for key in keys}) for row in chosen]
-        data.write_text("\n".join(lines), encoding="utf-8")
-        settings = {
-            "task": "items",
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(data)}},
-            "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "{{context}}",
-            "doc_to_choice": "choices",
-            "doc_to_target": "label",
-            "target_delimiter": "",
-            "metric_list": [{"metric": "acc"}],
-        }
-        manager = TaskManager(include_defaults=False)
-        # A layer that moved up keeps its index, by which a cache of keys and values is addressed.
-        loaded.model.config.get_text_config().use_cache = False
-        start = time.perf_counter()
-        accuracies = []
-        for removal in removals:
-            with deleted(loaded.model, removal):
-                lm = hf_model(
-                    pretrained=loaded.model,
-                    tokenizer=loaded.tokenizer,
-                    batch_size=arguments.rows,
-                )
-                found = evaluate(
-                    lm, tasks=[settings], task_manager=manager, bootstrap_iters=0, verbosity="ERROR"
-                )
-                accuracies.append(found["results"]["items"]["acc,none"])
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "accuracies": accuracies}
+    backend = LmEvalBackend(loaded, rows)
+    pairs = [pair for document in task.documents for pair in document.requests]
+    # A layer that moved up keeps its index, by which a cache of keys and values is addressed.
+    loaded.model.config.get_text_config().use_cache = False
+    start = time.perf_counter()
+    for removal in removals:
+        with deleted(loaded.model, removal):
+            backend.loglikelihoods(pairs)
+    return {"seconds": time.perf_counter() - start}
 
 
 def _warm_up(engine: AblationEngine, items: Sequence[Item], loaded: Pretrained) -> None:

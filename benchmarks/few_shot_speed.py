@@ -4,7 +4,8 @@ Each round is a subject of MMLU: the questions behind five answered ones, which 
 subject in the split for validation. The engine measures all models on all questions of the round.
 The loop of `audit_speed.py`, which needs many times longer, measures some models on some of the
 questions, and its time is scaled by the operations, which are known. A round of GSM8K generates
-some tokens behind eight answered questions; there the loop is `generate` of transformers.
+some tokens behind eight answered questions; there the loop is `generate` of transformers. With
+`--against lm-eval` its `hf` backend measures what the loop measures.
 
     python benchmarks/few_shot_speed.py MODEL --data FOLDER --out FILE.json
 """
@@ -22,6 +23,9 @@ from typing import Any
 import torch
 from audit_speed import obvious_loop
 from few_shot import few_shot_choices, few_shot_prompts, largest_subjects
+from jaxtyping import Float
+from lm_eval_backend import LmEvalBackend
+from torch import Tensor
 
 from snowball.engine.ablation import AblationEngine
 from snowball.engine.cost import engine_cost, matmul_rate
@@ -42,6 +46,7 @@ _MEDIANS = (
     "operations_ratio",
     "without_sharing_operations_ratio",
     "share_of_matmul_rate",
+    "lm_eval_ratio",
 )
 
 
@@ -64,14 +69,11 @@ def main() -> None:
     for rows in _subjects(arguments):
         task = task_of_rows(rows[0].fields["subject"], rows, _tokenizer(loaded))
         assert isinstance(task, ScoredTask)
-        result["rounds"].append(_choices(loaded, removals, task, arguments.loop_items))
+        result["rounds"].append(_choices(loaded, removals, task, arguments))
         print(json.dumps(result["rounds"][-1]), flush=True)
         rounds = result["rounds"]
-        for name in ("ratio", "operations_ratio", "without_sharing_operations_ratio"):
+        for name in [name for name in _MEDIANS if name in rounds[0]]:
             result[f"median_{name}"] = median(one[name] for one in rounds)
-        result["median_share_of_matmul_rate"] = median(
-            one["share_of_matmul_rate"] for one in rounds
-        )
         _write(arguments.out, result)
     if arguments.prompts:
         result["generation"] = _generation(loaded, removals, arguments)
@@ -80,11 +82,14 @@ def main() -> None:
 
 
 def _choices(
-    loaded: Pretrained, removals: Sequence[Removal], task: ScoredTask, loop_items: int
+    loaded: Pretrained,
+    removals: Sequence[Removal],
+    task: ScoredTask,
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     engine = AblationEngine(loaded.model, removals)
     apart = AblationEngine(loaded.model, removals, share_prefixes=False)
-    some, one = task.items[:loop_items], removals[len(removals) // 2]
+    some, one = task.items[: arguments.loop_items], removals[len(removals) // 2]
     for _ in engine.run(some[:2]):  # first calls choose kernels
         pass
     rate = matmul_rate(engine.stack, engine.token_budget)
@@ -95,12 +100,16 @@ def _choices(
     theirs, loop_seconds = _timed(lambda: obvious_loop(loaded, [one], some, _ROWS))
     found = {answers.item: answers.loglikelihoods for answers in ours}
     place = list(removals).index(one)
+    of_one = [found[item][place] for item in range(len(some))]
     differences = [
-        float((found[item][place] - their[0]).abs().max()) for item, their in enumerate(theirs)
+        float((ours - their[0]).abs().max()) for ours, their in zip(of_one, theirs, strict=True)
     ]
     all_operations = _loop_operations(engine.stack, removals, task.items)
     scale = all_operations / _loop_operations(engine.stack, [one], some)
     needed = engine_cost(engine, engine.plan, task.items).operations
+    against = {}
+    if arguments.against == "lm-eval":
+        against = _lm_eval_choices(loaded, one, task, of_one, scale / engine_seconds)
     return {
         "subject": task.name,
         "items": len(task.items),
@@ -117,6 +126,30 @@ def _choices(
         "share_of_matmul_rate": needed / engine_seconds / rate,
         "loop_share_of_matmul_rate": all_operations / scale / loop_seconds / rate,
         "largest_difference_nats": max(differences),
+        **against,
+    }
+
+
+def _lm_eval_choices(
+    loaded: Pretrained,
+    removal: Removal,
+    task: ScoredTask,
+    found: Sequence[Float[Tensor, " continuations"]],
+    ratio_of_second: float,
+) -> dict[str, float]:
+    """What lm-eval takes for the first questions, of which it asks each once for its letters."""
+    pairs = [pair for document in task.documents[: len(found)] for pair in document.requests]
+    backend = LmEvalBackend(loaded, _ROWS)
+    # A layer that moved up keeps its index, by which a cache of keys and values is addressed.
+    loaded.model.config.get_text_config().use_cache = False
+    with deleted(loaded.model, removal):
+        theirs, seconds = _timed(lambda: backend.loglikelihoods(pairs))
+    return {
+        "lm_eval_seconds_measured": seconds,
+        "lm_eval_ratio": seconds * ratio_of_second,
+        "lm_eval_largest_difference_nats": float(
+            (torch.cat(list(found)) - torch.tensor(theirs, dtype=torch.float64)).abs().max()
+        ),
     }
 
 
@@ -147,13 +180,18 @@ def _generation(
         return [by_prompt[place] for place in range(len(task.prompts))]
 
     def theirs() -> list[TokenIds]:
-        """Of one model, every prompt, without its last layer: caches keep their places."""
-        with deleted(model, removals[-1] if removals[-1] != INTACT else INTACT):
+        """Of the last model, every prompt."""
+        with deleted(model, removals[-1]):
             return [_continued(model, prompt, tokens) for prompt in task.prompts]
 
     shared, seconds = _timed(lambda: ours(True))
     alone, without = _timed(lambda: ours(False))
     single, loop_seconds = _timed(theirs)
+    against = {}
+    if arguments.against == "lm-eval":
+        expected = [task.decode(texts[-1]) for texts in shared]
+        ratio_of_second = len(removals) / seconds
+        against = _lm_eval_texts(loaded, removals[-1], task, tokens, expected, ratio_of_second)
     return {
         "prompts": len(task.prompts),
         "prompt_tokens": sum(map(len, task.prompts)) / len(task.prompts),
@@ -164,6 +202,27 @@ def _generation(
         "ratio": loop_seconds * len(removals) / seconds,
         "same_as_without_sharing": shared == alone,
         "same_as_the_loop": [texts[-1] for texts in shared] == single,
+        **against,
+    }
+
+
+def _lm_eval_texts(
+    loaded: Pretrained,
+    removal: Removal,
+    task: GenerationTask,
+    new_tokens: int,
+    expected: Sequence[str],
+    ratio_of_second: float,
+) -> dict[str, Any]:
+    """What lm-eval takes for the same prompts without the last layer."""
+    prompts = [document.requests[0][0] for document in task.documents]
+    backend = LmEvalBackend(loaded, _ROWS)
+    with deleted(loaded.model, removal):
+        texts, seconds = _timed(lambda: backend.texts(prompts, new_tokens))
+    return {
+        "lm_eval_seconds": seconds,
+        "lm_eval_ratio": seconds * ratio_of_second,
+        "same_as_lm_eval": [one.strip() for one in texts] == [one.strip() for one in expected],
     }
 
 
@@ -219,6 +278,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--loop-items", type=int, default=4, help="questions of the loop")
     parser.add_argument("--prompts", type=int, default=3, help="of GSM8K; 0: none")
     parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--against", choices=["lm-eval"], help="time lm-eval's hf backend too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -133,7 +134,7 @@ class AblationEngine:
             return (found for _, found in _run_together([Batches(self, items, only)]))
 
         def through_all_layers(group: RowGroup) -> list[ItemAblation]:
-            batch = self.enter(items, group.rows, group.prefix_length)
+            batch = self.enter(items, group)
             for layer in range(self.stack.depth):
                 batch.advance(layer)
             self.count(group)
@@ -159,7 +160,7 @@ class AblationEngine:
         self, items: Sequence[Item], group: RowGroup, states: StateCache
     ) -> list[ItemAnswers]:
         wanted = self.plan.removals[: self.plan.wanted]
-        tokens = batch_rows(group.rows, self.stack.device, group.prefix_length)
+        tokens = batch_rows(group, self.stack.device)
         joins = states.joins(wanted, tokens)
         first = next(removal for removal in wanted if removal not in joins)
         # Nothing is compared with the reference; it must be one that is run from the beginning.
@@ -216,23 +217,27 @@ class AblationEngine:
     def _group(self, bundles: Sequence[Sequence[Row]]) -> list[RowGroup]:
         """The rows of each batch: those of an item together, unless all must be equally long."""
         bundles = [rows for rows in bundles if rows]
+        window = self.stack.attention_window
+        # The mask of a line that several rows share holds for all layers.
+        share_below = (window or inf) if self.layout is RowLayout.PACKED else 0
         if self.share_prefixes:
-            return group_rows(bundles, self.token_budget, self.stack.attention_window)
+            return group_rows(bundles, self.token_budget, window, share_below=share_below)
         equal_lengths = self.layout is RowLayout.EQUAL_LENGTHS
         if equal_lengths:
             bundles = [[row] for rows in bundles for row in rows]
-        groups = group_bundles(bundles, self.token_budget, equal_lengths=equal_lengths)
-        return [RowGroup(tuple(rows)) for rows in groups]
+        return group_bundles(
+            bundles, self.token_budget, equal_lengths=equal_lengths, share_below=share_below
+        )
 
-    def enter(self, items: Sequence[Item], rows: Sequence[Row], prefix_length: int = 0) -> Pass:
-        """A pass that has entered the first layer, of rows of the items behind their prefix."""
-        entered = self.new_pass(items, RowGroup(tuple(rows), prefix_length))
+    def enter(self, items: Sequence[Item], group: RowGroup) -> Pass:
+        """A pass of a batch that has entered the first layer."""
+        entered = self.new_pass(items, group)
         entered.enter()
         return entered
 
     def new_pass(self, items: Sequence[Item], group: RowGroup) -> Pass:
         """A pass of a batch, which has not entered yet."""
-        batch = batch_rows(group.rows, self.stack.device, group.prefix_length)
+        batch = batch_rows(group, self.stack.device)
         return Pass(self.stack, self.plan, batch, items, self.token_budget)
 
     def check_item(self, item: Item) -> None:

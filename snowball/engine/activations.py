@@ -301,21 +301,21 @@ def _counted_tokens(batch: RowBatch, items: Sequence[Item]) -> tuple[tuple[int, 
     for index, row in enumerate(batch.rows):
         first_row.setdefault(row.item, index)
     rows = torch.tensor(list(first_row.values()), device=batch.ids.device)  # [items]
-    mask = torch.zeros_like(batch.real)  # [rows, length]
-    mask[rows] = batch.real[rows]
-    row, behind = mask.nonzero(as_tuple=True)  # [tokens behind the prefix] each, row by row
-    item = torch.searchsorted(rows, row)  # the place of its row among the first rows
+    lengths = [len(batch.rows[at]) - batch.prefix_length for at in first_row.values()]
+    # [tokens behind the prefix] each, row by row
+    item = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths)).to(rows.device)
+    position = torch.cat([batch.prefix_length + torch.arange(one) for one in lengths])
+    position = position.to(rows.device)
     ends = [
         len(batch.rows[at]) if items[index].running_text else batch.rows[at].context_length
         for index, at in first_row.items()
     ]  # [items]: where the prompt ends
     last = torch.tensor(ends, device=rows.device)[item] - 1
     prefix = torch.arange(batch.prefix_length, device=rows.device)
-    position = behind + batch.prefix_length
     sources = tuple(items[index].source for index in first_row)
     tokens = _Tokens(
         sources,
-        place=torch.cat([prefix, batch.places(row, position)]),
+        place=torch.cat([prefix, batch.places(rows[item], position)]),
         position=torch.cat([prefix, position]),
         item=torch.cat([torch.full_like(prefix, len(sources)), item]),
         # Every prompt ends behind the prefix.

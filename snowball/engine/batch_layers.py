@@ -28,7 +28,7 @@ class BatchLayers:
         prefix = _enter_prefix(stack, batch) if batch.prefix_length else None
         rows = _enter_rows(stack, batch)
         self._prefix = None if prefix is None else _Calls(1, prefix.calls)
-        self._rows = _Calls(len(batch.rows), rows.calls)
+        self._rows = _Calls(len(batch.ids), rows.calls)
         self._entering = [rows.hidden] if prefix is None else [prefix.hidden, rows.hidden]
 
     def entering(self) -> Float[Tensor, "places hidden"]:
@@ -52,10 +52,10 @@ class BatchLayers:
         if self._prefix is None:
             out = self._stack.run(layer, of_rows, self._rows.call(layer, slots))
             return out.view_as(hidden)
-        cache = empty_cache()  # of each slot, then of each of its rows
+        cache = empty_cache()  # of each slot, then of each of its lines
         call = self._prefix.call(layer, slots).with_cache(cache)
         of_prefix = self._stack.run(layer, hidden[:, :length], call)
-        cache.batch_repeat_interleave(len(self._batch.rows))
+        cache.batch_repeat_interleave(len(self._batch.ids))
         call = self._rows.call(layer, slots).with_cache(cache)
         out = self._stack.run(layer, of_rows, call).unflatten(0, (slots, -1))
         return torch.cat([of_prefix, out.flatten(1, 2)], dim=1)
@@ -67,9 +67,10 @@ def _enter_prefix(stack: LayerStack, batch: RowBatch) -> Entry:
 
 
 def _enter_rows(stack: LayerStack, batch: RowBatch) -> Entry:
-    """With a tree mask and positions where rows branch; otherwise the model makes its own."""
-    if not batch.branched and not batch.prefix_length:
-        mask = {"attention_mask": batch.real.long()} if batch.padded else {}
+    """With a tree mask and positions where rows take one; otherwise the model makes its own."""
+    if not batch.takes_tree_mask:
+        real = batch.real
+        mask = {} if bool(real.all()) else {"attention_mask": real.long()}
         return stack.enter(input_ids=batch.ids, use_cache=False, **mask)
     return stack.enter(
         input_ids=batch.ids,

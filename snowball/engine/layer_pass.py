@@ -180,10 +180,11 @@ class Pass:
     def key(self) -> str:
         """A hash of all that its results depend on, but for the model."""
         names = [removal_name(removal) for removal in self.plan.removals]
-        prefix = self.batch.prefix_length
-        what = (names, self.plan.reference, self.plan.wanted, prefix, self._token_budget)
-        items = [self._items[row.item] for row in self.batch.rows]
-        return hashlib.sha256(repr((what, self.batch.rows, items)).encode()).hexdigest()
+        rows, starts = self.batch.rows, self.batch.starts.tolist()
+        what = (names, self.plan.reference, self.plan.wanted, self._token_budget)
+        where = (self.batch.prefix_length, self.batch.size, rows, starts)
+        items = [self._items[row.item] for row in rows]
+        return hashlib.sha256(repr((what, where, items)).encode()).hexdigest()
 
     @property
     def state_bytes(self) -> int:

@@ -3,13 +3,15 @@
 A packed row holds a context once, followed by each of its continuations as a branch. A token sees
 the context and its own branch up to itself, at the positions that it would have alone. Rows that
 begin alike (few-shot prompts do) may share a *prefix*: it is then no part of the rows of a batch,
-but stands before all of them, once.
+but stands before all of them, once. Short rows fill up what a long one leaves of the width of a
+batch: several then share a *line*, without seeing each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Int
@@ -83,10 +85,30 @@ def _row(index: int, item: Item, continuations: Sequence[int]) -> Row:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows that run together; all begin with the same `prefix_length` tokens, which run once."""
+    """Rows that run together; all begin with the same `prefix_length` tokens, which run once.
 
-    rows: tuple[Row, ...]
+    A *line* is what the model takes for a row: one row, or several with a tree mask, one behind the
+    other, of which each sees itself and the prefix only.
+    """
+
+    lines: tuple[tuple[Row, ...], ...]
     prefix_length: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], prefix_length: int = 0) -> RowGroup:
+        """Each row in a line of its own."""
+        return cls(tuple((row,) for row in rows), prefix_length)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All of them, line by line."""
+        return tuple(row for line in self.lines for row in line)
+
+    @property
+    def takes_tree_mask(self) -> bool:
+        """Whether its rows do not see what the model's own mask would show them."""
+        shared = any(len(line) > 1 for line in self.lines)
+        return shared or self.prefix_length > 0 or any(row.branched for row in self.rows)
 
     @property
     def tokens(self) -> int:
@@ -94,14 +116,14 @@ class RowGroup:
         return self.prefix_length + sum(len(row) - self.prefix_length for row in self.rows)
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest row, with the prefix."""
-        return max(map(len, self.rows))
+    def width(self) -> int:
+        """Tokens of the longest line, without the prefix."""
+        return max(sum(len(row) - self.prefix_length for row in line) for line in self.lines)
 
     @property
     def places(self) -> int:
         """Tokens with the padding: as many as `RowBatch.size`."""
-        return self.prefix_length + len(self.rows) * (self.longest - self.prefix_length)
+        return self.prefix_length + len(self.lines) * self.width
 
 
 @dataclass(frozen=True)
@@ -109,15 +131,18 @@ class RowBatch:
     """The rows of a group behind their prefix as tensors, padded on the right.
 
     `prefix`: the tokens that all rows begin with. A *place* numbers all of these tokens: first
-    those of the prefix, then those of each row, with its padding.
+    those of the prefix, then those of each line, with its padding. `owners`: the row, as numbered
+    in `rows`, to which a token belongs, -1 for padding. `starts`: where each row begins.
     """
 
     rows: tuple[Row, ...]
     prefix: Int[Tensor, " prefix"]
-    ids: Int[Tensor, "rows length"]
-    positions: Int[Tensor, "rows length"]
-    branches: Int[Tensor, "rows length"]
-    real: Bool[Tensor, "rows length"]
+    ids: Int[Tensor, "lines length"]
+    positions: Int[Tensor, "lines length"]
+    branches: Int[Tensor, "lines length"]
+    owners: Int[Tensor, "lines length"]
+    starts: Int[Tensor, " rows"]
+    takes_tree_mask: bool
 
     @property
     def prefix_length(self) -> int:
@@ -129,52 +154,65 @@ class RowBatch:
         return self.prefix_length + self.ids.numel()
 
     @property
-    def branched(self) -> bool:
-        """Whether some row takes a tree mask."""
-        return any(row.branched for row in self.rows)
-
-    @property
-    def padded(self) -> bool:
-        """Whether some row is shorter than the others."""
-        return len({len(row) for row in self.rows}) > 1
+    def real(self) -> Bool[Tensor, "lines length"]:
+        """Which tokens are no padding."""
+        return self.owners >= 0
 
     def places(
         self, rows: Int[Tensor, " tokens"], positions: Int[Tensor, " tokens"]
     ) -> Int[Tensor, " tokens"]:
         """The places of tokens behind the prefix, which stand at these positions of their rows."""
-        return self.prefix_length + rows * self.ids.shape[1] + (positions - self.prefix_length)
+        return self.starts[rows] + positions - self.prefix_length
 
-    def tree_mask(self) -> Bool[Tensor, "rows 1 length prefix_and_length"]:
+    def tree_mask(self) -> Bool[Tensor, "lines 1 length prefix_and_length"]:
         """Which token (last axis) each token sees: its context and its own branch, up to itself.
 
         Padding sees itself only, and the prefix, so that no softmax is over nothing.
         """
-        rows, length = self.ids.shape
+        lines, length = self.ids.shape
         order = torch.arange(length, device=self.ids.device)
+        seen = self.owners[:, :, None] == self.owners[:, None, :]
+        seen &= self.real[:, :, None] & (order[:, None] >= order)
         query, key = self.branches[:, :, None], self.branches[:, None, :]
-        seen = (order[:, None] >= order) & ((key == query) | (key == 0))
-        seen &= self.real[:, :, None] & self.real[:, None, :]
+        seen &= (key == query) | (key == 0)
         seen |= torch.eye(length, dtype=torch.bool, device=seen.device)
-        prefix = seen.new_ones(rows, length, self.prefix_length)
+        prefix = seen.new_ones(lines, length, self.prefix_length)
         return torch.cat([prefix, seen], dim=-1)[:, None]
 
 
-def batch_rows(rows: Sequence[Row], device: torch.device, prefix_length: int = 0) -> RowBatch:
-    """The rows as tensors, behind the prefix that they share."""
-    longest = max(map(len, rows))
+def batch_rows(group: RowGroup, device: torch.device) -> RowBatch:
+    """The rows of a group as tensors."""
+    rows, prefix, width = group.rows, group.prefix_length, group.width
+    own = [[len(row) - prefix for row in line] for line in group.lines]
+    numbers = iter(range(len(rows)))
 
-    def padded(values: Sequence[TokenIds]) -> Int[Tensor, "rows length"]:
-        lists = [[*v[prefix_length:], *[0] * (longest - len(v))] for v in values]
+    def padded(lines: Iterable[Sequence[int]], padding: int = 0) -> Int[Tensor, "lines length"]:
+        lists = [[*line, *[padding] * (width - len(line))] for line in lines]
         return torch.tensor(lists, device=device)
 
-    lengths = torch.tensor([len(row) for row in rows], device=device)
+    def behind(values: Callable[[Row], TokenIds]) -> list[TokenIds]:
+        """What the rows of each line have behind the prefix."""
+        return [tuple(one for row in line for one in values(row)[prefix:]) for line in group.lines]
+
     return RowBatch(
-        rows=tuple(rows),
-        prefix=torch.tensor(rows[0].ids[:prefix_length], dtype=torch.long, device=device),
-        ids=padded([row.ids for row in rows]),
-        positions=padded([row.positions for row in rows]),
-        branches=padded([row.branches for row in rows]),
-        real=torch.arange(prefix_length, longest, device=device) < lengths[:, None],
+        rows=rows,
+        prefix=torch.tensor(rows[0].ids[:prefix], dtype=torch.long, device=device),
+        ids=padded(behind(lambda row: row.ids)),
+        positions=padded(behind(lambda row: row.positions)),
+        branches=padded(behind(lambda row: row.branches)),
+        owners=padded(
+            ([number for size in sizes for number in [next(numbers)] * size] for sizes in own),
+            padding=-1,
+        ),
+        starts=torch.tensor(
+            [
+                prefix + line * width + before
+                for line, sizes in enumerate(own)
+                for before in accumulate(sizes[:-1], initial=0)
+            ],
+            device=device,
+        ),
+        takes_tree_mask=group.takes_tree_mask,
     )
 
 
@@ -183,27 +221,58 @@ def group_bundles(
     token_budget: int,
     *,
     equal_lengths: bool = False,
+    share_below: float = 0,
     prefix_length: int = 0,
-) -> list[list[Row]]:
+) -> list[RowGroup]:
     """Bundles of rows of similar length together, at most `token_budget` tokens with the padding.
 
     The rows of a bundle stay together. Rows that branch and rows that do not are kept apart,
     because only the latter can use the model's own mask; so are bundles of different length if
-    `equal_lengths`. Longest first, so that memory runs out at once if it does. A bundle larger than
-    the budget is alone. A prefix that all rows share is not counted.
+    `equal_lengths`. Rows that end before position `share_below` fill what longer ones leave of
+    their lines. Longest first, so that memory runs out at once if it does. A bundle larger than the
+    budget is alone. A prefix that all rows share is not counted.
     """
-    groups: list[list[Row]] = []
-    kind: tuple[bool, int] = (False, 0)
+    groups: list[_Filling] = []
+    last: object = None
     for bundle in sorted(bundles, key=_kind, reverse=True):
-        branched, longest = kind
-        rows = len(groups[-1]) + len(bundle) if groups else 0
-        too_many = not groups or rows * (longest - prefix_length) > token_budget
-        other_length = equal_lengths and _kind(bundle)[1] != longest
-        if too_many or other_length or _kind(bundle)[0] != branched:
-            groups.append([])
-            kind = _kind(bundle)
-        groups[-1].extend(bundle)
-    return groups
+        branched, _ = kind = _kind(bundle)
+        alike = kind if equal_lengths else branched
+        if not groups or alike != last or not groups[-1].add(bundle):
+            shares = max(max(row.positions) for row in bundle) < share_below
+            groups.append(_Filling(bundle, prefix_length, token_budget, shares))
+            last = alike
+    return [RowGroup(tuple(map(tuple, one.lines)), prefix_length) for one in groups]
+
+
+class _Filling:
+    """A group that bundles are added to, no longer ones than the first; it decides the width."""
+
+    def __init__(
+        self, first: Sequence[Row], prefix_length: int, token_budget: int, share_lines: bool
+    ) -> None:
+        self.lines: list[list[Row]] = []
+        self._room: list[int] = []  # left in each line
+        self._prefix_length = prefix_length
+        self._width = max(map(len, first)) - prefix_length
+        self._most_lines = max(token_budget // self._width, len(first))
+        self._share_lines = share_lines
+        self.add(first)
+
+    def add(self, bundle: Sequence[Row]) -> bool:
+        """Puts each row into the first line with room for it; nothing, if not all find room."""
+        lines, room = [[*line] for line in self.lines], [*self._room]
+        for row in bundle:
+            own = len(row) - self._prefix_length
+            at = next((line for line, left in enumerate(room) if own <= left), len(room))
+            if at == len(room):
+                lines.append([])
+                room.append(self._width)
+            lines[at].append(row)
+            room[at] = room[at] - own if self._share_lines else 0
+        if len(lines) > self._most_lines:
+            return False
+        self.lines, self._room = lines, room
+        return True
 
 
 def _kind(bundle: Sequence[Row]) -> tuple[bool, int]:

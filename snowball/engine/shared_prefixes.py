@@ -21,7 +21,13 @@ _LEAST_OF_CALL = 1 / 16
 Bundle = Sequence[Row]
 
 
-def group_rows(bundles: Sequence[Bundle], token_budget: int, window: int | None) -> list[RowGroup]:
+def group_rows(
+    bundles: Sequence[Bundle],
+    token_budget: int,
+    window: int | None,
+    *,
+    share_below: float = 0,
+) -> list[RowGroup]:
     """All rows in batches, those first that share a prefix; the rows of a bundle stay together.
 
     `window`: the tokens that the narrowest attention sees; longer texts share nothing, for the mask
@@ -33,12 +39,13 @@ def group_rows(bundles: Sequence[Bundle], token_budget: int, window: int | None)
         members = [bundles[place] for place in places]
         lengths = [len(row) for bundle in members for row in bundle]
         if _is_worth_it(lengths, prefix, token_budget):
-            batches = group_bundles(members, token_budget, prefix_length=prefix)
-            groups += [RowGroup(tuple(rows), prefix) for rows in batches]
+            groups += group_bundles(
+                members, token_budget, share_below=share_below, prefix_length=prefix
+            )
         else:
             alone += places
-    others = group_bundles([bundles[place] for place in sorted(alone)], token_budget)
-    return groups + [RowGroup(tuple(rows)) for rows in others]
+    others = [bundles[place] for place in sorted(alone)]
+    return groups + group_bundles(others, token_budget, share_below=share_below)
 
 
 def _beginning(bundle: Bundle, window: int | None) -> TokenIds:

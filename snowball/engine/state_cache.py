@@ -88,12 +88,11 @@ class StateCache:
 
 def _pieces(batch: RowBatch) -> Iterator[tuple[_Tokens, slice]]:
     """The shared prefix, if there is one, and what each row has behind it, with their places."""
-    start, width = batch.prefix_length, batch.ids.shape[1]
+    start = batch.prefix_length
     if start:
         ids = batch.rows[0].ids[:start]
         yield (ids, (0,) * start, 0), slice(0, start)
-    for index, row in enumerate(batch.rows):
-        first = start + index * width
+    for row, first in zip(batch.rows, batch.starts.tolist(), strict=True):
         yield (row.ids, row.branches, start), slice(first, first + len(row) - start)
 
 

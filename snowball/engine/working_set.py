@@ -102,13 +102,13 @@ def _layer_call_bytes(stack: LayerStack, slots: int, group: RowGroup, token_budg
     """In a layer call: of its MLP, or of its attention with masks and copies of the prefix."""
     size = stack.state_bytes // stack.state_width
     at_once = min(slots, max(1, token_budget // group.places))
-    rows, longest = at_once * len(group.rows), group.longest
+    lines, length = at_once * len(group.lines), group.prefix_length + group.width
     attention = at_once * group.places * _STATES_IN_ATTENTION * stack.state_bytes
-    if group.prefix_length or any(row.branched for row in group.rows):
-        seen = rows * (longest - group.prefix_length) * longest
+    if group.takes_tree_mask:
+        seen = lines * group.width * length
         attention += (1 + size) * seen  # the mask, and what is added to the products for it
-    if group.prefix_length:  # repeated for each row, and joined with what the row adds
-        attention += 2 * rows * longest * _cached_bytes(stack)
+    if group.prefix_length:  # repeated for each line, and joined with what the line adds
+        attention += 2 * lines * length * _cached_bytes(stack)
     return max(at_once * group.places * _mlp_bytes(stack), attention)
 
 

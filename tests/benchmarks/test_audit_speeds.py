@@ -77,6 +77,30 @@ def test_few_shot_questions_are_timed_and_equal(
     assert generated["same_as_the_loop"]
 
 
+def test_few_shot_questions_are_timed_beside_lm_eval(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    words = "--items 4 --subjects 1 --loop-items 2 --prompts 2 --new-tokens 3 --against lm-eval"
+    data = ("--data", folder / "data")
+    found = run_main(monkeypatch, "few_shot_speed", folder, *data, *words.split())
+    (one,) = found["rounds"]
+    assert one["lm_eval_largest_difference_nats"] < 1e-4
+    assert found["median_lm_eval_ratio"] == one["lm_eval_ratio"] > 0
+    assert found["generation"]["same_as_lm_eval"]
+    assert found["generation"]["lm_eval_ratio"] > 0
+
+
+def test_questions_are_timed_beside_lm_eval(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    task = f"{folder / 'data' / 'arc_easy.jsonl'}:test"
+    words = "--rounds 1 --items 3 --against lm-eval".split()
+    found = run_main(monkeypatch, "audit_speed", folder, task, *words)
+    assert found["predictions_identical"]
+    assert found["largest_difference_nats"] < 1e-4
+    assert found["lm_eval"]["seconds"] > 0
+
+
 @pytest.mark.slow
 def test_two_commits_are_audited_and_compared(
     folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from snowball.engine.deletion import deleted
 from snowball.engine.generation import generate
 from snowball.engine.layer_pass import ItemAblation, Pass
 from snowball.engine.layer_stack import LayerStack
-from snowball.engine.packing import Row, batch_rows, group_bundles
+from snowball.engine.packing import Row, RowGroup, batch_rows, group_bundles
 from snowball.engine.removal import (
     INTACT,
     Part,
@@ -185,7 +185,7 @@ def test_all_batches_through_a_layer_give_what_a_batch_through_all_layers_gives(
     engine = AblationEngine(model, removals, token_budget=BUDGET)
     expected = found_by(engine)
     bundles = [engine.rows(index, item) for index, item in enumerate(ITEMS)]
-    passes = [engine.enter(ITEMS, rows) for rows in group_bundles(bundles, BUDGET)]
+    passes = [engine.enter(ITEMS, group) for group in group_bundles(bundles, BUDGET)]
     assert len(passes) > 1
     for layer in range(depth):
         for one in passes:
@@ -196,8 +196,8 @@ def test_all_batches_through_a_layer_give_what_a_batch_through_all_layers_gives(
 # --- states kept for another pass -------------------------------------------------------------
 
 
-def entered(stack: LayerStack, plan: Any, rows: Sequence[Row]) -> Pass:
-    one = Pass(stack, plan, batch_rows(rows, stack.device), ITEMS, BUDGET)
+def entered(stack: LayerStack, plan: Any, group: RowGroup) -> Pass:
+    one = Pass(stack, plan, batch_rows(group, stack.device), ITEMS, BUDGET)
     one.enter()
     return one
 
@@ -207,9 +207,9 @@ def test_states_kept_from_a_pass_are_those_of_the_next_step_of_a_search() -> Non
     model = model_of("llama")
     stack = LayerStack(model)
     engine = AblationEngine(model, [INTACT], token_budget=BUDGET)
-    rows = group_bundles([engine.rows(i, item) for i, item in enumerate(ITEMS)], BUDGET)[0]
+    group = group_bundles([engine.rows(i, item) for i, item in enumerate(ITEMS)], BUDGET)[0]
     first = plan_removals([INTACT, *layer_removals(DEPTH)], DEPTH)
-    one, removed = entered(stack, first, rows), 2
+    one, removed = entered(stack, first, group), 2
     kept: dict[int, Tensor] = {}
     for layer in range(DEPTH):
         if layer == removed:
@@ -226,7 +226,7 @@ def test_states_kept_from_a_pass_are_those_of_the_next_step_of_a_search() -> Non
     assert plans[1].layer_runs == plans[0].layer_runs - 1  # {0} does not pass layer 1 again
     results = []
     for plan in plans:
-        one = entered(stack, plan, rows)
+        one = entered(stack, plan, group)
         for layer in range(DEPTH):
             step = plan.steps[layer]
             given = {slot: kept[min(u.layer for u in plan.removals[slot])] for slot in step.joins}
@@ -248,8 +248,7 @@ def test_states_are_handed_in_where_the_plan_says(layer: int, slots: list[int]) 
     model = model_of("llama")
     stack = LayerStack(model)
     plan = plan_removals([INTACT, layers(0), layers(1)], DEPTH, joins={layers(0): 1})
-    rows = AblationEngine(model, [INTACT]).rows(0, ITEMS[0])
-    one = entered(stack, plan, rows)
+    one = entered(stack, plan, RowGroup.of(AblationEngine(model, [INTACT]).rows(0, ITEMS[0])))
     state = one.states[plan.start].clone()
     for before in range(layer):
         one.advance(before)
@@ -266,9 +265,9 @@ def test_rows_are_grouped_once_and_again_only_when_memory_runs_out(
 ) -> None:
     grouped: list[int] = []
 
-    def counted(bundles: Sequence[Sequence[Row]], budget: int) -> list[list[Row]]:
+    def counted(bundles: Sequence[Sequence[Row]], budget: int, **how: Any) -> list[RowGroup]:
         grouped.append(len(bundles))
-        return group_bundles(bundles, budget)
+        return group_bundles(bundles, budget, **how)
 
     monkeypatch.setattr(shared_prefixes, "group_bundles", counted)
     items = [Item(str(n), (1, 2, n), ((3,), (4,))) for n in range(40)]
@@ -296,7 +295,7 @@ def test_rows_are_grouped_once_and_again_only_when_memory_runs_out(
 def test_layers_come_in_order_and_all_of_them() -> None:
     model = model_of("llama")
     engine = AblationEngine(model, [INTACT, layers(1)])
-    batch = engine.enter(ITEMS[:1], engine.rows(0, ITEMS[0]))
+    batch = engine.enter(ITEMS[:1], RowGroup.of(engine.rows(0, ITEMS[0])))
     with pytest.raises(ValueError, match="layer 0 is next, not 2"):
         batch.advance(2)
     batch.advance(0)

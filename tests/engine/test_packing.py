@@ -1,13 +1,23 @@
 """Packed rows against the rows that each continuation would have alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snowball.engine.packing import Row, RowBatch, batch_rows, group_bundles, pack_row, plain_rows
+from snowball.engine.packing import (
+    Row,
+    RowBatch,
+    RowGroup,
+    batch_rows,
+    group_bundles,
+    pack_row,
+    plain_rows,
+)
 from snowball.tasks.item import Item
 
 CPU = torch.device("cpu")
@@ -43,7 +53,7 @@ def seen_by(batch: RowBatch, row: int, place: int) -> list[int]:
 
 def check_rows(item: Item, rows: Sequence[Row]) -> None:
     """What each target sees, at which positions, is what it sees alone; so is what it predicts."""
-    batch = batch_rows(rows, CPU)
+    batch = batch_rows(RowGroup.of(rows), CPU)
     found: dict[int, list[tuple[Tokens, int]]] = {}
     for index, row in enumerate(rows):
         for target in row.targets:
@@ -79,7 +89,7 @@ def test_plain_rows_are_the_continuations_one_by_one(item: Item) -> None:
 @given(items())
 def test_each_token_sees_its_context_and_its_own_branch_up_to_itself(item: Item) -> None:
     row = pack_row(0, item)
-    batch = batch_rows([row], CPU)
+    batch = batch_rows(RowGroup.of([row]), CPU)
     # The branches by hand: which place of the row holds which token of which continuation.
     context = list(range(len(item.context)))
     place = len(context)
@@ -96,10 +106,10 @@ def test_each_token_sees_its_context_and_its_own_branch_up_to_itself(item: Item)
 @given(st.lists(items(), min_size=1, max_size=4))
 def test_padding_and_other_rows_are_never_seen(drawn: list[Item]) -> None:
     rows = [pack_row(index, item) for index, item in enumerate(drawn)]
-    batch = batch_rows(rows, CPU)
+    batch = batch_rows(RowGroup.of(rows), CPU)
     assert batch.real.sum(1).tolist() == [len(row) for row in rows]
     for index, row in enumerate(rows):
-        single = batch_rows([row], CPU)
+        single = batch_rows(RowGroup.of([row]), CPU)
         length = len(row)
         assert batch.ids[index, :length].tolist() == list(row.ids)
         mask = batch.tree_mask()[index, 0]
@@ -145,11 +155,6 @@ def test_impossible_items_are_refused(
 # Bundles
 
 
-def size(group: Sequence[Row]) -> int:
-    """Tokens with the padding."""
-    return len(group) * max(map(len, group))
-
-
 def bundles_of(drawn: Sequence[tuple[Item, bool]]) -> list[list[Row]]:
     return [
         [pack_row(index, item)] if packed else plain_rows(index, item)
@@ -166,14 +171,15 @@ def test_bundles_are_grouped_once_each_within_the_budget_and_by_kind(
 ) -> None:
     bundles = bundles_of(drawn)
     groups = group_bundles(bundles, budget)
-    grouped = [row for group in groups for row in group]
+    grouped = [row for group in groups for row in group.rows]
     assert sorted(map(id, grouped)) == sorted(id(row) for bundle in bundles for row in bundle)
     for group in groups:
-        members = {row.item for row in group}
-        assert len(members) == 1 or size(group) <= budget
+        members = {row.item for row in group.rows}
+        assert len(members) == 1 or group.places <= budget
+        assert group.places == len(group.rows) * max(map(len, group.rows))
         # The rows of an item are all here, in order.
         for item in members:
-            assert [row for row in group if row.item == item] == bundles[item]
+            assert [row for row in group.rows if row.item == item] == bundles[item]
         assert len({any(row.branched for row in bundles[item]) for item in members}) == 1
 
 
@@ -182,11 +188,100 @@ def test_the_longest_bundles_of_a_kind_come_first(drawn: list[Item], budget: int
     """So that memory runs out in the first batch, if it does at all."""
     groups = group_bundles(bundles_of([(item, True) for item in drawn]), budget)
     for kind in (True, False):
-        lengths = [max(map(len, g)) for g in groups if any(row.branched for row in g) is kind]
+        lengths = [group.width for group in groups if group.takes_tree_mask is kind]
         assert lengths == sorted(lengths, reverse=True)
+
+
+# Lines
+
+
+def fills(drawn: Sequence[Item], budget: int) -> list[RowGroup]:
+    bundles = bundles_of([(item, True) for item in drawn])
+    return group_bundles(bundles, budget, share_below=inf)
+
+
+@given(st.lists(items(), min_size=1, max_size=12), st.integers(1, 60))
+def test_short_rows_fill_what_longer_ones_leave_of_their_lines(
+    drawn: list[Item], budget: int
+) -> None:
+    groups = fills(drawn, budget)
+    rows = [row for group in groups for row in group.rows]
+    assert sorted(row.item for row in rows) == list(range(len(drawn)))
+    for group in groups:
+        assert len(group.rows) == 1 or group.places <= budget
+        assert group.width == max(map(len, group.rows))  # no line is longer than a row has to be
+        assert group.tokens == sum(map(len, group.rows))
+        own = [sum(map(len, line)) for line in group.lines]
+        for line, row in ((a, b) for b in range(len(own)) for a in range(b)):
+            # What begins a line had no room in those before it.
+            assert own[line] + len(group.lines[row][0]) > group.width
+        if not group.takes_tree_mask:  # the model's own mask knows one row a line
+            assert all(len(line) == 1 for line in group.lines)
+
+
+def test_rows_beyond_a_window_have_lines_of_their_own() -> None:
+    """The mask of a shared line would show them more than the window does."""
+    texts = [Item(str(size), (1,) * size, ((2, 3),)) for size in (9, 7, 3, 3, 3)]
+    bundles = bundles_of([(item, True) for item in texts])
+    found = {
+        below: [
+            len(line)
+            for group in group_bundles(bundles, 30, share_below=below)
+            for line in group.lines
+        ]
+        for below in (inf, 10, 9, 0)
+    }
+    shared, apart = [1, 1, 2, 1], [1, 1, 1, 1, 1]
+    assert found == {inf: shared, 10: shared, 9: apart, 0: apart}  # 10 tokens, with the answer
+
+
+def test_a_long_row_and_short_ones_take_two_lines_instead_of_five() -> None:
+    long, short = Item("l", (1,) * 20, ((2, 3), (4, 5))), Item("s", (1,) * 3, ((2, 3), (4, 5)))
+    (group,) = fills([short, long, short, short, short], 60)
+    assert [[row.item for row in line] for line in group.lines] == [[1], [0, 2, 3, 4]]
+    assert (group.width, group.places, group.tokens) == (22, 44, 42)
+
+
+@given(st.lists(items(), min_size=1, max_size=6), st.integers(20, 60), st.integers(0, 1))
+def test_rows_of_a_line_see_what_they_would_see_alone(
+    drawn: list[Item], budget: int, prefix_length: int
+) -> None:
+    # All contexts begin with the same token, and have one more.
+    same = [replace(item, context=(0, *item.context)) for item in drawn]
+    bundles = bundles_of([(item, True) for item in same])
+    groups = group_bundles(bundles, budget, share_below=inf, prefix_length=prefix_length)
+    for group in groups:
+        batch = batch_rows(group, CPU)
+        assert batch.size == group.places
+        assert int(batch.real.sum()) + prefix_length == group.tokens
+        ids = torch.cat([batch.prefix, batch.ids.flatten()])
+        positions = torch.cat([torch.arange(prefix_length), batch.positions.flatten()])
+        mask, width = batch.tree_mask()[:, 0], batch.ids.shape[1]
+        found: dict[tuple[int, int], list[tuple[Tokens, int]]] = {}
+        for index, row in enumerate(batch.rows):
+            for target in row.targets:
+                if target.position < prefix_length:
+                    continue
+                at = [torch.tensor([number]) for number in (index, target.position)]
+                place = int(batch.places(*at)) - prefix_length
+                line, column = divmod(place, width)
+                seen = mask[line, column].nonzero()[:, 0]
+                behind = seen >= prefix_length
+                places = torch.where(behind, seen + line * width, seen)
+                assert positions[places].tolist() == list(range(len(places)))
+                key = (row.item, target.continuation)
+                found.setdefault(key, []).append((tuple(ids[places].tolist()), target.token))
+        assert found == {
+            (row.item, choice): targets_alone(same[row.item], choice)
+            for row in group.rows
+            for choice in range(len(same[row.item].continuations))
+        }
+        # Padding sees the prefix and itself, so that its softmax is over something.
+        padding = mask[~batch.real]
+        assert (padding.sum(1) == prefix_length + 1).all()
 
 
 def test_a_budget_that_holds_all_gives_one_group_of_each_kind() -> None:
     branched, plain = Item("b", (1, 2), ((3, 4), (5, 6))), Item("p", (1, 2), ((3, 4),))
     groups = group_bundles(bundles_of([(i, True) for i in (plain, branched, plain, branched)]), 99)
-    assert [[row.item for row in group] for group in groups] == [[1, 3], [0, 2]]
+    assert [[row.item for row in group.rows] for group in groups] == [[1, 3], [0, 2]]

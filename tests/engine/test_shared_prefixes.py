@@ -150,8 +150,7 @@ def test_items_with_nothing_in_common_are_grouped_as_ever(items: list[Item], bud
         for number, item in enumerate(items)
     ]
     bundles = bundles_of(apart, packed=True)
-    expected = [RowGroup(tuple(rows)) for rows in group_bundles(bundles, budget)]
-    assert group_rows(bundles, budget, None) == expected
+    assert group_rows(bundles, budget, None) == group_bundles(bundles, budget)
 
 
 def test_families_are_split_where_this_spares_more() -> None:
@@ -214,7 +213,8 @@ def test_each_token_sees_behind_a_prefix_what_it_sees_without(
     )
     length = data.draw(st.integers(0, common))
     cpu = torch.device("cpu")
-    whole, behind = batch_rows(same, cpu), batch_rows(same, cpu, length)
+    whole = batch_rows(RowGroup.of(same), cpu)
+    behind = batch_rows(RowGroup.of(same, length), cpu)
     assert behind.prefix.tolist() == list(same[0].ids[:length])
     assert behind.size == length + len(same) * (whole.ids.shape[1] - length)
     for name in ("ids", "positions", "branches", "real"):

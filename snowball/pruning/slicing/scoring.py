@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from snowball.engine.ablation import check_item, default_token_budget
-from snowball.engine.packing import Row, batch_rows, group_bundles, plain_rows
+from snowball.engine.packing import RowGroup, batch_rows, group_bundles, plain_rows
 from snowball.engine.predictions import LogitSums, Predictions, ReadPositions
 from snowball.progress import Progress, silent
 from snowball.pruning.slicing.sliced_model import SlicedModel
@@ -54,8 +54,8 @@ def score_task(
     greedy = [np.zeros(len(item.continuations), dtype=bool) for item in task.items]
     budget = token_budget or default_token_budget(model.stack.device)
     with progress(task.name, len(task.items), "items") as advance:
-        for rows in group_bundles(bundles, budget):
-            answers = _answers(model, task, rows)
+        for group in group_bundles(bundles, budget):
+            rows, answers = group.rows, _answers(model, task, group)
             choices = [row.targets[0].continuation for row in rows]
             for place, (row, choice) in enumerate(zip(rows, choices, strict=True)):
                 found[row.item][choice] = float(answers.loglikelihoods[0, place])
@@ -80,8 +80,8 @@ def right_answers(task: ScoredTask) -> list[TokenIds]:
     ]
 
 
-def _answers(model: SlicedModel, task: ScoredTask, rows: list[Row]) -> Predictions:
-    batch = batch_rows(rows, model.stack.device)
+def _answers(model: SlicedModel, task: ScoredTask, group: RowGroup) -> Predictions:
+    batch = batch_rows(group, model.stack.device)
     reads = ReadPositions(batch, task.items)
     # Padding stands on the right, where no real token attends to it.
     states = model.last_states(batch.ids)[reads.rows, reads.positions]  # [reads, hidden]
