@@ -9,8 +9,9 @@ batch: several then share a *line*, without seeing each other.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -226,52 +227,67 @@ def group_bundles(
 ) -> list[RowGroup]:
     """Bundles of rows of similar length together, at most `token_budget` tokens with the padding.
 
-    The rows of a bundle stay together. Rows that branch and rows that do not are kept apart,
-    because only the latter can use the model's own mask; so are bundles of different length if
-    `equal_lengths`. Rows that end before position `share_below` fill what longer ones leave of
-    their lines. Longest first, so that memory runs out at once if it does. A bundle larger than the
-    budget is alone. A prefix that all rows share is not counted.
+    The rows of a bundle stay together. A row that is alone in its bundle, and ends before position
+    `share_below`, fills what a longer such row leaves of its line, in whatever group. Otherwise
+    rows that branch and rows that do not are kept apart, because only the latter can use the
+    model's own mask; so are bundles of different length if `equal_lengths`. Longest first, so that
+    memory runs out at once if it does. A bundle larger than the budget is alone. A prefix that all
+    rows share is not counted.
     """
     groups: list[_Filling] = []
-    last: object = None
+    gaps = _Gaps()
     for bundle in sorted(bundles, key=_kind, reverse=True):
-        branched, _ = kind = _kind(bundle)
-        alike = kind if equal_lengths else branched
-        if not groups or alike != last or not groups[-1].add(bundle):
-            shares = max(max(row.positions) for row in bundle) < share_below
-            groups.append(_Filling(bundle, prefix_length, token_budget, shares))
-            last = alike
+        sizes = [len(row) - prefix_length for row in bundle]
+        shares = len(bundle) == 1 and max(bundle[0].positions) < share_below
+        if shares and gaps.fill(bundle[0], sizes[0]):
+            continue
+        branched, longest = _kind(bundle)
+        kind = (branched, shares, longest if equal_lengths else None)
+        if not groups or groups[-1].kind != kind or not groups[-1].has_room(len(bundle)):
+            groups.append(_Filling(kind, max(sizes), token_budget))
+        group = groups[-1]
+        for row, size in zip(bundle, sizes, strict=True):
+            group.lines.append([row])
+            if shares:
+                gaps.open(group.lines[-1], group.width - size)
     return [RowGroup(tuple(map(tuple, one.lines)), prefix_length) for one in groups]
 
 
+@dataclass
 class _Filling:
-    """A group that bundles are added to, no longer ones than the first; it decides the width."""
+    """A group that lines are added to, none longer than `width`."""
 
-    def __init__(
-        self, first: Sequence[Row], prefix_length: int, token_budget: int, share_lines: bool
-    ) -> None:
-        self.lines: list[list[Row]] = []
-        self._room: list[int] = []  # left in each line
-        self._prefix_length = prefix_length
-        self._width = max(map(len, first)) - prefix_length
-        self._most_lines = max(token_budget // self._width, len(first))
-        self._share_lines = share_lines
-        self.add(first)
+    kind: tuple[object, ...]
+    width: int
+    token_budget: int
+    lines: list[list[Row]] = field(default_factory=list)
 
-    def add(self, bundle: Sequence[Row]) -> bool:
-        """Puts each row into the first line with room for it; nothing, if not all find room."""
-        lines, room = [[*line] for line in self.lines], [*self._room]
-        for row in bundle:
-            own = len(row) - self._prefix_length
-            at = next((line for line, left in enumerate(room) if own <= left), len(room))
-            if at == len(room):
-                lines.append([])
-                room.append(self._width)
-            lines[at].append(row)
-            room[at] = room[at] - own if self._share_lines else 0
-        if len(lines) > self._most_lines:
+    def has_room(self, lines: int) -> bool:
+        return (len(self.lines) + lines) * self.width <= self.token_budget
+
+
+class _Gaps:
+    """What is left of lines that several rows may share; a row takes the smallest that holds it."""
+
+    def __init__(self) -> None:
+        # Tokens left, ascending; what is second tells lines with equal gaps apart.
+        self._gaps: list[tuple[int, int, list[Row]]] = []
+        self._opened = 0
+
+    def open(self, line: list[Row], left: int) -> None:
+        if left == 0:
+            return
+        insort(self._gaps, (left, self._opened, line))
+        self._opened += 1
+
+    def fill(self, row: Row, size: int) -> bool:
+        """Whether some line has room for a row, which is put there."""
+        at = bisect_left(self._gaps, size, key=lambda gap: gap[0])
+        if at == len(self._gaps):
             return False
-        self.lines, self._room = lines, room
+        left, _, line = self._gaps.pop(at)
+        line.append(row)
+        self.open(line, left - size)
         return True
 
 

@@ -184,8 +184,7 @@ def test_all_batches_through_a_layer_give_what_a_batch_through_all_layers_gives(
     removals = [INTACT, *layer_removals(depth), *sublayer_removals(depth, Part.MLP), layers(0, 2)]
     engine = AblationEngine(model, removals, token_budget=BUDGET)
     expected = found_by(engine)
-    bundles = [engine.rows(index, item) for index, item in enumerate(ITEMS)]
-    passes = [engine.enter(ITEMS, group) for group in group_bundles(bundles, BUDGET)]
+    passes = [engine.enter(ITEMS, group) for group in engine.groups(ITEMS)]
     assert len(passes) > 1
     for layer in range(depth):
         for one in passes:
