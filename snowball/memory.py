@@ -16,6 +16,7 @@ _WANTED = re.compile(
 )
 GIBIBYTE = 2**30
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+_GROWTH = 1.1
 _UNITS = {"bytes": 1} | {f"{letter}iB": 1 << (10 * n) for n, letter in enumerate("KMGTPE", 1)}
 
 
@@ -47,6 +48,22 @@ def return_freed_memory() -> None:
     """Gives back to the system what was freed: glibc keeps it where anything in use lies above."""
     if _TRIM is not None:
         _TRIM(0)
+
+
+class FreedMemory:
+    """Gives back what was freed whenever the process has grown by a tenth.
+
+    Tensors of many sizes that come and go leave gaps between those that stay, which hold as much
+    memory as all that is in use; but to give each of them back at once costs time.
+    """
+
+    def __init__(self) -> None:
+        self._resident = resident_bytes()
+
+    def return_if_grown(self) -> None:
+        if resident_bytes() > _GROWTH * self._resident:
+            return_freed_memory()
+            self._resident = resident_bytes()
 
 
 def free_disk_bytes(folder: Path) -> int:

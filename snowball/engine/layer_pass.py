@@ -24,6 +24,7 @@ from snowball.engine.packing import RowBatch
 from snowball.engine.predictions import LogitSums, Predictions, ReadPositions
 from snowball.engine.removal import Plan, removal_name
 from snowball.errors import SnowballError
+from snowball.memory import FreedMemory
 from snowball.tasks.item import Item
 
 # Hidden units of an MLP per coordinate of the stream, in most decoders.
@@ -99,6 +100,7 @@ class Pass:
         self._recorder = (
             None if answers_only else ActivationRecorder(batch, items, plan, token_budget)
         )
+        self._freed = FreedMemory()
         self._next_layer = 0
         self._layers: BatchLayers
         self.states: Float[Tensor, "slots places hidden"]
@@ -143,6 +145,7 @@ class Pass:
                 self._run(layer, slots)
         if self._recorder is not None:
             self._recorder.leave(layer, self.states)
+        self._freed.return_if_grown()
 
     @torch.inference_mode()
     def finish(self) -> list[ItemAblation]:

@@ -53,3 +53,16 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 def test_where_nobody_can_be_told_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_TRIM", None)
     return_freed_memory()
+
+
+def test_it_goes_back_when_the_process_has_grown_by_a_tenth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resident, returned = [100], []
+    monkeypatch.setattr(memory, "resident_bytes", lambda: resident[-1])
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: returned.append(resident[-1]))
+    freed = memory.FreedMemory()
+    for size in (100, 109, 112, 120, 124, 90, 130, 137):
+        resident.append(size)
+        freed.return_if_grown()
+    assert returned == [112, 124, 137]
