@@ -84,7 +84,9 @@ def prune(
             "or highest layer."
         ),
     ] = "likelihood",
-    width: Annotated[int, typer.Option(help="Sets that a beam keeps.", min=1)] = 4,
+    width: Annotated[
+        int | None, typer.Option(help="Sets that a beam keeps; by default 4.", min=1)
+    ] = None,
     generations: Annotated[
         int | None, typer.Option(help="Of an evolutionary search.", min=1)
     ] = None,

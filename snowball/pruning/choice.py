@@ -190,7 +190,7 @@ class Chooser:
         assert self.budget.count is not None
         search, count = self.method.search, self.budget.count
         if search is Search.BEAM:
-            found = beam(objective, self.units, count, self.method.width, rule)[0]
+            found = beam(objective, self.units, count, self.method.beam_width, rule)[0]
         elif search is Search.EVOLUTIONARY:
             settings = Evolution(self.method.seed, self.method.generations)
             found = evolutionary(objective, self.units, count, settings)

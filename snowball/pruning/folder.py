@@ -347,7 +347,7 @@ def _cost(chooser: Chooser, choice: Choice) -> Cost:
 def _record(method: Method, budget: Budget) -> MethodRecord:
     settings: dict[str, object] = {}
     if method.search is Search.BEAM:
-        settings["width"] = method.width
+        settings["width"] = method.beam_width
     if method.search is Search.EVOLUTIONARY:
         settings["generations"] = method.generations
     if method.racing is not None:

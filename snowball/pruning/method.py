@@ -53,6 +53,8 @@ class Search(StrEnum):
 
 _Named = TypeVar("_Named", bound=StrEnum)
 
+_BEAM_WIDTH = 4
+
 
 class MethodError(SnowballError):
     """A criterion, a search and a unit that do not go together."""
@@ -62,11 +64,11 @@ class MethodError(SnowballError):
 class Method:
     """How units are chosen.
 
-    `protect`: layers that stay, counted from the end if negative. `width`: sets that a beam keeps.
-    `generations` of an evolutionary search, its own number by default. `racing`: with which error
-    greedy search by accuracy may take a unit that is not the best, or not within `indifference`
-    points of accuracy of it; by default it takes the best. `seed`: of a random order, of evolution
-    and of races.
+    `protect`: layers that stay, counted from the end if negative. `width`: sets that a beam keeps,
+    4 by default. `generations` of an evolutionary search, its own number by default. `racing`: with
+    which error greedy search by accuracy may take a unit that is not the best, or not within
+    `indifference` points of accuracy of it; by default it takes the best. `seed`: of a random
+    order, of evolution and of races.
 
     Raises:
         MethodError: they do not go together, or are none.
@@ -77,7 +79,7 @@ class Method:
     unit: Part = Part.LAYER
     protect: Sequence[int] = ()
     tie_rule: TieRule = TieRule.LIKELIHOOD
-    width: int = 4
+    width: int | None = None
     generations: int | None = None
     racing: float | None = None
     indifference: float = 1.0
@@ -99,6 +101,10 @@ class Method:
             self.search is not Search.ONE_SHOT or self.unit is not Part.LAYER
         ):
             raise MethodError("a block of layers is removed at once: whole layers, search one-shot")
+        if self.width is not None and self.search is not Search.BEAM:
+            raise MethodError(f"a width is of search {Search.BEAM}, not of {self.search}")
+        if self.generations is not None and self.search is not Search.EVOLUTIONARY:
+            raise MethodError(f"generations are of search {Search.EVOLUTIONARY}, not {self.search}")
         if not 0 <= self.indifference < 100:
             raise MethodError(
                 f"the indifference is in points of accuracy, such as 1, not {self.indifference}"
@@ -120,6 +126,11 @@ class Method:
         if self.racing is None:
             return None
         return Racing(self.racing, self.indifference / 100, self.seed)
+
+    @property
+    def beam_width(self) -> int:
+        """Sets that a beam keeps."""
+        return _BEAM_WIDTH if self.width is None else self.width
 
     @property
     def by_removal(self) -> bool:

@@ -195,7 +195,8 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
 def test_every_criterion_writes_its_report(
     model: Pretrained, inputs: Path, tmp_path: Path, criterion: str, search: str | None
 ) -> None:
-    method = read_method(criterion, search, generations=2)
+    settings: dict[str, Any] = {"generations": 2} if search == "evolutionary" else {}
+    method = read_method(criterion, search, **settings)
     document = prune(model, inputs, tmp_path / "x", method=method, random_sets=2)
     assert len(parse_removal(document.removed)) == 2
     assert read_pruning(tmp_path / "x").method.criterion == method.criterion.name

@@ -199,6 +199,8 @@ def test_a_share_of_the_parameters_and_protected_layers(measure: Measure) -> Non
         ({"search": "beam", "racing": 0.05}, "greedy search by accuracy"),
         ({"racing": 5}, "a probability, such as 0.05, not 5"),
         ({"racing": 0.05, "indifference": -1}, "in points of accuracy, such as 1, not -1"),
+        ({"width": 4}, "a width is of search beam, not of greedy"),
+        ({"search": "beam", "generations": 9}, "generations are of search evolutionary, not beam"),
         ({"indifference": float("nan")}, "in points of accuracy, such as 1, not nan"),
     ],
 )
