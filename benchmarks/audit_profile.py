@@ -2,77 +2,73 @@
 
     python benchmarks/audit_profile.py MODEL TASK.jsonl:SPLIT --limit 16 --out FILE.json
 
-All removals of single layers are run once, after a first item that chooses kernels.
+All removals of single layers are run once, after a first item that chooses kernels; with
+`--commits`, by each of these commits of this repository.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter, defaultdict
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch.profiler import ProfilerActivity, profile
+from checkouts import checked_out
+from profiled_engine import profiled
 
-from snowball.engine.ablation import AblationEngine
-from snowball.engine.removal import INTACT, layer_removals
 from snowball.files import write_json
-from snowball.pretrained.loading import load_pretrained
 from snowball.provenance import provenance, script_command
-from snowball.tasks.reading import read_named_task
-from snowball.tasks.task import ScoredTask
-
-_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
-_ATTENTION = "scaled_dot_product"
-_LISTED = 8
 
 
 def main() -> None:
     arguments = _arguments()
-    loaded = load_pretrained(arguments.model, dtype=arguments.dtype)
-    task = read_named_task(arguments.task, loaded, limit=arguments.limit)
-    assert isinstance(task, ScoredTask), "the engine scores continuations"
-    depth = int(loaded.model.config.get_text_config().num_hidden_layers)
-    engine = AblationEngine(loaded.model, [INTACT, *layer_removals(depth)[:: arguments.every]])
-    for _ in engine.run(task.items[:1]):  # first calls choose kernels
-        pass
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in engine.run(task.items):
-            pass
-    microseconds: defaultdict[str, float] = defaultdict(float)
-    calls: Counter[str] = Counter()
-    for event in profiled.key_averages():
-        microseconds[event.key] += event.self_cpu_time_total
-        calls[event.key] += event.count
-    total = sum(microseconds.values())
-    slowest = sorted(microseconds, key=lambda name: -microseconds[name])
-    kinds: dict[str, float] = dict.fromkeys(("matrix products", "attention", "other"), 0.0)
-    for name, spent in microseconds.items():
-        kinds[_kind(name)] += spent / total
     result = {
-        "model": Path(loaded.name).name,
+        "model": Path(arguments.model).name,
         "dtype": arguments.dtype,
-        "task": task.name,
-        "items": len(task.items),
-        "models": len(engine.plan.removals),
-        "batches": len(engine.groups(task.items)),
-        "threads": torch.get_num_threads(),
-        "share_of_time": kinds,
-        "operators": [
-            {"operator": name, "share_of_time": microseconds[name] / total, "calls": calls[name]}
-            for name in slowest[:_LISTED]
-        ],
-        "provenance": {**provenance(), "command": script_command()},
+        "task": arguments.task.rpartition("/")[2],
     }
-    print(json.dumps(result["share_of_time"]))
-    write_json(arguments.out, result)
+    if arguments.commits:
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [_of_commit(arguments, one, Path(folder)) for one in arguments.commits]
+        result["runs"] = runs
+    else:
+        runs = [profiled(*_given(arguments))]
+        result |= runs[0]
+    for one in runs:
+        print(json.dumps({key: value for key, value in one.items() if key != "operators"}))
+    write_json(
+        arguments.out, {**result, "provenance": {**provenance(), "command": script_command()}}
+    )
 
 
-def _kind(operator: str) -> str:
-    if operator in _PRODUCTS:
-        return "matrix products"
-    return "attention" if _ATTENTION in operator else "other"
+def _given(arguments: argparse.Namespace) -> tuple[str, str, int, int, str]:
+    """What is to be profiled, by paths that hold in any folder."""
+    model, (path, _, split) = Path(arguments.model), arguments.task.rpartition(":")
+    return (
+        str(model.resolve() if model.exists() else model),
+        f"{Path(path).resolve()}:{split}",
+        arguments.limit,
+        arguments.every,
+        arguments.dtype,
+    )
+
+
+def _of_commit(arguments: argparse.Namespace, commit: str, folder: Path) -> dict[str, Any]:
+    script = Path(__file__).with_name("profiled_engine.py").resolve()
+    with checked_out(commit, folder) as (name, tree):
+        done = subprocess.run(
+            [sys.executable, str(script), *map(str, _given(arguments))],
+            env={**os.environ, "PYTHONPATH": str(tree)},
+            cwd=tree,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return {"commit": name, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def _arguments() -> argparse.Namespace:
@@ -82,6 +78,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", help="as for `snowball audit`")
     parser.add_argument("task", help="JSONL file and split, FILE:SPLIT")
+    parser.add_argument("--commits", nargs="*", default=[], help="by default what is installed")
     parser.add_argument("--limit", type=int, default=16, help="items")
     parser.add_argument("--every", type=int, default=1, help="remove every n-th layer")
     parser.add_argument("--dtype", default="float32")

@@ -22,13 +22,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from checkouts import checked_out
 from few_shot import few_shot_choices, largest_subjects
 
 from snowball.files import write_json
 from snowball.jsonl import Row, keep_split, read_jsonl
 from snowball.provenance import provenance, script_command
 
-_REPOSITORY = Path(__file__).parents[1]
 _SHOTS = 5
 
 
@@ -79,10 +79,8 @@ def _audit(
     arguments: argparse.Namespace, commit: str, tasks: list[Path], folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Time and memory of the audit by a commit, and its document."""
-    tree, out = folder / f"tree-{commit}", folder / f"audit-{commit}"
-    name = _git("rev-parse", "--short", commit)
-    _git("worktree", "add", "--detach", str(tree), commit)
-    try:
+    out = folder / f"audit-{commit}"
+    with checked_out(commit, folder) as (name, tree):
         command = [sys.executable, "-m", "snowball", "audit", str(Path(arguments.model).resolve())]
         command += [part for task in tasks for part in ("--task", str(task))]
         command += ["--dtype", arguments.dtype, "--out", str(out)]
@@ -93,8 +91,6 @@ def _audit(
         _, status, usage = os.wait4(child.pid, 0)  # which also says what it took
         child.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - started
-    finally:
-        _git("worktree", "remove", "--force", str(tree))
     if status:
         raise SystemExit(
             f"the audit by {name} ended with status {os.waitstatus_to_exitcode(status)}"
@@ -135,13 +131,6 @@ def _pairs(before: dict[str, float], after: dict[str, float]) -> list[tuple[floa
 
 def _largest_difference(pairs: Iterable[tuple[float, float]]) -> float:
     return max((abs(one - other) for one, other in pairs), default=0.0)
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=_REPOSITORY, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.strip()
 
 
 def _arguments() -> argparse.Namespace:

@@ -101,14 +101,18 @@ def test_questions_are_timed_beside_lm_eval(folder: Path, monkeypatch: pytest.Mo
     assert found["lm_eval"]["seconds"] > 0
 
 
-@pytest.mark.slow
-def test_two_commits_are_audited_and_compared(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _needs_repository() -> None:
     try:
         subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git repository")
+
+
+@pytest.mark.slow
+def test_two_commits_are_audited_and_compared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _needs_repository()
     words = "--commits HEAD HEAD --questions 3 --few-shot-questions 4 --dtype float32".split()
     found = run_main(monkeypatch, "audit_versions", folder, "--data", folder / "data", *words)
     runs = found["runs"]
@@ -147,3 +151,13 @@ def test_time_is_told_by_operator(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert abs(sum(found["share_of_time"].values()) - 1) < 1e-9
     shares = [one["share_of_time"] for one in found["operators"]]
     assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.slow
+def test_time_is_told_by_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _needs_repository()
+    task = f"{folder / 'data' / 'arc_easy.jsonl'}:test"
+    found = run_main(monkeypatch, "audit_profile", folder, task, "--commits", "HEAD", "HEAD")
+    one, other = found["runs"]
+    assert one["commit"] == other["commit"]
+    assert one["calls"] == other["calls"] > sum(part["calls"] for part in one["operators"]) > 0
