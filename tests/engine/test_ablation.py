@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -337,6 +338,41 @@ def test_only_items_within_the_window_share_rows(name: str) -> None:
         rows = engine.rows(0, item)
         assert len(rows) == (1 if item.longest <= WINDOW else len(item.continuations))
     assert {WINDOW, WINDOW + 1} < {item.longest for item in ITEMS}
+
+
+def texts(*lengths: int) -> list[Item]:
+    """Plain texts: one continuation of two tokens each, which the model reads but for the last."""
+    return [
+        Item(f"{size} tokens", tuple(1 + (7 * n + size) % 60 for n in range(size - 1)), ((9, 3),))
+        for size in lengths
+    ]
+
+
+def shared_lines(engine: AblationEngine, items: Sequence[Item]) -> list[list[int]]:
+    """The items of each line in which there are several, by their lengths."""
+    lines = [line for group in engine.groups(items) for line in group.lines]
+    return [[len(row) for row in line] for line in lines if len(line) > 1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("items", [texts(14, 9, 5, 4), ITEMS], ids=["texts", "branches"])
+def test_rows_that_share_a_line_give_what_they_give_alone(name: str, items: list[Item]) -> None:
+    model = model_of(name)
+    engine = AblationEngine(model, SOME)
+    assert shared_lines(engine, items)
+    found = by_item(engine.run(items))
+    check_against_deletion(model, SOME, items, [one.loglikelihoods for one in found])
+    alone = [run(model, SOME, [item])[0] for item in items]
+    assert_same(found, [replace(one, item=place) for place, one in enumerate(alone)])
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_texts_beyond_the_window_share_no_line(name: str) -> None:
+    model, items = model_of(name), texts(WINDOW + 6, WINDOW, WINDOW - 4, 4, 3)
+    engine = AblationEngine(model, SOME)
+    assert shared_lines(engine, items) == [[WINDOW - 4, 4]]
+    found = by_item(engine.run(items))
+    check_against_deletion(model, SOME, items, [one.loglikelihoods for one in found])
 
 
 # Memory
