@@ -18,8 +18,8 @@ def portions_of(engine: AblationEngine, items: Sequence[Item], sets: int) -> lis
     """A partition of items, by their places, into what is run at once without `sets` sets.
 
     It depends on the items and on the number of sets only, not on who runs a portion. Rows behind a
-    prefix that they share stay together as the engine groups them; all others are divided, longest
-    first, as long as a portion of all sets fills a layer call.
+    prefix that they share stay together as the engine groups them; all others are divided, in the
+    engine's order, as long as a portion of all sets fills a layer call.
     """
     seen: set[int] = set()
     together, alone = [], []
@@ -53,10 +53,11 @@ def _divided(
     fewest = budget // min(_SETS_AT_ONCE, max(1, sets))
     size = min(budget, max(fewest, sum(tokens.values()) // _PORTIONS))
     portions: list[list[int]] = []
-    longest = 0
+    room = 0
     for place in places:
-        if not portions or (len(portions[-1]) + 1) * longest > size:
+        if not portions or tokens[place] > room:
             portions.append([])
-            longest = tokens[place]
+            room = size
         portions[-1].append(place)
+        room -= tokens[place]
     return portions

@@ -64,9 +64,9 @@ def test_portions_are_about_equal_and_fill_a_layer_call(lengths: list[int], sets
     portions = portions_of(ENGINES[RowLayout.PACKED], asked, sets)
     size = min(BUDGET, max(BUDGET // min(sets, 16), sum(sizes) // 16))
     for one, following in zip(portions, [*portions[1:], None], strict=True):
-        longest = max(sizes[place] for place in one)
-        assert len(one) == 1 or len(one) * longest <= size
-        assert following is None or (len(one) + 1) * longest > size
+        tokens = sum(sizes[place] for place in one)
+        assert len(one) == 1 or tokens <= size
+        assert following is None or tokens + sizes[following[0]] > size
 
 
 @given(st.lists(st.integers(1, 200), max_size=40), st.integers(1, 40))
