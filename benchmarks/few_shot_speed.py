@@ -180,45 +180,44 @@ def _generation(
         return [by_prompt[place] for place in range(len(task.prompts))]
 
     def theirs() -> list[TokenIds]:
-        """Of the last model, every prompt."""
-        with deleted(model, removals[-1]):
-            return [_continued(model, prompt, tokens) for prompt in task.prompts]
+        """Of the intact model, every prompt."""
+        return [_continued(model, prompt, tokens) for prompt in task.prompts]
 
     shared, seconds = _timed(lambda: ours(True))
     alone, without = _timed(lambda: ours(False))
     single, loop_seconds = _timed(theirs)
+    depth = LayerStack(model).depth
+    scale = sum(depth - len(removal) for removal in removals) / depth  # all models to the intact
     against = {}
     if arguments.against == "lm-eval":
-        expected = [task.decode(texts[-1]) for texts in shared]
-        ratio_of_second = len(removals) / seconds
-        against = _lm_eval_texts(loaded, removals[-1], task, tokens, expected, ratio_of_second)
+        expected = [task.decode(texts[0]) for texts in shared]
+        against = _lm_eval_texts(loaded, task, tokens, expected, scale / seconds)
     return {
         "prompts": len(task.prompts),
         "prompt_tokens": sum(map(len, task.prompts)) / len(task.prompts),
         "new_tokens": tokens,
         "engine_seconds": seconds,
         "without_sharing_seconds": without,
-        "loop_seconds": loop_seconds * len(removals),
-        "ratio": loop_seconds * len(removals) / seconds,
+        "loop_seconds": loop_seconds * scale,
+        "ratio": loop_seconds * scale / seconds,
         "same_as_without_sharing": shared == alone,
-        "same_as_the_loop": [texts[-1] for texts in shared] == single,
+        "same_as_the_loop": [texts[0] for texts in shared] == single,
         **against,
     }
 
 
 def _lm_eval_texts(
     loaded: Pretrained,
-    removal: Removal,
     task: GenerationTask,
     new_tokens: int,
     expected: Sequence[str],
     ratio_of_second: float,
 ) -> dict[str, Any]:
-    """What lm-eval takes for the same prompts without the last layer."""
+    """What lm-eval takes for the same prompts, with the intact model."""
     prompts = [document.requests[0][0] for document in task.documents]
     backend = LmEvalBackend(loaded, _ROWS)
-    with deleted(loaded.model, removal):
-        texts, seconds = _timed(lambda: backend.texts(prompts, new_tokens))
+    loaded.model.config.get_text_config().use_cache = True
+    texts, seconds = _timed(lambda: backend.texts(prompts, new_tokens))
     return {
         "lm_eval_seconds": seconds,
         "lm_eval_ratio": seconds * ratio_of_second,

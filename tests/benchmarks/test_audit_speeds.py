@@ -81,7 +81,7 @@ def test_few_shot_questions_are_timed_beside_lm_eval(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    words = "--items 4 --subjects 1 --loop-items 2 --prompts 2 --new-tokens 3 --against lm-eval"
+    words = "--items 4 --subjects 1 --loop-items 2 --prompts 2 --new-tokens 3 --every 2 --against lm-eval"
     data = ("--data", folder / "data")
     found = run_main(monkeypatch, "few_shot_speed", folder, *data, *words.split())
     (one,) = found["rounds"]
