@@ -67,11 +67,13 @@ def probe_items(
     tokens: Sequence[int],
     seed: int,
     prefix_length: int = 0,
+    widest: int = 0,
 ) -> list[Item]:
     """Random items that make siblings, rows and padding of every kind meet.
 
     None has more tokens than `longest`, if that is enough for the smallest of them. Around each
-    length below it at which the model switches there is one with branches on both sides. They are
+    length below it at which the model switches there is one with branches on both sides; and for
+    each that rows of `widest` tokens pass, though no text does, one whose row passes it. They are
     made of the given `tokens`, for a model may have some that it never read. All begin with the
     same `prefix_length` tokens.
     """
@@ -81,6 +83,9 @@ def probe_items(
     for length in switches_of(model, longest):
         back, branches = _AROUND
         shapes.append(_shortened(max(1, length - prefix_length - back), branches, rest))
+    for length in switches_of(model, widest):
+        if length >= longest:
+            shapes.append(_row_beyond(length - prefix_length, rest))
     return [
         Item(
             f"probe {place}",
@@ -129,6 +134,14 @@ def _shortened(
     longest = max(longest, _FEWEST_TOKENS)
     kept = max(1, min(context, longest + 1 - max(branches)))
     return kept, tuple(min(size, longest + 1 - kept) for size in branches)
+
+
+def _row_beyond(length: int, longest: int) -> tuple[int, tuple[int, ...]]:
+    """A shape whose last branch stands beyond `length` tokens of its row; no text is that long."""
+    longest = max(longest, _FEWEST_TOKENS)
+    context = longest // 2
+    size = longest + 1 - context
+    return context, (size,) * ((length - context) // (size - 1) + 2)
 
 
 def _drawn(random: np.random.Generator, tokens: Sequence[int], count: int) -> TokenIds:

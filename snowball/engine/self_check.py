@@ -65,7 +65,8 @@ def check_engine(
     """The cheapest layout of rows in which the engine equals true deletion.
 
     Compared are items made to bring forth every interference (`row_probe`), and of each task those
-    of every form: the shortest and the longest, that with most choices, and that with the longest.
+    of every form: the shortest and the longest, alone and with all choices in a row, that with most
+    choices, and that with the longest.
     Of the removals it takes the intact model and the first, the middle and the last one. Where
     items share a prefix, the same is asked of rows behind it; if they fail, nothing is shared.
 
@@ -81,7 +82,8 @@ def check_engine(
         {token for item in own for ids in (item.context, *item.continuations) for token in ids}
     )
     longest = min(longest, stack.context_length or longest)
-    probes = probe_items(stack.model, longest, tokens, seed) if tokens else []
+    widest = max((item.packed_tokens for task in tasks for item in task.items), default=0)
+    probes = probe_items(stack.model, longest, tokens, seed, widest=widest) if tokens else []
     names = tuple(map(removal_name, chosen))
     truth = _TrueDeletion(stack, chosen)
     reasons: list[str] = []
@@ -152,7 +154,8 @@ def _with_prefixes(
     prefix = max(FEWEST_SHARED, longest // 2)
     if not switches_of(stack.model, longest):
         prefix = min(prefix, _LONGEST_PROBED_PREFIX)
-    probes = probe_items(stack.model, longest, tokens, seed, prefix)
+    widest = max(item.packed_tokens for pair in own for item in pair)
+    probes = probe_items(stack.model, longest, tokens, seed, prefix, widest)
     worst = checked.worst
     try:
         lists = [probes, *own]
@@ -181,12 +184,16 @@ def _with_prefixes(
 
 
 def _sharing(engine: AblationEngine, items: Sequence[Item]) -> list[int]:
-    """The shortest and the longest item of the batch with the longest prefix, if any has one."""
+    """Of the batch with the longest prefix, if any has one: the shortest and the longest item.
+
+    The longest alone, and with all continuations in a row.
+    """
     group = max(engine.groups(items), key=lambda group: group.prefix_length, default=None)
     if group is None or not group.prefix_length:
         return []
-    by_length = sorted((row.item for row in group.rows), key=lambda place: items[place].longest)
-    return [by_length[0], by_length[-1]]
+    places = sorted((row.item for row in group.rows), key=lambda place: items[place].longest)
+    widest = max(places, key=lambda place: items[place].packed_tokens)
+    return list(dict.fromkeys((places[0], places[-1], widest)))
 
 
 def _in_one_batch(engine: AblationEngine, items: Sequence[Item]) -> AblationEngine:
@@ -197,7 +204,7 @@ def _in_one_batch(engine: AblationEngine, items: Sequence[Item]) -> AblationEngi
 
 
 def forms(items: Sequence[Item]) -> list[int]:
-    """Of every form of item one: shortest, longest, most continuations, the longest of them."""
+    """Of every form of item one: shortest, longest, longest row, most or longest continuations."""
     places = range(len(items))
     if not items:
         return []
@@ -205,6 +212,7 @@ def forms(items: Sequence[Item]) -> list[int]:
         {
             min(places, key=lambda i: items[i].longest),
             max(places, key=lambda i: items[i].longest),
+            max(places, key=lambda i: items[i].packed_tokens),
             max(places, key=lambda i: len(items[i].continuations)),
             max(places, key=lambda i: max(map(len, items[i].continuations))),
         }

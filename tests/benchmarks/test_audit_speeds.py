@@ -81,9 +81,9 @@ def test_few_shot_questions_are_timed_beside_lm_eval(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    words = "--items 4 --subjects 1 --loop-items 2 --prompts 2 --new-tokens 3 --every 2 --against lm-eval"
-    data = ("--data", folder / "data")
-    found = run_main(monkeypatch, "few_shot_speed", folder, *data, *words.split())
+    words = "--items 4 --subjects 1 --loop-items 2 --prompts 2 --new-tokens 3 --every 2".split()
+    given = ("--data", folder / "data", *words, "--against", "lm-eval")
+    found = run_main(monkeypatch, "few_shot_speed", folder, *given)
     (one,) = found["rounds"]
     assert one["lm_eval_largest_difference_nats"] < 1e-4
     assert found["median_lm_eval_ratio"] == one["lm_eval_ratio"] > 0

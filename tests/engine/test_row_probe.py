@@ -21,7 +21,7 @@ from snowball.engine.row_probe import (
     length_switches,
     probe_items,
 )
-from snowball.engine.self_check import SelfCheckError, check_engine
+from snowball.engine.self_check import SelfCheckError, check_against_deletion, check_engine
 from snowball.engine.self_check_result import RowLayout
 from snowball.jsonl import Row
 from snowball.tasks.item import Item
@@ -233,6 +233,62 @@ def test_probe_items_stand_on_both_sides_of_a_window() -> None:
     assert [len(one) for one in around[0].continuations] == [1, 6, 3]
 
 
+@pytest.mark.parametrize("longest", [2, 3, 7, WINDOW])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_probe_items_pass_a_window_by_their_rows_where_yours_do(longest: int, prefix: int) -> None:
+    model = tiny_model("mistral")
+    narrow = probe_items(model, longest, TOKENS, 0, prefix, widest=WINDOW)
+    assert narrow == probe_items(model, longest, TOKENS, 0, prefix)
+    items = probe_items(model, longest, TOKENS, 0, prefix, widest=WINDOW + 1)
+    assert items[: len(narrow)] == narrow
+    for item in items[len(narrow) :]:
+        assert item.longest == max(longest, prefix + 2)
+        last = len(item.continuations[-1]) - 1
+        assert item.packed_tokens - last >= WINDOW  # the last branch stands beyond it
+    assert len(items) == len(narrow) + 2
+
+
+def gpt_neo(window: int) -> Any:
+    """A model whose local attention goes by the places of a row, whatever the mask says."""
+    torch.manual_seed(0)
+    config = hf.GPTNeoConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_layers=DEPTH,
+        attention_types=[[["global", "local"], DEPTH // 2]],
+        num_heads=4,
+        window_size=window,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    return hf.GPTNeoForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(("window", "packed"), [(24, False), (64, True)])
+def test_rows_that_pass_a_window_which_no_text_passes_are_not_packed(
+    window: int, packed: bool
+) -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def drawn(size: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1, VOCABULARY, (size,), generator=random).tolist())
+
+    items = [Item(f"short {n}", drawn(3 + n), (drawn(2), drawn(3))) for n in range(12)]
+    items.append(Item("most choices", drawn(3), tuple(drawn(1) for _ in "abcde")))
+    items.append(Item("longest choice", drawn(3), (drawn(12), drawn(3))))
+    items += [Item(f"row of 41, {n}", drawn(9), tuple(drawn(9) for _ in "abcd")) for n in "ab"]
+    task = multiple_choice_task(
+        "task", items, [0] * 16, [[1] * len(i.continuations) for i in items]
+    )
+    model = gpt_neo(window)
+    found = check_engine(model, [task], REMOVALS)
+    assert found.packed is packed
+    engine = AblationEngine(model, REMOVALS, layout=found.rows)
+    results = {one.item: one.loglikelihoods for batch in engine.run(items) for one in batch}
+    ordered = [results[place] for place in range(len(items))]
+    check_against_deletion(model, REMOVALS, items, ordered)
+
+
 def test_probe_items_follow_the_seed() -> None:
     model = tiny_model("llama")
     assert probe_items(model, 20, TOKENS, seed=0) == probe_items(model, 20, TOKENS, seed=0)
@@ -260,9 +316,10 @@ def test_rows_are_compared_that_have_every_form() -> None:
         Item("shortest", (1,), ((4,), (5,))),
         Item("longest", tuple(range(9)), ((4,), (5,))),
         Item("most", (1, 2, 3), ((4,), (5,), (6,))),
-        Item("long choice", (1, 2), ((4, 5, 6), (5,))),
+        Item("long choice", (1, 2), ((4, 5, 6, 7), (5,))),
+        Item("longest row", tuple(range(8)), ((4, 5), (5, 6), (7, 8))),
     ]
-    assert forms(items) == [1, 2, 3, 4]
+    assert forms(items) == [1, 2, 3, 4, 5]
     assert forms(items[:1]) == [0]
     assert forms([]) == []
 
