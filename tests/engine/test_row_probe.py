@@ -273,12 +273,12 @@ def test_rows_that_pass_a_window_which_no_text_passes_are_not_packed(
     def drawn(size: int) -> tuple[int, ...]:
         return tuple(torch.randint(1, VOCABULARY, (size,), generator=random).tolist())
 
-    items = [Item(f"short {n}", drawn(3 + n), (drawn(2), drawn(3))) for n in range(12)]
+    items = [Item(f"short {n}", drawn(3 + n), (drawn(2), drawn(3))) for n in range(14)]
     items.append(Item("most choices", drawn(3), tuple(drawn(1) for _ in "abcde")))
     items.append(Item("longest choice", drawn(3), (drawn(12), drawn(3))))
     items += [Item(f"row of 41, {n}", drawn(9), tuple(drawn(9) for _ in "abcd")) for n in "ab"]
     task = multiple_choice_task(
-        "task", items, [0] * 16, [[1] * len(i.continuations) for i in items]
+        "task", items, [0] * 18, [[1] * len(i.continuations) for i in items]
     )
     model = gpt_neo(window)
     found = check_engine(model, [task], REMOVALS)
