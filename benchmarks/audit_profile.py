@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from arguments import positive
 from checkouts import checked_out
 from profiled_engine import profiled
 
@@ -47,10 +48,10 @@ def main() -> None:
 
 def _given(arguments: argparse.Namespace) -> tuple[str, str, int, int, str]:
     """What is to be profiled, by paths that hold in any folder."""
-    model, (path, _, split) = Path(arguments.model), arguments.task.rpartition(":")
+    model, (path, colon, split) = Path(arguments.model), arguments.task.partition(":")
     return (
         str(model.resolve() if model.exists() else model),
-        f"{Path(path).resolve()}:{split}",
+        f"{Path(path).resolve()}{colon}{split}",
         arguments.limit,
         arguments.every,
         arguments.dtype,
@@ -79,8 +80,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("model", help="as for `snowball audit`")
     parser.add_argument("task", help="JSONL file and split, FILE:SPLIT")
     parser.add_argument("--commits", nargs="*", default=[], help="by default what is installed")
-    parser.add_argument("--limit", type=int, default=16, help="items")
-    parser.add_argument("--every", type=int, default=1, help="remove every n-th layer")
+    parser.add_argument("--limit", type=positive, default=16, help="items")
+    parser.add_argument("--every", type=positive, default=1, help="remove every n-th layer")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     return parser.parse_args()

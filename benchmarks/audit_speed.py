@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from arguments import positive
 from lm_eval_backend import LmEvalBackend
 
 from snowball.engine.ablation import AblationEngine
@@ -195,10 +196,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", help="as for `snowball audit`")
     parser.add_argument("task", help="multiple-choice JSONL file and split, FILE:SPLIT")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--items", type=int, default=4, help="items in a round")
-    parser.add_argument("--loop-items", type=int, default=4, help="of which the loop measures some")
-    parser.add_argument("--rows", type=int, default=16, help="rows in a batch of the loop")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--items", type=positive, default=4, help="items in a round")
+    parser.add_argument("--loop-items", type=positive, default=4, help="of a round, for the loop")
+    parser.add_argument("--rows", type=positive, default=16, help="rows in a batch of the loop")
     parser.add_argument("--token-budget", type=int)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")

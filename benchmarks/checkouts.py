@@ -15,6 +15,7 @@ def checked_out(commit: str, folder: Path) -> Iterator[tuple[str, Path]]:
     """The short name of a commit and its tree, which lies in `folder` as long as it is wanted."""
     name = _git("rev-parse", "--short", commit)
     tree = folder / f"tree-{name}"
+    _git("worktree", "prune")  # of folders that a killed run has left and that are gone
     _git("worktree", "add", "--detach", str(tree), commit)
     try:
         yield name, tree

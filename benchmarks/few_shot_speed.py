@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from arguments import positive
 from audit_speed import obvious_loop
 from few_shot import few_shot_choices, few_shot_prompts, largest_subjects
 from jaxtyping import Float
@@ -272,11 +273,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="with mmlu.jsonl and gsm8k.jsonl")
     parser.add_argument("--subjects", type=int, default=3, help="rounds: the largest subjects")
     parser.add_argument("--leave-out", nargs="*", default=[], help="subjects")
-    parser.add_argument("--items", type=int, default=16, help="questions in a round")
-    parser.add_argument("--every", type=int, default=1, help="remove every n-th layer")
-    parser.add_argument("--loop-items", type=int, default=4, help="questions of the loop")
+    parser.add_argument("--items", type=positive, default=16, help="questions in a round")
+    parser.add_argument("--every", type=positive, default=1, help="remove every n-th layer")
+    parser.add_argument("--loop-items", type=positive, default=4, help="questions of the loop")
     parser.add_argument("--prompts", type=int, default=3, help="of GSM8K; 0: none")
-    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--new-tokens", type=positive, default=16)
     parser.add_argument("--against", choices=["lm-eval"], help="time lm-eval's hf backend too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")

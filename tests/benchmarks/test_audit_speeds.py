@@ -143,6 +143,26 @@ def test_memory_is_measured_beside_what_is_said(
     assert 0.8 < found["measured_over_said"] < 1.2
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("audit_speed", "--loop-items 0"),
+        ("few_shot_speed", "--items x"),
+        ("audit_profile", "--limit -1"),
+    ],
+)
+def test_amounts_are_positive(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    words: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, name, folder, "questions.jsonl", *words.split())
+    assert "a whole number of at least 1, not" in capsys.readouterr().err
+
+
 def test_time_is_told_by_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = f"{folder / 'data' / 'arc_easy.jsonl'}:test"
     found = run_main(monkeypatch, "audit_profile", folder, task)
