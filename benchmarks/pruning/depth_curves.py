@@ -121,7 +121,7 @@ def table(found: dict[str, Any]) -> Sheet:
                     task["task"],
                     name,
                     shown(task["intact"]),
-                    str(_unharmed(path)),
+                    str(unharmed(path, task["intact"][0])),
                     shown(quarter["accuracy"]),
                     shown(path[-1]["accuracy"]) + f" ({len(path)})",
                 )
@@ -159,8 +159,13 @@ def draw(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def _unharmed(path: Sequence[dict[str, Any]]) -> int:
-    harmed = [number for number, one in enumerate(path) if one["p_against_intact"] < 0.05]
+def unharmed(path: Sequence[dict[str, Any]], intact: float) -> int:
+    """How many steps come before the first that is below the intact model, and not by chance."""
+    harmed = [
+        number
+        for number, one in enumerate(path)
+        if one["accuracy"][0] < intact and one["p_against_intact"] < 0.05
+    ]
     return harmed[0] if harmed else len(path)
 
 

@@ -81,6 +81,17 @@ def test_task_agnostic_calibrates_on_each_task_on_their_mixture_and_on_text(run:
     assert one["mean"][0] == pytest.approx(np.mean(one["of_tasks"]))
 
 
+def test_a_step_above_the_intact_model_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(STUDIES))
+    unharmed = importlib.import_module("depth_curves").unharmed
+
+    def step(accuracy: float, p: float) -> dict[str, Any]:
+        return {"accuracy": [accuracy, 0.0, 1.0], "p_against_intact": p}
+
+    path = [step(0.6, 0.01), step(0.4, 0.2), step(0.3, 0.01), step(0.5, 1.0)]
+    assert [unharmed(path, intact) for intact in (0.5, 0.2)] == [2, 4]
+
+
 def test_depth_curves_have_a_set_of_every_size(run: Run) -> None:
     found = run("depth_curves", "--remove", "3")  # greedy search: a quarter of four layers
     (task,) = found["tasks"]
