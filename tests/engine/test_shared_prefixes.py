@@ -477,9 +477,9 @@ def test_made_up_items_are_long_only_where_a_length_matters(
     prefixes = []
     made_up = self_check.probe_items
 
-    def recorded(*arguments: Any) -> list[Item]:
+    def recorded(*arguments: Any, **others: Any) -> list[Item]:
         prefixes.append(arguments[4] if len(arguments) > 4 else 0)
-        return made_up(*arguments)
+        return made_up(*arguments, **others)
 
     monkeypatch.setattr(self_check, "probe_items", recorded)
     examples = tuple(1 + n % (VOCABULARY - 1) for n in range(207))
