@@ -23,6 +23,7 @@ from profiled_engine import profiled
 
 from snowball.files import write_json
 from snowball.provenance import provenance, script_command
+from snowball.tasks.reading import file_and_split
 
 
 def main() -> None:
@@ -48,10 +49,10 @@ def main() -> None:
 
 def _given(arguments: argparse.Namespace) -> tuple[str, str, int, int, str]:
     """What is to be profiled, by paths that hold in any folder."""
-    model, (path, colon, split) = Path(arguments.model), arguments.task.partition(":")
+    model, (path, split) = Path(arguments.model), file_and_split(arguments.task)
     return (
         str(model.resolve() if model.exists() else model),
-        f"{Path(path).resolve()}{colon}{split}",
+        ":".join([str(Path(path).resolve()), *([split] if split else [])]),
         arguments.limit,
         arguments.every,
         arguments.dtype,

@@ -185,7 +185,13 @@ def _synchronise(loaded: Pretrained) -> None:
 
 def _task(loaded: Pretrained, name: str, limit: int) -> ScoredTask:
     task = read_named_task(name, loaded, limit=limit)
-    assert isinstance(task, ScoredTask), "give a multiple-choice task"
+    if not isinstance(task, ScoredTask):
+        raise SystemExit(f"{name}: its answers are generated; give a multiple-choice task")
+    if len(task.items) < limit:
+        raise SystemExit(
+            f"{name} has {len(task.items)} questions, but --rounds times --items are {limit}: "
+            "give fewer of either"
+        )
     return task
 
 

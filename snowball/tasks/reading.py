@@ -54,7 +54,7 @@ def read_named_task(
             plain, pretrained.tokenizer, limit=limit, include=include, trust_code=trust_code
         )
     else:
-        path, split = _file_and_split(name)
+        path, split = file_and_split(name)
         task = read_task(path, pretrained.tokenizer, split=split, limit=limit)
     if isinstance(task, GenerationTask):
         return _ending_at(task, _end_tokens(pretrained))
@@ -90,13 +90,14 @@ def check_files(names: Sequence[str], limit: int | None = None, metric: str | No
         if name.startswith(LM_EVAL):
             metric = None  # which lm-eval knows
         else:
-            path, split = _file_and_split(name)
+            path, split = file_and_split(name)
             known.append(check_rows(read_rows(path, split, limit)))
     if metric is not None and known:
         _check_metric(metric, known)
 
 
-def _file_and_split(name: str) -> tuple[str, str | None]:
+def file_and_split(name: str) -> tuple[str, str | None]:
+    """The path in the name of a task, and the split; None: all rows."""
     if not Path(name).exists() and ":" in name:
         path, _, split = name.rpartition(":")
         return path, split

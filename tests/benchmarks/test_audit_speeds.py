@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from snowball.decoders.tokenizer import byte_tokenizer
+from snowball.engine import predictions
 from tests.audit_inputs import llama, write
 
 ROOT = Path(__file__).parents[2]
@@ -163,8 +165,16 @@ def test_amounts_are_positive(
     assert "a whole number of at least 1, not" in capsys.readouterr().err
 
 
-def test_time_is_told_by_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_questions_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = f"{folder / 'data' / 'arc_easy.jsonl'}:test"
+    with pytest.raises(SystemExit, match=r"arc_easy.*has 3 questions, but .* are 4: give fewer"):
+        run_main(monkeypatch, "audit_speed", folder, task, "--rounds", 2, "--items", 2)
+
+
+def test_time_is_told_by_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A colon in a path does not begin the split.
+    (folder / "data").rename(folder / "of:all")
+    task = f"{folder / 'of:all' / 'arc_easy.jsonl'}:test"
     found = run_main(monkeypatch, "audit_profile", folder, task)
     assert (found["items"], found["models"], found["batches"]) == (3, 5, 1)
     assert found["share_of_time"].keys() == {"matrix products", "attention", "other"}
@@ -181,3 +191,33 @@ def test_time_is_told_by_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     one, other = found["runs"]
     assert one["commit"] == other["commit"]
     assert one["calls"] == other["calls"] > sum(part["calls"] for part in one["operators"]) > 0
+
+
+def test_a_kernel_is_an_operator_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    seen = importlib.import_module("kernel_calls").KernelCalls()
+    numbers = torch.arange(6.0)
+    with seen:
+        table = numbers.view(2, 3)
+        (table.T @ table[:, 1:]).add_(1)
+        torch.empty(3)
+        assert table[0, 1].item() == 1
+    assert seen.calls == {"mm": 1, "add_": 1}
+
+
+def test_calls_are_counted_as_a_gpu_would_get_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = f"{folder / 'data' / 'arc_easy.jsonl'}:test"
+    # Blocks of one logit each, of which a GPU would know nothing.
+    monkeypatch.setattr(predictions, "_LOGITS_OF_A_CORE", 1)
+    found = run_main(
+        monkeypatch, "kernel_calls", folder, task, "--dtype", "float32", "--limit", 2,
+        "--token-budget", 4, 512, "--launch", 5,
+    )  # fmt: skip
+    small, large = found["rows"]
+    assert (small["batches"], large["batches"], large["models"]) == (2, 1, 5)
+    assert large["layer_tokens"] == small["layer_tokens"]
+    # Four layers, of ten and more kernels each, for two questions in one batch.
+    assert 40 < large["calls"] < small["calls"] / 2
+    assert large["launching_seconds"] == pytest.approx(large["calls"] / 2 * 4000 * 5e-6)
