@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from snowball.audit.run import Audit
+from snowball.engine.cost import matmul_rate
 from snowball.engine.trial import deletion_seconds, middling, trial_rate
 from snowball.memory import resident_bytes
 from snowball.progress import duration_text
@@ -16,13 +17,17 @@ def estimate(audit: Audit, store: Store) -> str:
     """What is not yet in the store, and how long it will take, in a sentence."""
     if audit.is_complete(store):
         return "Nothing is left to measure: every result is in the store."
-    cost = audit.cost(store)
+    engine, cost = audit.engine, audit.cost(store)
     operations = cost.operations + audit.gradient_operations(store)
     generates = any(isinstance(task, GenerationTask) for task in audit.tasks)
     more = ", and more for generation" if generates else ""
     what = f"{len(audit.removals)} models on {cost.tokens:,} tokens"
     if audit.streamed:
-        return f"{what}: {operations:.2e} operations."
+        least = duration_text(operations / matmul_rate(engine.stack, engine.token_budget))
+        return (
+            f"{what}: {operations:.2e} operations, which take at least {least} from the first "
+            "layer on."
+        )
     memory = estimated_bytes(audit, store) / 1e9  # before anything is tried, which leaves traces
     return (
         f"{what if cost.tokens else 'Only gradients are left'}: {operations:.2e} operations, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import subprocess
 import sys
@@ -20,8 +21,11 @@ import snowball as package
 from snowball.audit.run import AuditError
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.engine import streamed_pass
+from snowball.engine.cost import matmul_rate
+from snowball.engine.layer_stack import LayerStack
 from snowball.engine.spool import Spool
 from snowball.pretrained.loading import Pretrained
+from snowball.pretrained.streamed import bytes_read
 from snowball.pruning.folder import PruningError, run_pruning
 from snowball.workers.workers import Workers
 from tests.tiny_models import DEPTH, tiny_model
@@ -236,6 +240,22 @@ def test_a_disk_that_is_too_small_is_said(
     loaded = package.load_pretrained(checkpoint, stream=True)
     audited(loaded, files, tmp_path, memory=0, tell=told.append)
     assert any("There are 1e-06 GB free: if that is too little, give fewer" in one for one in told)
+
+
+def test_the_least_time_is_said_beforehand(
+    checkpoint: str, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = package.load_pretrained(checkpoint, stream=True)
+    stack = LayerStack.of(loaded.model)
+    before = bytes_read(loaded.model)
+    assert matmul_rate(stack, tokens=16) > 0
+    assert bytes_read(loaded.model) == before  # a matrix of the same shape tells as much
+    monkeypatch.setattr("snowball.audit.estimate.matmul_rate", lambda stack, tokens: 1000)
+    told: list[str] = []
+    audited(loaded, files, tmp_path, tell=told.append)
+    (said,) = [one for one in told if " operations, which take at least " in one]
+    operations, hours = re.findall(r": (\S+) operations, .* at least (\S+) h from", said)[0]
+    assert float(hours) == pytest.approx(float(operations) / 1000 / 3600, rel=0.06)
 
 
 def test_wrong_and_stale_files_of_a_spool_are_discarded(
