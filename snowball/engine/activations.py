@@ -71,7 +71,8 @@ class ActivationRecorder:
         self._ends = (self._all.role == ROLES.index("last")).nonzero()[:, 0]
         self._plan = plan
         self._tokens_at_once = tokens_at_once
-        self._single_layers = _single_removals(plan, Part.LAYER)
+        self._single_layers = dict(sorted(_single_removals(plan, Part.LAYER).items()))
+        self._slots = self._slots_of_single_layers()
         self._single_mlps = _single_removals(plan, Part.MLP)
         self._scores: list[metrics.LayerScores] = []
         self._attention: list[Tensor] = []
@@ -142,6 +143,18 @@ class ActivationRecorder:
         self._before = self._divergence = torch.empty(0)
         self._scores, self._attention, self._mlp, self._last_states = [], [], [], []
 
+    def _slots_of_single_layers(self) -> Int[Tensor, "one_and_layers removed"]:
+        """The layers that are removed alone, in order; then, after each layer, the slot of each.
+
+        On the device, so that nothing has to be sent there between two layers.
+        """
+        slots = [
+            [step.slot_of[index] for index in self._single_layers.values()]
+            for step in self._plan.steps
+        ]
+        device = self._all.place.device
+        return torch.tensor([[*self._single_layers], *slots], dtype=torch.long, device=device)
+
     def _look(
         self, vector: str, layer: int, states: Float[Tensor, "counted_tokens hidden"]
     ) -> None:
@@ -152,16 +165,16 @@ class ActivationRecorder:
 
     def _diverge(self, layer: int, states: Float[Tensor, "slots places hidden"]) -> None:
         """Takes the divergences, after a layer, of all removals that have left the reference."""
+        left = sum(removed <= layer for removed in self._single_layers)
+        if not left:
+            return
         # [prompt tokens, hidden], as is what each removal makes of them.
         reference = self._prompt.of(states[self._plan.reference_slot(layer)])
-        slot_of = self._plan.steps[layer].slot_of
-        left = [removed for removed in self._single_layers if removed <= layer]
         at_once = max(1, self._tokens_at_once // len(reference))
-        for start in range(0, len(left), at_once):
-            removed = left[start : start + at_once]
-            slots = torch.tensor([slot_of[self._single_layers[one]] for one in removed])
+        for some in self._slots[:, :left].split(at_once, dim=1):
+            removed, slots = some[0], some[1 + layer]
             # [removed, prompt tokens, hidden]
-            ablated = states[slots.to(states.device)[:, None], self._prompt.place]
+            ablated = states[slots[:, None], self._prompt.place]
             found = metrics.divergence(reference, ablated, checked=False)
             self._divergence[:, removed, layer + 1] = self._prompt.sums(found.T)
             broken = ~found.isfinite()

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from snowball.engine.activations import ActivationRecorder, ItemActivations
@@ -22,7 +22,7 @@ from snowball.engine.batch_layers import BatchLayers
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.packing import RowBatch
 from snowball.engine.predictions import LogitSums, Predictions, ReadPositions
-from snowball.engine.removal import Plan, removal_name
+from snowball.engine.removal import Part, Plan, removal_name
 from snowball.errors import SnowballError
 from snowball.memory import FreedMemory
 from snowball.tasks.item import Item
@@ -100,6 +100,8 @@ class Pass:
         self._recorder = (
             None if answers_only else ActivationRecorder(batch, items, plan, token_budget)
         )
+        at_once = max(1, token_budget // batch.size)
+        self._calls = _indexed_calls(plan, at_once, stack.device)
         self._freed = FreedMemory()
         self._next_layer = 0
         self._layers: BatchLayers
@@ -140,9 +142,9 @@ class Pass:
             self.states[slot] = hidden
         for source, target in step.forks:
             self.states[target] = self.states[source]
-        for silent, slots in step.calls:
+        for silent, slots in self._calls[layer]:
             with self._stack.silenced(layer, silent):
-                self._run(layer, slots)
+                self.states[slots] = self._layers.run(layer, self.states[slots])
         if self._recorder is not None:
             self._recorder.leave(layer, self.states)
         self._freed.return_if_grown()
@@ -246,13 +248,6 @@ class Pass:
     def _rows_of(self, item: int) -> list[int]:
         return [index for index, row in enumerate(self.batch.rows) if row.item == item]
 
-    def _run(self, layer: int, slots: Sequence[int]) -> None:
-        """Runs a layer on some slots in place, as many at once as the token budget holds."""
-        per_call = max(1, self._token_budget // self.batch.size)
-        for start in range(0, len(slots), per_call):
-            chosen = as_slice(slots[start : start + per_call])
-            self.states[chosen] = self._layers.run(layer, self.states[chosen])
-
     def _predict(self, reads: ReadPositions) -> Predictions:
         """Log-likelihoods of the targets, from the logits of the positions that are read only."""
         states, reference = self.states, self.plan.reference
@@ -297,6 +292,34 @@ class Pass:
             )
 
 
+def _indexed_calls(
+    plan: Plan, at_once: int, device: torch.device
+) -> list[list[tuple[frozenset[Part], slice | Int[Tensor, " slots"]]]]:
+    """By layer, what is silent in each call, and its slots, at most `at_once` of them.
+
+    Those that are not consecutive are sent to the device together, before any layer runs: between
+    two layers it would be waited for.
+    """
+    steps = [
+        [
+            (silent, slots[start : start + at_once])
+            for silent, slots in step.calls
+            for start in range(0, len(slots), at_once)
+        ]
+        for step in plan.steps
+    ]
+    scattered = [slots for calls in steps for _, slots in calls if not _consecutive(slots)]
+    every = torch.tensor([one for slots in scattered for one in slots], dtype=torch.long)
+    indices = iter(every.to(device).split([len(slots) for slots in scattered]))
+    return [
+        [
+            (silent, slice(slots[0], slots[-1] + 1) if _consecutive(slots) else next(indices))
+            for silent, slots in calls
+        ]
+        for calls in steps
+    ]
+
+
 def logits_at_once(stack: LayerStack, token_budget: int) -> int:
     """How many logits one call gives: about as many as a layer call has hidden units."""
     return token_budget * _UNITS_PER_COORDINATE * stack.state_width
@@ -304,5 +327,8 @@ def logits_at_once(stack: LayerStack, token_budget: int) -> int:
 
 def as_slice(slots: Sequence[int]) -> slice | list[int]:
     """Consecutive slots as a slice, which copies nothing."""
-    consecutive = slots[-1] - slots[0] + 1 == len(slots)
-    return slice(slots[0], slots[-1] + 1) if consecutive else list(slots)
+    return slice(slots[0], slots[-1] + 1) if _consecutive(slots) else list(slots)
+
+
+def _consecutive(slots: Sequence[int]) -> bool:
+    return slots[-1] - slots[0] + 1 == len(slots)

@@ -13,6 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import itemgetter
 
 import torch
 from jaxtyping import Bool, Int
@@ -229,19 +230,25 @@ def group_bundles(
 
     The rows of a bundle stay together. A row that is alone in its bundle, and ends before position
     `share_below`, fills what a longer such row leaves of its line, in whatever group. Otherwise
-    rows that branch and rows that do not are kept apart, because only the latter can use the
-    model's own mask; so are bundles of different length if `equal_lengths`. Longest first, so that
-    memory runs out at once if it does. A bundle larger than the budget is alone. A prefix that all
-    rows share is not counted.
+    rows that branch and rows that do not are kept apart where no prefix is shared, because only the
+    latter can use the model's own mask; so are bundles of different length if `equal_lengths`.
+    Longest first, so that memory runs out at once if it does. A bundle larger than the budget is
+    alone. A prefix that all rows share is not counted.
     """
     groups: list[_Filling] = []
     gaps = _Gaps()
-    for bundle in sorted(bundles, key=_kind, reverse=True):
+
+    def order(bundle: Sequence[Row]) -> tuple[bool, int]:
+        # Behind a prefix no row can use the model's own mask.
+        branched = not prefix_length and any(row.branched for row in bundle)
+        return branched, max(map(len, bundle))
+
+    ordered = [(order(bundle), bundle) for bundle in bundles]
+    for (branched, longest), bundle in sorted(ordered, key=itemgetter(0), reverse=True):
         sizes = [len(row) - prefix_length for row in bundle]
         shares = len(bundle) == 1 and max(bundle[0].positions) < share_below
         if shares and gaps.fill(bundle[0], sizes[0]):
             continue
-        branched, longest = _kind(bundle)
         kind = (branched, shares, longest if equal_lengths else None)
         if not groups or groups[-1].kind != kind or not groups[-1].has_room(len(bundle)):
             groups.append(_Filling(kind, max(sizes), token_budget))
@@ -289,7 +296,3 @@ class _Gaps:
         line.append(row)
         self.open(line, left - size)
         return True
-
-
-def _kind(bundle: Sequence[Row]) -> tuple[bool, int]:
-    return any(row.branched for row in bundle), max(map(len, bundle))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -59,9 +60,9 @@ def on_both(name: str, measure: Callable[[Any], Any], **changes: Any) -> tuple[A
     """What is measured of a model on the CPU, and of the same model on the device."""
     model = tiny_model(name, **changes)
     expected = measure(model)
-    with simulated_device() as device:
+    with simulated_device() as simulated:
         model = moved(deepcopy(model))
-        assert LayerStack.of(model).device == device
+        assert LayerStack.of(model).device == simulated.device
         return expected, measure(model)
 
 
@@ -110,6 +111,27 @@ def test_the_checks_find_the_same() -> None:
     one, other = on_both("llama", checked)
     assert one[0].packed
     assert one == other
+
+
+@pytest.mark.parametrize("items", [ITEMS[:2], BEHIND])
+def test_nothing_crosses_over_between_two_layers(items: Sequence[Item]) -> None:
+    """All of it is sent before the first layer, and read after the last one."""
+
+    def crossings(layers: int) -> Counter[str]:
+        removals = [removal for part in Part for removal in sublayer_removals(layers, part)]
+        with simulated_device() as simulated:
+            model = moved(tiny_model("llama", num_hidden_layers=layers))
+            engine = AblationEngine(model, [INTACT, *removals], token_budget=256)
+            simulated.crossings.clear()
+            (group,) = engine.groups(items)
+            assert (group.prefix_length > 0) == (items is BEHIND)
+            (found,) = engine.run(items)
+            assert len(found) == len(items)
+            return simulated.crossings
+
+    few, many = crossings(3), crossings(9)
+    assert few == many
+    assert 10 < few.total() < 50
 
 
 def test_true_deletion_gives_the_same_bits() -> None:
@@ -235,7 +257,8 @@ def test_a_pruning_takes_the_same_layers(checkpoint: str, tmp_path: Path) -> Non
 
 
 def test_a_tensor_on_the_wrong_side_is_refused() -> None:
-    with simulated_device() as device:
+    with simulated_device() as simulated:
+        device = simulated.device
         there = torch.ones(3, device=device)
         with pytest.raises(RuntimeError, match=r"add: .* one of shape \(3,\) is on the CPU"):
             torch.add(there, torch.ones(3))

@@ -7,6 +7,7 @@ wrong side shows without a GPU. It takes the place of a backend of PyTorch, in t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,8 @@ NAME = "simulated"
 # These may take tensors of the CPU beside those of a GPU.
 _COPIES = {"_to_copy", "to", "copy_", "copy"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+# What they give depends on values that only the device knows: the host waits for them.
+_WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "item", "nonzero"}
 
 
 class OnDevice(Tensor):
@@ -50,11 +53,19 @@ class OnDevice(Tensor):
         raise RuntimeError(f"{func} outside of `simulated_device`")
 
     def tolist(self) -> Any:
-        return self.held.tolist()
+        return self.cpu().tolist()
 
 
-class _Device(TorchDispatchMode):
-    """Runs every operation on what the tensors hold."""
+class SimulatedDevice(TorchDispatchMode):
+    """Runs every operation on what the tensors hold.
+
+    `crossings`: how often the host sent something to the device, or waited for it, by operator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = torch.device(NAME, 0)
+        self.crossings: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat = tree_flatten((args, kwargs or {}))[0]
@@ -70,6 +81,8 @@ class _Device(TorchDispatchMode):
             there = devices[0].type == NAME
         inside = tree_map(_inner, (args, kwargs or {}))
         out = func(*inside[0], **inside[1])
+        if _crosses(name, given, args, out, there):
+            self.crossings[name] += 1
         # What is changed in place stays the object that it was.
         same = {id(_inner(one)): one for one in given}
         return tree_map(lambda one: _outside(one, there, same), out)
@@ -88,6 +101,19 @@ def _outside(value: Any, there: bool, same: dict[int, Tensor]) -> Any:
     if known is not None and isinstance(known, OnDevice) == there:
         return known
     return OnDevice(value) if there else value
+
+
+def _crosses(name: str, given: list[Tensor], args: Any, out: Any, there: bool) -> bool:
+    """Whether an operation sends something to the other side, or has to wait for values."""
+    # A single number goes with the call, and nothing need not be sent.
+    sent = [one for one in given if one.numel() and (one.ndim or isinstance(one, OnDevice))]
+    sides = {isinstance(one, OnDevice) for one in sent}
+    if True not in sides:
+        return there and sides == {False}
+    masks = tree_flatten(args[1])[0] if name in _INDEXING else []
+    by_mask = any(isinstance(one, OnDevice) and one.dtype == torch.bool for one in masks)
+    back = isinstance(out, Tensor) and not there
+    return name in _WAITING or by_mask or back or False in sides
 
 
 def _refuse_mixed(name: str, given: list[Tensor], args: Any) -> None:
@@ -119,13 +145,13 @@ backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
 
 
 @contextmanager
-def simulated_device() -> Iterator[torch.device]:
+def simulated_device() -> Iterator[SimulatedDevice]:
     """The device, within which its tensors can be used."""
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # so that `torch.tensor(..., device=)` is seen
     try:
-        with _Device():
-            yield torch.device(NAME, 0)
+        with SimulatedDevice() as device:
+            yield device
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
 

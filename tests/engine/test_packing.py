@@ -277,3 +277,11 @@ def test_a_budget_that_holds_all_gives_one_group_of_each_kind() -> None:
     branched, plain = Item("b", (1, 2), ((3, 4), (5, 6))), Item("p", (1, 2), ((3, 4),))
     groups = group_bundles(bundles_of([(i, True) for i in (plain, branched, plain, branched)]), 99)
     assert [[row.item for row in group.rows] for group in groups] == [[1, 3], [0, 2]]
+
+
+def test_behind_a_prefix_there_is_one_kind_of_rows() -> None:
+    """All of them take a mask there, and another batch would run the prefix again."""
+    branched, plain = Item("b", (1, 2), ((3, 4), (5, 6))), Item("p", (1, 2), ((3, 4),))
+    bundles = bundles_of([(i, True) for i in (plain, branched, plain, branched)])
+    (group,) = group_bundles(bundles, 99, prefix_length=1)
+    assert sorted(row.item for row in group.rows) == [0, 1, 2, 3]
