@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from snowball.engine.ablation import AblationEngine, ItemAblation
+from snowball.engine.activations import ROLES, ItemActivations
 from snowball.engine.cost import Cost, engine_cost
 from snowball.engine.generation import check_lengths, generate
 from snowball.engine.gradients import GradientError, TaylorScores, UndefinedTaylor, taylor_scores
@@ -34,6 +35,8 @@ TAYLOR_ITEMS = 16
 _PASSES_OF_A_GRADIENT = 3
 
 _INTACT = removal_name(INTACT)
+# As the store names the scores of all sublayers.
+SUBLAYERS = ("attention", "mlp")
 # As the store names the fields of `TaylorScores`.
 _TAYLOR = ("parameters", "function")
 # Under which it keeps that they have no value.
@@ -107,8 +110,9 @@ class Audit:
         """The items of a task that are to be measured, with their places."""
         items = task.items
         missing = store.missing(self.key(task), self.names(), len(items))
-        # Of what was measured without it, the sample is measured again.
-        indices = sorted({*missing, *self.to_recompute(task, store)})
+        # Of what was measured without them, scores of sublayers and the sample are measured again.
+        lacking = self._lacking_sublayers(task, store)
+        indices = sorted({*missing, *lacking, *self.to_recompute(task, store)})
         return indices, [items[index] for index in indices]
 
     def batches(self, task: Task) -> list[list[int]]:
@@ -127,6 +131,14 @@ class Audit:
         """The places of the items whose results are still to be compared with true deletion."""
         checked = {item for item, _ in store.each_value(self._check_key(task), DIFFERENCE)}
         return set(self.standing_check_of(task).sample - checked)
+
+    def _lacking_sublayers(self, task: Task, store: Store) -> list[int]:
+        """The items without scores of all sublayers, if these removals give them."""
+        depth = self._stack.depth
+        if not has_sublayer_scores(task, self.names(), depth):
+            return []
+        shape = (len(ROLES), depth)
+        return store.lacking(self.key(task), SUBLAYERS[-1], shape, len(task.items))
 
     def waiting_tokens(self, store: Store) -> int:
         """What `run` will count on all tasks."""
@@ -351,7 +363,7 @@ class Audit:
                     ItemResult(
                         item=index,
                         values=values,
-                        arrays=scores[index].arrays(),
+                        arrays=_arrays(scores[index]),
                         answers=texts,
                         document=document_of(task, index),
                     )
@@ -383,13 +395,28 @@ def item_tokens(task: Task) -> Sequence[int]:
     return [item.packed_tokens for item in task.items]
 
 
+def has_sublayer_scores(task: Task, removals: Collection[str], layers: int) -> bool:
+    """Whether these removals give cosine scores of all sublayers: every MLP is removed alone."""
+    every = all(f"{layer}.mlp" in removals for layer in range(layers))
+    return every and isinstance(task, ScoredTask)
+
+
+def _arrays(found: ItemActivations) -> dict[str, np.ndarray]:
+    """All of them, but scores of some sublayers: of one run they would replace those of another."""
+    arrays = found.arrays()
+    if found.mlp.shape != found.cosine.shape:
+        for name in SUBLAYERS:
+            del arrays[name]
+    return arrays
+
+
 def _result(task: ScoredTask, index: int, found: ItemAblation) -> ItemResult:
     metrics = task.score(index, found.loglikelihoods.numpy(), found.greedy.numpy())
     values = {**metrics, "kl": found.kl.numpy()}
     return ItemResult(
         item=index,
         values={name: v.tolist() for name, v in values.items()},
-        arrays=found.activations.arrays(),
+        arrays=_arrays(found.activations),
         answers=found.pairs(),
         document=document_of(task, index),
     )

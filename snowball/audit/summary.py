@@ -25,6 +25,7 @@ from snowball.audit.document import (
     SublayerScores,
     Summary,
 )
+from snowball.audit.run import SUBLAYERS, has_sublayer_scores
 from snowball.engine.activations import ROLES
 from snowball.engine.gradients import TaylorScores, UndefinedTaylor
 from snowball.errors import SnowballError
@@ -94,8 +95,7 @@ def dataset_numbers(
     names = ("tokens", "cosine", "angular", "norm_ratio", "angular_pairs", "divergence")
     singles = [str(layer) for layer in range(depth)]
     complete = all(name in removals for name in singles)
-    sublayers = all(f"{layer}.mlp" in removals for layer in range(depth))
-    extra = ("attention", "mlp") if sublayers else ()
+    extra = SUBLAYERS if has_sublayer_scores(task, removals, depth) else ()
     return DatasetNumbers(
         name=task.name,
         key=key,
@@ -320,7 +320,7 @@ def _sublayer_scores(
         return None
     attention, mlp = (
         _values(numbers.arrays[part].sum(0)[_PROMPT].sum(0) / tokens[_PROMPT].sum())
-        for part in ("attention", "mlp")
+        for part in SUBLAYERS
     )
     return SublayerScores(attention, mlp)
 

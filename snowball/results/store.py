@@ -74,6 +74,10 @@ _ARRAYS = """
 SELECT item, shape, data FROM arrays
 WHERE key = ? AND statistic = (SELECT id FROM statistics WHERE name = ?) AND item < ?
 """
+_SHAPED = """
+SELECT item FROM arrays
+WHERE key = ? AND statistic = (SELECT id FROM statistics WHERE name = ?) AND item < ? AND shape = ?
+"""
 _ANSWERS = """
 SELECT item, answer FROM answers
 WHERE key = ? AND removal = (SELECT id FROM removals WHERE name = ?) AND item < ?
@@ -298,6 +302,18 @@ class Store:
                     f"that of item 0 {found[0].shape}, for {shown(key)}: they do not stack"
                 )
         return np.stack([found[item] for item in range(items)], dtype=np.float64)
+
+    def lacking(self, key: Key, name: str, shape: Sequence[int], items: int) -> list[int]:
+        """Those of the items 0 .. items - 1 that have no array of this name and shape.
+
+        Raises:
+            StoreError: no items.
+        """
+        check_items(items)
+        with self._database.transaction("BEGIN", "read"):
+            parameters = (self._find_key(key), name, items, json.dumps(tuple(shape)))
+            found = {item for (item,) in self._database.execute(_SHAPED, parameters)}
+        return [item for item in range(items) if item not in found]
 
     def answers(self, key: Key, removal: str, items: int) -> list[Any]:
         """What the items 0 .. items - 1 were answered, as it was written; None where nothing was.

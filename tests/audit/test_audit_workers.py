@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,3 +110,16 @@ def test_what_is_measured_already_is_left_out_and_the_rest_is_batched_as_before(
     assert 0 < len(before[0]) < len(rows_of(alone)[0])
     package.run_audit(model, tasks, tmp_path, token_budget=BUDGET, workers=Workers(2))
     assert_same_rows(tmp_path, alone)
+
+
+def test_workers_add_the_scores_of_sublayers_to_what_was_there(
+    inputs: Path, model: Pretrained, alone: Path, tmp_path: Path
+) -> None:
+    questions = package.read_tasks(model, [inputs / "questions.jsonl"])
+    shutil.copytree(alone, tmp_path / "one")
+    shutil.copytree(alone, tmp_path / "two")
+    options: dict[str, Any] = {"remove": ["mlp"], "token_budget": BUDGET}
+    one = package.run_audit(model, questions, tmp_path / "one", **options)
+    two = package.run_audit(model, questions, tmp_path / "two", workers=Workers(2), **options)
+    assert one.datasets[0].sublayer_scores is not None
+    assert one.datasets[0].sublayer_scores == two.datasets[0].sublayer_scores
