@@ -29,6 +29,10 @@ class FileError(SnowballError):
     """A file that cannot be read or written, or that is not what its format says."""
 
 
+class HeldError(FileError):
+    """Another process holds what only one of them may use."""
+
+
 class UnreadableError(FileError):
     """A file that cannot be opened; `why` is the reason alone."""
 
@@ -153,6 +157,45 @@ def write_json(path: Path, value: object) -> None:
         ValueError: the value holds NaN or infinity, which JSON does not have.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def locked(path: Path, held: str) -> Iterator[None]:
+    """Holds a file as a lock: it is made for it, and deleted in the end.
+
+    A process that is killed lets go of it. Where the file system has no locks, there is none.
+
+    Raises:
+        HeldError: another process holds it; `held` is the message.
+        FileError: the file cannot be made.
+    """
+    try:
+        lock = _own_lock(path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error}") from error
+    if lock is None:
+        raise HeldError(held)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _own_lock(path: Path) -> int | None:
+    """A descriptor with the lock of a file, which is made for it; None if it is another's."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except OSError:  # no locks here
+            return lock
+        if path.exists() and os.path.samestat(os.fstat(lock), os.lstat(path)):
+            return lock
+        os.close(lock)  # of a file that whoever held it has deleted in the meantime
 
 
 @contextmanager

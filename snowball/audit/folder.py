@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from snowball.engine.named_removals import named_removals
 from snowball.engine.removal import Removal
 from snowball.engine.self_check_result import SelfCheck, StandingCheckResult
 from snowball.engine.spool import clear_spool
-from snowball.files import make_folder, refuse_file, write_text
+from snowball.files import HeldError, locked, make_folder, refuse_file, write_text
 from snowball.memory import GIBIBYTE, free_disk_bytes, free_memory_bytes
 from snowball.pretrained.measured_model import MeasuredModel
 from snowball.pretrained.streamed import bytes_read, is_streamed, layer_bytes
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 # States of a streamed audit, while it runs.
 SPOOL = "spool"
+# Held by the process whose states they are.
+_SPOOL_LOCK = ".spool.lock"
 LAYERS, REMOVALS = "layers.csv", "removals.csv"
 
 # In the provenance of a run in the store: the self-check under which it measured.
@@ -88,13 +91,15 @@ def run_audit(
         AblationError, ActivationError, GradientError: an item too long for the model, a value that
             is NaN or infinite, too little memory.
         WorkerError: workers cannot be started, or die.
-        FileError, StoreError: a file cannot be written, or is another program's.
+        FileError, StoreError: a file cannot be written, or is another program's; another process
+            streams there.
     """
     started = time.monotonic()
     folder = Path(folder)
     refuse_file(folder)
     _check_workers(model, workers)
     _check_memory(model, memory)
+    _refuse_streamed_twice(model, folder)
     if not tasks:
         raise AuditError("no tasks: give at least one, as read_tasks returns them")
     check_names(tasks)
@@ -112,7 +117,7 @@ def run_audit(
                 _measure_streamed(audit, store, folder, memory, tell, progress)
             else:
                 _measure(audit, store, workers, tell, progress)
-        clear_spool(folder / SPOOL)  # whoever has left it: nothing is left to measure
+        _clear_spool(folder)
         with progress("statistics", 1, "summaries") as advance:
             summary = _summary(audit, store, seed)
             advance(1)
@@ -234,6 +239,43 @@ def _measure(
 
 
 def _measure_streamed(
+    audit: Audit,
+    store: Store,
+    folder: Path,
+    memory: float | None,
+    tell: Tell,
+    progress: Progress,
+) -> None:
+    with _alone_with_spool(folder):
+        _sweep(audit, store, folder, memory, tell, progress)
+
+
+def _alone_with_spool(folder: Path) -> AbstractContextManager[None]:
+    """Raises HeldError while another process streams there: each would go on from the other's."""
+    held = f"another process measures a streamed model in {folder}"
+    return locked(
+        folder / _SPOOL_LOCK, f"{held}: wait until it has ended, or choose another folder"
+    )
+
+
+def _refuse_streamed_twice(model: Pretrained, folder: Path) -> None:
+    """Raises as `_alone_with_spool`, before anything is read."""
+    if is_streamed(model.model) and folder.is_dir():
+        with _alone_with_spool(folder):
+            pass
+
+
+def _clear_spool(folder: Path) -> None:
+    """Deletes what an audit has left in its spool: nothing is left to measure.
+
+    One that streams at this moment still needs it, and deletes it by itself.
+    """
+    if (folder / SPOOL).is_dir():
+        with suppress(HeldError), _alone_with_spool(folder):
+            clear_spool(folder / SPOOL)
+
+
+def _sweep(
     audit: Audit,
     store: Store,
     folder: Path,

@@ -88,10 +88,16 @@ class Spool:
         self._depths[self._name(run)] = depth
 
     def take(self, run: LayerRun) -> Mapping[str, Tensor]:
+        path, depth = self._path(run), self._depths[self._name(run)]
         try:
-            return load_file(self._path(run))
+            with safe_open(path, "pt") as file:
+                found = (file.metadata() or {}).get(_DEPTH)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError) as error:
-            raise FileError(f"cannot read {self._path(run)}: {error}") from error
+            raise FileError(f"cannot read {path}: {error}") from error
+        if found != str(depth):
+            raise FileError(f"{path} is of {found} layers, not {depth}: another process wrote it")
+        return tensors
 
     def drop(self, run: LayerRun) -> None:
         path = self._path(run)

@@ -24,6 +24,7 @@ from snowball.engine import streamed_pass
 from snowball.engine.cost import matmul_rate
 from snowball.engine.layer_stack import LayerStack
 from snowball.engine.spool import Spool
+from snowball.files import FileError, HeldError, locked
 from snowball.pretrained.loading import Pretrained
 from snowball.pretrained.streamed import bytes_read
 from snowball.pruning.folder import PruningError, run_pruning
@@ -230,6 +231,43 @@ def test_a_spool_that_an_audit_in_memory_does_not_need_is_deleted(
     run_killed(checkpoint, files, tmp_path)
     assert audited(package.load_pretrained(checkpoint), files, tmp_path) == expected
     assert not (tmp_path / "spool").exists()
+
+
+def test_a_folder_in_which_another_process_streams_is_refused_and_left_alone(
+    checkpoint: str, files: list[Path], expected: list[Any], tmp_path: Path
+) -> None:
+    run_killed(checkpoint, files, tmp_path)
+    spooled = sorted((tmp_path / "spool").iterdir())
+    with locked(tmp_path / ".spool.lock", "not taken yet"):
+        with pytest.raises(
+            HeldError, match="another process measures a streamed model in .*: wait"
+        ):
+            audited(package.load_pretrained(checkpoint, stream=True), files, tmp_path)
+        assert audited(package.load_pretrained(checkpoint), files, tmp_path) == expected
+        assert sorted((tmp_path / "spool").iterdir()) == spooled  # of the other process
+    assert audited(package.load_pretrained(checkpoint, stream=True), files, tmp_path) == expected
+    assert not (tmp_path / "spool").exists()
+    assert not (tmp_path / ".spool.lock").exists()
+
+
+def test_states_that_another_process_has_advanced_are_refused(
+    checkpoint: str, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system has no locks."""
+    right = Spool.take
+
+    def take(self: Spool, run: Any) -> Any:
+        saved = right(self, run)
+        if self.depth(run) == 1:
+            Spool.put(self, run, 2, saved)
+            self._depths[self._name(run)] = 1  # which the other process would not have changed
+            return right(self, run)
+        return saved
+
+    monkeypatch.setattr(Spool, "take", take)
+    loaded = package.load_pretrained(checkpoint, stream=True)
+    with pytest.raises(FileError, match="is of 2 layers, not 1: another process wrote it"):
+        audited(loaded, files, tmp_path, memory=0)
 
 
 def test_a_disk_that_is_too_small_is_said(

@@ -11,14 +11,17 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snowball import files
 from snowball.files import (
     FileError,
+    HeldError,
     atomic_file,
     bytes_of,
+    locked,
     make_folder,
     new_folder,
     read_json,
@@ -384,6 +387,77 @@ def test_what_another_process_takes_for_stale_before_it_is_locked_is_made_again(
     write_text(tmp_path / "a", "mine")
     assert len(made) == 2
     assert os.listdir(tmp_path) == ["a"]
+
+
+# Locks
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_one_process_at_a_time_holds_a_lock(tmp_path: Path, killed: bool) -> None:
+    path = tmp_path / ".lock"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom snowball.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'taken'):\n    print(flush=True)\n    input()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        for _ in range(2):  # who is refused leaves the lock as it was
+            with (
+                pytest.raises(HeldError, match="taken by another"),
+                locked(path, "taken by another"),
+            ):
+                pass
+        if killed:
+            process.kill()
+        else:
+            process.communicate("\n")
+        process.wait()
+    assert path.exists() == killed
+    with locked(path, "still taken"):
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_a_lock_whose_file_is_deleted_meanwhile_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever held it deletes it between the moment that it is opened and that it is locked."""
+    path, right, locks = tmp_path / ".lock", files.fcntl.flock, 0
+
+    def lock(descriptor: int, operation: int) -> None:
+        nonlocal locks
+        locks += 1
+        if locks == 1:
+            path.unlink()
+        right(descriptor, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", lock)
+    with locked(path, "taken"):
+        assert path.exists()
+    assert locks == 2
+
+
+def test_where_there_are_no_locks_nobody_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: int, operation: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with locked(tmp_path / ".lock", "taken"), locked(tmp_path / ".lock", "taken"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileError, match=r"cannot write .*no/\.lock: "),
+        locked(tmp_path / "no/.lock", ""),
+    ):
+        pass
 
 
 # Reading
