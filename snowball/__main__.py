@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from snowball.cli import interrupts
-from snowball.cli.exit_status import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED, OK
+from snowball.cli.exit_status import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED, OK, TERMINATED
 
 
 def main() -> NoReturn:
@@ -46,6 +46,8 @@ def _status(error: BaseException) -> int:
     ):
         print(interrupts.message(), file=sys.stderr)
         return INTERRUPTED
+    if isinstance(error, SystemExit) and interrupts.terminated() and not done:
+        return TERMINATED
     if any(isinstance(one, BrokenPipeError) for one in causes):
         return BROKEN_PIPE
     if isinstance(error, SystemExit) and not any(isinstance(one, EOFError) for one in causes):

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 _AGAIN = 0.1  # seconds
 _received: list[int] = []
+_terminations: list[int] = []
 _hints: list[str] = []
 
 
@@ -35,6 +36,11 @@ def stop() -> None:
 
 def received() -> bool:
     return bool(_received)
+
+
+def terminated() -> bool:
+    """Whether SIGTERM came: a library that runs its handler may change the status."""
+    return bool(_terminations)
 
 
 def message() -> str:
@@ -62,6 +68,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     """Ends by an exception, so that half-written folders are deleted."""
+    _terminations.append(number)
     sys.exit(128 + number)
 
 

@@ -381,8 +381,12 @@ def item_of_pairs(source: str, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> It
     whole = tuple((context + ending)[len(shared) :] for context, ending in pairs)
     if not shared:
         raise TaskError(f"{source}: contexts without a common beginning; give the tokenizer a BOS")
-    if not all(ending for _, ending in pairs):
-        raise TaskError(f"{source}: a choice has no tokens after its context; it must not be empty")
+    for number, (_, ending) in enumerate(pairs):
+        if not ending:
+            raise TaskError(
+                f"{source}: choice {number} has no tokens after its context: it is empty, or the "
+                "tokenizer takes it and the end of the context for one token; begin it with a space"
+            )
     return Item(source, shared, whole, unscored if any(unscored) else ())
 
 

@@ -8,7 +8,9 @@ that dies is started again, and the shard that it had is measured again, from it
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -175,10 +177,11 @@ def start_ray(workers: Workers, threads: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     here: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     try:
-        if workers.address is None:
-            ray.init("local", num_cpus=threads * workers.count, **here, **quiet)
-        else:
-            ray.init(workers.address, **quiet)
+        with _own_termination():
+            if workers.address is None:
+                ray.init("local", num_cpus=threads * workers.count, **here, **quiet)
+            else:
+                ray.init(workers.address, **quiet)
     except Exception as error:  # of every kind, a bare Exception included
         remedy = "run again when the machine is less busy"
         if workers.address is not None:
@@ -186,6 +189,16 @@ def start_ray(workers: Workers, threads: int) -> None:
         raise WorkerError(
             f"Ray cannot be started {workers.where} ({_first_line(error)}): {remedy}"
         ) from error
+
+
+@contextmanager
+def _own_termination() -> Iterator[None]:
+    """After it SIGTERM does what it did before: Ray would end the process by another status."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    # Python sets handlers in the main thread only, and one that C has set is not known to it.
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_resources(workers: Workers, threads: int, gpus: int) -> None:

@@ -240,7 +240,7 @@ def test_a_folder_in_which_another_process_streams_is_refused_and_left_alone(
     spooled = sorted((tmp_path / "spool").iterdir())
     with locked(tmp_path / ".spool.lock", "not taken yet"):
         with pytest.raises(
-            HeldError, match="another process measures a streamed model in .*: wait"
+            HeldError, match=r"another process measures a streamed model in .*: wait"
         ):
             audited(package.load_pretrained(checkpoint, stream=True), files, tmp_path)
         assert audited(package.load_pretrained(checkpoint), files, tmp_path) == expected

@@ -173,6 +173,17 @@ def test_sigterm_cleans_up(tmp_path: Path) -> None:
     assert Running(tmp_path, ["work"], before=code).stop(signal.SIGTERM) == (143, "cleaned\n")
 
 
+def test_sigterm_has_its_status_whatever_a_library_makes_of_it(tmp_path: Path) -> None:
+    """Ray runs the handler, and raises an exit of its own."""
+    code = (
+        "import snowball.cli.app as cli, contextlib, sys\n"
+        "def work():\n    try:\n        " + WAIT + "    except SystemExit:\n"
+        "        raise SystemExit(1)\n"
+        "cli.app.command('work')(work)"
+    )
+    assert Running(tmp_path, ["work"], before=code).stop(signal.SIGTERM) == (143, "")
+
+
 @pytest.mark.parametrize("error", ["RuntimeError", "EOFError", "OSError"])
 def test_an_error_of_the_program_has_a_traceback_and_a_status_of_its_own(
     tmp_path: Path, error: str

@@ -337,7 +337,10 @@ def test_split_and_limit_choose_rows(tmp_path: Path) -> None:
         ([{**CHOICE, "label": "0"}], "label must be an index"),
         ([{**CHOICE, "choices": [" a"]}], "'choices' must be a list of two or more texts"),
         ([{**CHOICE, "choices": [" a", 3]}], "'choices' must be a list of two or more texts"),
-        ([{**CHOICE, "choices": [" a", ""]}], "a choice has no tokens"),
+        (
+            [{**CHOICE, "choices": [" a", ""]}],
+            "choice 1 has no tokens after its context: it is empty, or the tokenizer",
+        ),
         ([{**CHOICE, "context": None}], "'context' must be a text, not None"),
         ([{"prompt": 3, "answer": "x"}], "'prompt' must be a text, not 3"),
         ([{"text": 3}], "'text' must be a text"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ from snowball.pretrained.loading import Pretrained, load_pretrained
 from snowball.pruning.folder import run_pruning
 from snowball.workers import workers as module
 from snowball.workers.partition import shards_of
-from snowball.workers.pool import threads_of
+from snowball.workers.pool import _own_termination, threads_of
 from snowball.workers.worker import Given, portable
 from snowball.workers.workers import WorkerError, Workers, read_workers
 
@@ -128,6 +129,18 @@ def test_who_answers_is_called_and_left_alone() -> None:
         Workers(1, f"127.0.0.1:{server.getsockname()[1]}").check()
     with pytest.raises(WorkerError, match=r"nobody answers at 127\.0\.0\.1:99999 "):
         Workers(1, "127.0.0.1:99999").check()
+
+
+def test_sigterm_does_after_the_start_of_ray_what_it_did_before() -> None:
+    def ours(number: int, frame: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with _own_termination():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_workers_here_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
