@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from snowball.pretrained.location import Location
 from snowball.pretrained.refusal import PretrainedError, reason, shorten
@@ -210,6 +211,13 @@ def _skeleton(
 
     handle = nn.modules.module.register_module_parameter_registration_hook(absent)
     try:
+        with _EmptyWithoutMemory():
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention, dtype=dtype
+            )
+        if not any(map(_lacks_values, model.modules())):
+            return model
+        # Tables that begin empty and are filled then need memory.
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     except Exception as error:  # what it raises depends on the architecture
         raise PretrainedError(
@@ -217,6 +225,25 @@ def _skeleton(
         ) from error
     finally:
         handle.remove()
+
+
+def _lacks_values(module: nn.Module) -> bool:
+    """Whether a buffer, or a tensor that is not registered at all, has no memory."""
+    tensors = [*module.buffers(recurse=False), *vars(module).values()]
+    return any(isinstance(one, Tensor) and one.is_meta for one in tensors)
+
+
+class _EmptyWithoutMemory(TorchFunctionMode):
+    """What `torch.empty` makes, as modules do for their parameters, has a shape and no memory.
+
+    One parameter after the other would leave gaps in the heap, in all as large as the model.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.empty and given.get("device") is None:
+            given["device"] = "meta"
+        return func(*args, **given)
 
 
 def _layer_lists(model: PreTrainedModel) -> list[nn.ModuleList]:

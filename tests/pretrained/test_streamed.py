@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_gguf import write_gguf
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from snowball.decoders.tokenizer import byte_tokenizer
 from snowball.pretrained import streamed, tensor_files
@@ -69,6 +70,28 @@ def test_weights_hash_and_logits_are_those_in_memory(name: str, dtype: str, tmp_
     with torch.inference_mode():
         logits = [one.model(IDS, use_cache=False).logits for one in (wanted, found)]
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_tables_that_begin_empty_have_their_values(
+    registered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, right = str(saved(tmp_path)), LlamaAttention.__init__
+
+    def with_table(self: Any, *given: Any, **named: Any) -> None:
+        right(self, *given, **named)
+        table = torch.empty(3)
+        table[:] = 7
+        if registered:
+            self.register_buffer("table", table, persistent=False)
+        else:
+            self.table = table
+
+    monkeypatch.setattr(LlamaAttention, "__init__", with_table)
+    loaded: Any = load_pretrained(folder, stream=True)
+    for layer in loaded.model.model.layers:
+        assert layer.self_attn.table.tolist() == [7, 7, 7]
+        assert layer.self_attn.q_proj.weight.is_meta
 
 
 @pytest.mark.parametrize("shards", ["10KB", "50GB"])
