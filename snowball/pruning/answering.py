@@ -97,7 +97,8 @@ class Answering:
 
     def key(self, task: Task) -> Key:
         """Under which the store keeps the answers to a task."""
-        return answers_key(self.pretrained.sha256, task.name, task.sha256, self.with_kl)
+        model = self.pretrained.sha256
+        return answers_key(model, task.name, task.sha256, task.correctness, self.with_kl)
 
     def check_key(self, task: Task) -> Key:
         """Under which it keeps by how much recomputed items differed."""

@@ -50,6 +50,10 @@ class MethodRecord:
     settings: Mapping[str, Any]
 
 
+# The metric of running text.
+PERPLEXITY = "perplexity"
+
+
 @dataclass(frozen=True, slots=True)
 class TaskResult:
     """One task under the sets that were passed on the way, by the names of removals.
@@ -142,10 +146,18 @@ class PruningDocument:
         raise KeyError(f"no task {name!r} in the evaluation")
 
 
-def answers_key(model: str, task: str, task_sha256: str, with_kl: bool = False) -> Key:
-    """Under which the store keeps the answers to a task, and the divergences `with_kl`."""
-    kind = "answers and divergence" if with_kl else "answers"
-    return Key(model, f"{task}: {kind}", task_sha256)
+def answers_key(
+    model: str, task: str, task_sha256: str, metric: str | None, with_kl: bool = False
+) -> Key:
+    """Under which the store keeps the answers to a task, and the divergences `with_kl`.
+
+    `metric`: by which answers are judged, None for running text. What searches order items by
+    depends on it, and is kept with the answers.
+    """
+    kind = "answers" if metric is None else f"answers by {metric}"
+    return Key(
+        model, f"{task}: {kind} and divergence" if with_kl else f"{task}: {kind}", task_sha256
+    )
 
 
 def write_pruning(folder: Path, document: PruningDocument) -> None:

@@ -30,6 +30,7 @@ from snowball.pruning.choice import Choice, Chooser, removable
 from snowball.pruning.criteria.random_order import random_sets
 from snowball.pruning.document import (
     DOCUMENT,
+    PERPLEXITY,
     Cost,
     Exported,
     MethodRecord,
@@ -233,6 +234,10 @@ def _finished(
         "method": (_record(method, budget), found.method),
         "calibration": ([t.sha256 for t in calibration], [t.sha256 for t in found.calibration]),
         "evaluation": ([t.sha256 for t in evaluation], [t.sha256 for t in found.evaluation]),
+        "metric": (
+            [_metric(task) for task in (*calibration, *evaluation)],
+            [t.metric for t in (*found.calibration, *found.evaluation)],
+        ),
     }
     if different := [name for name, (one, other) in mine.items() if one != other]:
         raise PruningError(
@@ -240,6 +245,11 @@ def _finished(
             "folder, or delete it first"
         )
     return found
+
+
+def _metric(task: Task) -> str:
+    """By which a task is judged, as the document names it."""
+    return task.correctness or PERPLEXITY
 
 
 @dataclass(frozen=True)

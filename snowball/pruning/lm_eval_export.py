@@ -20,7 +20,7 @@ def export_lm_eval(folder: str | Path) -> Path:
     document = read_pruning(folder)
     model = document.model.sha256
     tasks = [
-        AnsweredTask(one.name, answers_key(model, one.name, one.sha256), one.items)
+        AnsweredTask(one.name, answers_key(model, one.name, one.sha256, one.metric), one.items)
         for one in document.evaluation
         if one.chance is not None
     ]

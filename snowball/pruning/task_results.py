@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from snowball.engine.removal import INTACT, Removal, removal_name
 from snowball.pruning.answering import NATS
 from snowball.pruning.criteria.accuracy import SIGNIFICANCE
-from snowball.pruning.document import TaskResult
+from snowball.pruning.document import PERPLEXITY, TaskResult
 from snowball.pruning.measurements import Measurements
 from snowball.results.intervals import Interval, accuracy_interval, percentile_interval, resamples
 from snowball.results.paired import mcnemar
@@ -78,7 +78,7 @@ def _text_result(
         name=task.name,
         sha256=task.sha256,
         items=len(task.items),
-        metric="perplexity",
+        metric=PERPLEXITY,
         chance=None,
         above_chance=None,
         values={removal_name(one): perplexity(one) for one in sets},

@@ -329,7 +329,37 @@ def test_a_folder_with_another_pruning_is_refused(
     tasks = read_tasks(model, inputs / "train.jsonl"), read_tasks(model, inputs / "text.jsonl")
     with pytest.raises(PruningError, match="another pruning, of other evaluation"):
         run_pruning(model, *tasks, pruned, remove="2")
+    tasks = by_length(model, inputs)
+    with pytest.raises(PruningError, match="another pruning, of other metric: choose another"):
+        run_pruning(model, *tasks, pruned, remove="2")
     assert (pruned / "prune.json").read_bytes() == before
+
+
+def by_length(model: Pretrained, inputs: Path) -> tuple[list[Any], list[Any]]:
+    """The tasks, judged by log-likelihoods over lengths."""
+    train, test = (
+        read_tasks(model, inputs / f"{name}.jsonl", metric="acc_norm") for name in ("train", "test")
+    )
+    return train, test
+
+
+def test_answers_that_were_judged_by_another_metric_are_not_taken(
+    model: Pretrained, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an interrupted pruning by `acc`: what orders items and candidates was kept with them."""
+    tasks, method = by_length(model, inputs), read_method("likelihood")
+    expected = run_pruning(model, *tasks, tmp_path / "y", method=method, remove="2", export=False)
+    assert [one.metric for one in expected.calibration] == ["acc_norm"]
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("snowball.pruning.folder._evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(model, inputs, tmp_path / "x", method=method, export=False)
+    found = run_pruning(model, *tasks, tmp_path / "x", method=method, remove="2", export=False)
+    assert apart_from_when(found) == apart_from_when(expected)
 
 
 def test_the_exported_model_stays_until_another_is_accepted(
