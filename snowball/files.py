@@ -193,7 +193,7 @@ def _own_lock(path: Path) -> int | None:
             return None
         except OSError:  # no locks here
             return lock
-        if path.exists() and os.path.samestat(os.fstat(lock), os.lstat(path)):
+        if _is_of(lock, path):
             return lock
         os.close(lock)  # of a file that whoever held it has deleted in the meantime
 
@@ -245,10 +245,15 @@ def _lock(path: Path, *, wait: bool) -> int | None:
         if not wait:
             os.close(lock)
             return None
-    if path.exists() and os.path.samestat(os.fstat(lock), os.lstat(path)):
+    if _is_of(lock, path):
         return lock
     os.close(lock)
     return None
+
+
+def _is_of(descriptor: int, path: Path) -> bool:
+    """Whether what was opened is still at its path."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), os.lstat(path))
 
 
 def _delete(path: Path) -> None:

@@ -1,10 +1,10 @@
-"""A `Progress` that remembers what it was told."""
+"""A `Progress` that remembers what it was told, and one that stops what it watches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from snowball.progress import Advance
+from snowball.progress import Advance, Progress
 
 
 @dataclass
@@ -31,3 +31,25 @@ class Recorded:
         (task,) = self.tasks
         assert task.ended
         return task
+
+
+class Stopped(BaseException):
+    """Raised in the middle of the measurements; nothing handles it, as nothing does a kill."""
+
+
+def stopping_after(advances: int) -> Progress:
+    """Lets so many of the measurements pass, and stops what goes on."""
+
+    @contextmanager
+    def stopping(title: str, total: int, unit: str) -> Iterator[Advance]:
+        calls = 0
+
+        def advance(amount: int) -> None:
+            nonlocal calls
+            calls += title == "measuring"
+            if calls > advances:
+                raise Stopped
+
+        yield advance
+
+    return stopping

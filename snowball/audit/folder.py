@@ -114,7 +114,8 @@ def run_audit(
             tell(estimate(audit, store))
         if finished is None:
             if audit.streamed:
-                _measure_streamed(audit, store, folder, memory, tell, progress)
+                with _alone_with_spool(folder):
+                    _measure_streamed(audit, store, folder, memory, tell, progress)
             else:
                 _measure(audit, store, workers, tell, progress)
         _clear_spool(folder)
@@ -246,8 +247,14 @@ def _measure_streamed(
     tell: Tell,
     progress: Progress,
 ) -> None:
-    with _alone_with_spool(folder):
-        _sweep(audit, store, folder, memory, tell, progress)
+    run, model = _begin_run(audit, store), audit.pretrained.model
+    most = free_memory_bytes() // 2 if memory is None else int(memory * GIBIBYTE)
+    plan = plan_streaming(audit, store, folder / SPOOL, most, free_disk_bytes(folder) // 2)
+    tell(plan.text(model))
+    with progress("measuring", len(plan.sweeps) * audit.engine.stack.depth, "layers") as advance:
+        run_streamed(audit, plan, store, run, tell, advance)
+    times = bytes_read(model) / layer_bytes(model)
+    tell(f"The layers were read {1 + times:.0f} times in all.")  # once when it was loaded
 
 
 def _alone_with_spool(folder: Path) -> AbstractContextManager[None]:
@@ -273,24 +280,6 @@ def _clear_spool(folder: Path) -> None:
     if (folder / SPOOL).is_dir():
         with suppress(HeldError), _alone_with_spool(folder):
             clear_spool(folder / SPOOL)
-
-
-def _sweep(
-    audit: Audit,
-    store: Store,
-    folder: Path,
-    memory: float | None,
-    tell: Tell,
-    progress: Progress,
-) -> None:
-    run, model = _begin_run(audit, store), audit.pretrained.model
-    most = free_memory_bytes() // 2 if memory is None else int(memory * GIBIBYTE)
-    plan = plan_streaming(audit, store, folder / SPOOL, most, free_disk_bytes(folder) // 2)
-    tell(plan.text(model))
-    with progress("measuring", len(plan.sweeps) * audit.engine.stack.depth, "layers") as advance:
-        run_streamed(audit, plan, store, run, tell, advance)
-    times = bytes_read(model) / layer_bytes(model)
-    tell(f"The layers were read {1 + times:.0f} times in all.")  # once when it was loaded
 
 
 def _begin_run(audit: Audit, store: Store) -> int:

@@ -7,14 +7,13 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from audit_inputs import QUESTIONS, THINGS, write
 from command_line import refused, snowball
+from recorded_progress import Stopped, stopping_after
 from safetensors.torch import load_file, save_file
 from tiny_gguf import write_gguf
 
@@ -148,31 +147,14 @@ def expected(
         return audited(loaded, files, tmp_path_factory.mktemp("in-memory"))
 
 
-class Killed(BaseException):
-    pass
-
-
-@contextmanager
-def killed_after_two_layers(title: str, total: int, unit: str) -> Iterator[Any]:
-    done = 0
-
-    def advance(amount: int) -> None:
-        nonlocal done
-        done += amount
-        if (title, done) == ("measuring", 2):
-            raise Killed
-
-    yield advance
-
-
 def run_killed(checkpoint: str, files: list[Path], folder: Path) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(Stopped):
         audited(
             package.load_pretrained(checkpoint, stream=True),
             files,
             folder,
             memory=0,
-            progress=killed_after_two_layers,
+            progress=stopping_after(1),
         )
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from audit_inputs import choice_rows, save_llama, write
+from recorded_progress import Stopped, stopping_after
 from tiny_models import DEPTH
 
 import snowball as package
 from snowball.pretrained.loading import Pretrained
-from snowball.progress import Advance, Progress, silent
+from snowball.progress import Progress, silent
 
 BUDGET = 64  # tokens: a few batches
 
@@ -59,24 +58,6 @@ def expected(
     return found
 
 
-class _Stopped(Exception):
-    pass
-
-
-@contextmanager
-def stopping(title: str, total: int, unit: str) -> Iterator[Advance]:
-    """Stops in the middle of the measurements, after a batch."""
-    calls = 0
-
-    def advance(amount: int) -> None:
-        nonlocal calls
-        calls += title == "measuring"
-        if calls > 1:
-            raise _Stopped
-
-    yield advance
-
-
 @pytest.mark.parametrize(
     "before",
     [["mlp", "attention"], ["mlp", "0.mlp 1+2"], ["0.mlp 1.mlp", "2.mlp 3.mlp"]],
@@ -101,7 +82,7 @@ def test_an_audit_that_was_killed_leaves_them_or_they_are_measured(
 ) -> None:
     for removed in before:
         scores(model, inputs, tmp_path, removed)
-    with pytest.raises(_Stopped):
-        scores(model, inputs, tmp_path, killed, stopping)
+    with pytest.raises(Stopped):
+        scores(model, inputs, tmp_path, killed, stopping_after(1))
     found = scores(model, inputs, tmp_path, "mlp")
     np.testing.assert_allclose(found, expected, rtol=1e-5)

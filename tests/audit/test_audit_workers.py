@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from audit_inputs import choice_rows, save_llama, write
+from recorded_progress import Stopped, stopping_after
 from stored_rows import rows_of
 from worker_processes import killing_a_worker, started_ray
 
 import snowball as package
 from snowball.pretrained.loading import Pretrained
-from snowball.progress import Advance
 from snowball.workers.workers import Workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here")]
@@ -61,24 +59,6 @@ def assert_same_rows(folder: Path, other: Path) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-6 if one[0] == "sums" else 0, atol=0)
 
 
-class _Stopped(Exception):
-    pass
-
-
-@contextmanager
-def stopping(title: str, total: int, unit: str) -> Iterator[Advance]:
-    """Stops in the middle of the measurements, after a few batches."""
-    calls = 0
-
-    def advance(amount: int) -> None:
-        nonlocal calls
-        calls += title == "measuring"
-        if calls > 2:
-            raise _Stopped
-
-    yield advance
-
-
 def test_two_workers_measure_the_rows_of_a_single_process(
     model: Pretrained, tasks: list[Any], alone: Path, tmp_path: Path
 ) -> None:
@@ -104,8 +84,8 @@ def test_a_worker_that_is_killed_changes_no_row(
 def test_what_is_measured_already_is_left_out_and_the_rest_is_batched_as_before(
     model: Pretrained, tasks: list[Any], alone: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(_Stopped):
-        package.run_audit(model, tasks, tmp_path, token_budget=BUDGET, progress=stopping)
+    with pytest.raises(Stopped):
+        package.run_audit(model, tasks, tmp_path, token_budget=BUDGET, progress=stopping_after(2))
     before = rows_of(tmp_path)
     assert 0 < len(before[0]) < len(rows_of(alone)[0])
     package.run_audit(model, tasks, tmp_path, token_budget=BUDGET, workers=Workers(2))

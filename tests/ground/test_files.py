@@ -360,13 +360,19 @@ def test_what_only_looks_alike_is_left_alone(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == {*names, "a.txt", ".a.partial-01234567.txt"}
 
 
-def test_where_nothing_can_be_locked_files_are_written_and_nothing_is_cleaned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, as on a file system that has none."""
+
     def refuse(lock: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(files.fcntl, "flock", refuse)
+
+
+def test_where_nothing_can_be_locked_files_are_written_and_nothing_is_cleaned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_locks(monkeypatch)
     (tmp_path / ".a.partial-0123abcd").touch()
     write_text(tmp_path / "a", "mine")
     assert set(os.listdir(tmp_path)) == {".a.partial-0123abcd", "a"}
@@ -443,10 +449,7 @@ def test_a_lock_whose_file_is_deleted_meanwhile_is_taken_again(
 def test_where_there_are_no_locks_nobody_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(lock: int, operation: int) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    without_locks(monkeypatch)
     with locked(tmp_path / ".lock", "taken"), locked(tmp_path / ".lock", "taken"):
         pass
     assert os.listdir(tmp_path) == []
