@@ -7,6 +7,8 @@ import re
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +233,23 @@ def test_a_folder_in_which_another_process_streams_is_refused_and_left_alone(
     assert audited(package.load_pretrained(checkpoint, stream=True), files, tmp_path) == expected
     assert not (tmp_path / "spool").exists()
     assert not (tmp_path / ".spool.lock").exists()
+
+
+def test_the_folder_is_held_while_layers_pass(
+    checkpoint: str, files: list[Path], tmp_path: Path
+) -> None:
+    tried: list[str] = []
+
+    @contextmanager
+    def trying(title: str, total: int, unit: str) -> Iterator[Any]:
+        if title == "measuring":
+            with pytest.raises(HeldError), locked(tmp_path / ".spool.lock", "held"):
+                pass
+            tried.append(title)
+        yield lambda amount: None
+
+    audited(package.load_pretrained(checkpoint, stream=True), files, tmp_path, progress=trying)
+    assert tried == ["measuring"]
 
 
 def test_states_that_another_process_has_advanced_are_refused(
